@@ -1,0 +1,234 @@
+"""AnchorSet: the latents that one model gives for the anchor inputs, with ids that say which inputs they are."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.files import check_format, checksum, read_json, verify_checksum, whole_folder, write_json
+from hf_relstitch.inputs import input_ids
+from hf_relstitch.version import __version__
+
+logger = logging.get_logger(__name__)
+
+FORMAT_VERSION = 1
+MIN_ANCHORS = 32
+CONFIG_NAME = "anchor_config.json"
+LATENTS_NAME = "anchors.safetensors"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where latents come from.
+
+    `revision` is the commit hash of a Hub model, or a hash of the weights of any other; `pooling` says how one
+    latent was made of a model's output, or at which layer a target model was cut; `data` names the inputs.
+    """
+
+    model_id: str
+    revision: str
+    pooling: str
+    data: str | None = None
+
+    def difference(self, other: "Provenance") -> str:
+        """What sets two models apart, in words; empty when latents of both lie in one space."""
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in ("model_id", "revision", "pooling")]
+        return ", ".join(f"{name} is {ours!r} and not {theirs!r}" for name, ours, theirs in pairs if ours != theirs)
+
+
+class LatentSource(Protocol):
+    """What anchors are encoded with; `hf_relstitch.Encoder` is one."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """The model and its pooling."""
+
+    def encode(self, inputs: Sequence[Any], *, batch_size: int, progress: bool) -> Tensor:
+        """Latents `(n, d)`, row for row with the inputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorSet:
+    """Anchors as one model sees them.
+
+    Attributes:
+        latents: `(k, d)` float32, one row an anchor, as the encoder gives them (not centred, not normalised).
+        ids: `(k,)` int64, a hash of each input; see `hf_relstitch.inputs.input_ids`.
+        provenance: the model, its pooling, and the name of the data.
+
+    Raises:
+        StitchError: shapes that do not fit, fewer than 32 anchors, or anchors that carry nothing: not-a-number,
+            infinite, repeated, constant, all-zero, or at the centre of the others, where they have no direction.
+    """
+
+    latents: Tensor
+    ids: Tensor
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        check_shapes(self.latents, self.ids)
+        object.__setattr__(self, "latents", self.latents.detach().to("cpu", torch.float32).contiguous())
+        object.__setattr__(self, "ids", self.ids.detach().to("cpu").contiguous())
+        check_ids(self.ids)
+        check_latents(self.latents)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def dim(self) -> int:
+        """Width of the latents."""
+        return self.latents.shape[1]
+
+    @classmethod
+    def encode(
+        cls,
+        encoder: "LatentSource",
+        inputs: Sequence[Any],
+        *,
+        data: str | None = None,
+        batch_size: int = 32,
+        progress: bool = True,
+    ) -> "AnchorSet":
+        """Encode anchor inputs (texts, or images as PIL images or paths).
+
+        Inputs that are repeated, or that the encoder cannot tell apart, are kept once; a log line says how many
+        were left out.
+
+        Raises:
+            StitchError: too few different inputs, or latents that cannot be anchors.
+        """
+        ids = input_ids(inputs)
+        first = {int(one): row for row, one in reversed(list(enumerate(ids)))}
+        rows = sorted(first.values())
+        latents = encoder.encode([inputs[row] for row in rows], batch_size=batch_size, progress=progress)
+        distinct = first_of_each(latents)
+        if len(distinct) < len(inputs):
+            logger.warning(f"{len(inputs) - len(distinct)} of {len(inputs)} anchor inputs repeat others: left out")
+        return cls(latents[distinct], ids[rows][distinct], replace(encoder.provenance, data=data))
+
+    def intersect(self, other: "AnchorSet") -> tuple["AnchorSet", "AnchorSet"]:
+        """Both sets cut down to the inputs that they share, in the order of this one.
+
+        Raises:
+            StitchError: fewer than 32 inputs are shared.
+        """
+        rows = {int(one): row for row, one in enumerate(other.ids)}
+        ours = [row for row, one in enumerate(self.ids) if int(one) in rows]
+        theirs = [rows[int(self.ids[row])] for row in ours]
+        if len(ours) < MIN_ANCHORS:
+            raise StitchError(
+                f"anchors of source and target share {len(ours)} ids of {len(self)} and {len(other)}; at least "
+                f"{MIN_ANCHORS} are needed: encode the same inputs with both models"
+            )
+        return self._subset(ours), other._subset(theirs)
+
+    def _subset(self, rows: list[int]) -> "AnchorSet":
+        return AnchorSet(self.latents[rows], self.ids[rows], self.provenance)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `anchor_config.json` and `anchors.safetensors`; a failure leaves the folder as it was."""
+        with whole_folder(folder, last=CONFIG_NAME) as written:
+            save_file({"latents": self.latents, "ids": self.ids}, written / LATENTS_NAME, {"format": "pt"})
+            config = {
+                "format_version": FORMAT_VERSION,
+                "hf_relstitch_version": __version__,
+                "num_anchors": len(self),
+                "dim": self.dim,
+                "provenance": asdict(self.provenance),
+                "checksums": {LATENTS_NAME: checksum(written / LATENTS_NAME)},
+            }
+            write_json(written / CONFIG_NAME, config)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "AnchorSet":
+        """Read a folder that `save_pretrained` wrote.
+
+        Raises:
+            StitchError: a file is missing, damaged or of a newer format.
+        """
+        folder = Path(folder)
+        config = read_json(folder / CONFIG_NAME)
+        check_format(
+            config.get("format_version"),
+            supported=FORMAT_VERSION,
+            what=f"the anchor set in {folder}",
+            written_by=config.get("hf_relstitch_version"),
+        )
+        try:
+            verify_checksum(folder / LATENTS_NAME, config["checksums"][LATENTS_NAME])
+            tensors = load_file(folder / LATENTS_NAME)
+            return cls(tensors["latents"], tensors["ids"], Provenance(**config["provenance"]))
+        except (KeyError, TypeError, SafetensorError) as error:
+            raise StitchError(f"{folder} is not a whole anchor set ({error!r}): save or download it again") from error
+
+
+def first_of_each(latents: Tensor) -> list[int]:
+    """Rows whose latent no earlier row has."""
+    first: dict[bytes, int] = {}
+    for row, latent in enumerate(latents.cpu().float().numpy()):
+        first.setdefault(latent.tobytes(), row)
+    return list(first.values())
+
+
+def check_shapes(latents: Tensor, ids: Tensor) -> None:
+    """Refuse tensors that are not `(k, d)` floats and `(k,)` integers with k at least 32."""
+    if latents.ndim != 2 or not latents.is_floating_point():
+        raise StitchError(f"anchor latents are {latents.dtype} of shape {tuple(latents.shape)}: expected (k, d) floats")
+    if ids.shape != latents.shape[:1] or ids.dtype != torch.int64:
+        raise StitchError(
+            f"anchor ids are {ids.dtype} of shape {tuple(ids.shape)} for {len(latents)} latents: "
+            f"expected ({len(latents)},) int64, one id a row"
+        )
+    if len(latents) < MIN_ANCHORS:
+        raise StitchError(
+            f"{len(latents)} anchors: at least {MIN_ANCHORS} different inputs are needed, some hundreds are usual"
+        )
+
+
+def check_ids(ids: Tensor) -> None:
+    """Refuse ids that stand twice."""
+    values, counts = torch.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        row = int((ids == values[counts.argmax()]).nonzero()[0])
+        raise StitchError(
+            f"{len(ids) - len(values)} of {len(ids)} anchor ids repeat others (the id of row {row} is one): "
+            "each anchor has to be a different input"
+        )
+
+
+def check_latents(latents: Tensor) -> None:
+    """Refuse latents that carry nothing, or too much."""
+    finite = latents.isfinite().all(1)
+    if not finite.all():
+        raise StitchError(
+            f"{_rows(~finite)} not-a-number or infinite values: look at these inputs and at the encoder's dtype"
+        )
+    centred = latents.double() - latents.double().mean(0)
+    lengths = latents.double().norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    if (centred.norm(dim=1) <= 1e-6 * lengths).all():
+        raise StitchError(
+            f"all {len(latents)} anchors have the same latent: is the encoder trained, and are the inputs different?"
+        )
+    if not (latents != 0).any(1).all():
+        raise StitchError(f"{_rows((latents == 0).all(1))} a zero norm: leave out these inputs")
+    if (repeated := len(latents) - len(first_of_each(latents))) > 0:
+        raise StitchError(f"{repeated} of {len(latents)} anchors repeat the latent of another: leave out the copies")
+    central = centred.norm(dim=1) <= 1e-6 * lengths
+    if central.any():
+        raise StitchError(
+            f"{_rows(central)} a latent at the mean of all, so without a direction: leave out these inputs"
+        )
+
+
+def _rows(mask: Tensor) -> str:
+    rows = mask.nonzero().flatten().tolist()
+    shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+    return f"{len(rows)} of {len(mask)} anchors (rows {shown}) have"

@@ -1,0 +1,128 @@
+"""The command line: parse, validate, one call."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.inputs import read_inputs
+from hf_relstitch.inspection import describe
+from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
+from hf_relstitch.prediction import predict as predict_inputs
+from hf_relstitch.quickstart import quickstart as run_quickstart
+
+app = typer.Typer(
+    help="Stitch any encoder to a classifier head that it never met, without labels and without training.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the networks, the stitched model and the picture.")] = Path(
+        "quickstart-output"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the split and of both networks.")] = 0,
+    anchors: Annotated[int, typer.Option(help="How many unlabeled anchors.", min=32)] = 300,
+    source: Annotated[str | None, typer.Option(help="A source encoder of your own: folder or Hub id.")] = None,
+    target: Annotated[str | None, typer.Option(help="A target classifier of your own: folder or Hub id.")] = None,
+    data: Annotated[str | None, typer.Option(help="A data set with train and test splits, for both.")] = None,
+    column: Annotated[str, typer.Option(help="Its column of inputs.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Its column of labels.")] = "label",
+) -> None:
+    """Stitch two networks that never met and look at what comes out; needs no network and no download."""
+    run_quickstart(
+        out,
+        seed=seed,
+        num_anchors=anchors,
+        source=source,
+        target=target,
+        data=data,
+        column=column,
+        label_column=label_column,
+    )
+
+
+@app.command()
+def stitch(
+    source: Annotated[str, typer.Argument(help="The new encoder: folder or Hub id.")],
+    target: Annotated[str, typer.Argument(help="The classifier whose head is kept: folder or Hub id.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the stitched model to.")],
+    anchors: Annotated[
+        str, typer.Option(help="Unlabeled inputs: a text file, a folder of images, or a data set's name.")
+    ],
+    column: Annotated[str | None, typer.Option(help="Column of the inputs in the data set.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    limit: Annotated[int, typer.Option(help="Use at most this many inputs.", min=32)] = 1000,
+    alpha: Annotated[float, typer.Option(help="α of the inversion family.", min=0, max=1)] = 0.7,
+    ridge: Annotated[float, typer.Option(help="λ, relative to the mean squared singular value.", min=0)] = 0.3,
+    scale: Annotated[str, typer.Option(help="carry (each latent keeps its norm) or mean.")] = "carry",
+    batch_size: Annotated[int, typer.Option(help="Inputs to encode at a time.", min=1)] = 32,
+) -> None:
+    """Stitch a source encoder to a target's head and write the model."""
+    inputs = read_inputs(anchors, column=column, split=split)[:limit]
+    name = Path(anchors).name if Path(anchors).exists() else f"{anchors} ({split})"
+    model = RelativeStitcher.from_parts(
+        source, target, inputs, data=name, batch_size=batch_size, alpha=alpha, ridge=ridge, scale=scale
+    )
+    model.save_pretrained(out)
+    show(describe(out))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A stitched model: folder or Hub id.")],
+    inputs: Annotated[list[str], typer.Argument(help="Texts, files of texts, images, or folders of images.")],
+    as_json: AsJson = False,
+) -> None:
+    """Classify inputs with a stitched model."""
+    rows = predict_inputs(model, inputs)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("input", "label", "score")
+    for row in rows:
+        table.add_row(row["input"], row["label"], f"{row['score']:.3f}")
+    Console().print(table)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Folder of a stitched model or an anchor set.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show sizes, provenance, condition numbers and effective ranks of a stitched model or an anchor set."""
+    description = describe(folder)
+    if as_json:
+        typer.echo(json.dumps(description, indent=2))
+    else:
+        show(description)
+
+
+def show(description: dict[str, Any]) -> None:
+    """A nested description as a table."""
+    table = Table(show_header=False, title=description["kind"])
+    for name, value in description.items():
+        fields = value.items() if isinstance(value, dict) else [("", value)]
+        for place, (field, one) in enumerate(fields):
+            shown = f"{one:.4g}" if isinstance(one, float) else str(one)
+            table.add_row(name if place == 0 else "", field, shown)
+        table.add_section()
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line and exit status 1."""
+    try:
+        app()
+    except StitchError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(1)

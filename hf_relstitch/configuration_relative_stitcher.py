@@ -1,0 +1,97 @@
+"""RelativeStitcherConfig: everything about a stitched model that is not a tensor."""
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PretrainedConfig
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.inversion import TranslationSettings
+from hf_relstitch.files import check_format
+from hf_relstitch.pooling import POOLINGS
+from hf_relstitch.version import __version__
+
+FORMAT_VERSION = 1
+
+
+class RelativeStitcherConfig(PretrainedConfig):
+    """Configuration of a `RelativeStitcher`.
+
+    Args:
+        source_config: configuration of the source encoder.
+        modality: `text` or `image`, of the source.
+        pooling: how a latent is made of the source encoder's output; one of `hf_relstitch.pooling.POOLINGS`.
+        d_source: width of the source latents.
+        d_target: width of the target latents, which the head takes.
+        num_anchors: how many anchors are stored for each side.
+        translation: the fields of a `TranslationSettings`.
+        head: the head as data, `{"kind": "linear", "bias": bool}`.
+        source: provenance of the source anchors.
+        target: provenance of the target anchors.
+        report: what was known of the translation when it was made, see `RelativeStitcher.report`.
+        checksums: of the weight files.
+        format_version: of this layout; a newer one than this package knows is refused.
+
+    Raises:
+        StitchError: a newer format, an unknown pooling, or settings that cannot be.
+    """
+
+    model_type = "relative_stitcher"
+    sub_configs: ClassVar[dict[str, Any]] = {"source_config": AutoConfig}
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        source_config: PretrainedConfig | dict[str, Any] | None = None,
+        *,
+        modality: str = "text",
+        pooling: str = "mean",
+        d_source: int = 1,
+        d_target: int = 1,
+        num_anchors: int = 0,
+        translation: dict[str, Any] | None = None,
+        head: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
+        target: dict[str, Any] | None = None,
+        report: dict[str, Any] | None = None,
+        checksums: dict[str, str] | None = None,
+        format_version: int = FORMAT_VERSION,
+        hf_relstitch_version: str = __version__,
+        **kwargs: Any,
+    ) -> None:
+        check_format(
+            format_version, supported=FORMAT_VERSION, what="the stitched model", written_by=hf_relstitch_version
+        )
+        if isinstance(source_config, dict):
+            source_config = AutoConfig.for_model(**source_config)
+        self.source_config: PretrainedConfig | None = source_config
+        self.modality = modality
+        self.pooling = pooling
+        self.d_source = d_source
+        self.d_target = d_target
+        self.num_anchors = num_anchors
+        self.translation = translation or asdict(TranslationSettings())
+        self.head = head or {"kind": "linear", "bias": True}
+        self.source = source or {}
+        self.target = target or {}
+        self.report = report or {}
+        self.checksums = checksums or {}
+        self.format_version = format_version
+        self.hf_relstitch_version = hf_relstitch_version
+        super().__init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
+        if self.head.get("kind") != "linear":
+            raise StitchError(f"the config's head is of kind {self.head.get('kind')!r}: expected 'linear'")
+        self.translation_settings  # noqa: B018  (its construction is the check)
+
+    @property
+    def translation_settings(self) -> TranslationSettings:
+        """How the translation is made from the anchors."""
+        try:
+            return TranslationSettings(**self.translation)
+        except TypeError as error:
+            raise StitchError(f"the config's translation settings are not of this version: {error}") from error

@@ -1,0 +1,1 @@
+"""The mathematics of translating between latent spaces: torch, and nothing else of ours or theirs."""

@@ -1,0 +1,59 @@
+"""How good a translation is, measured on anchors that it was not fitted on: no labels needed."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hf_relstitch.core.inversion import TranslationSettings, fit_translation
+from hf_relstitch.core.relative import directions, to_working
+
+
+def held_out_translations(
+    source_anchors: Float[Tensor, "k d_source"],
+    target_anchors: Float[Tensor, "k d_target"],
+    *,
+    settings: TranslationSettings,
+    folds: int = 5,
+) -> Float[Tensor, "k d_target"]:
+    """Each source anchor translated by a fit on the folds that it is not in; folds are drawn from the seed."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(source_anchors), generator=generator).to(source_anchors.device)
+    translated = torch.empty_like(to_working(target_anchors))
+    for held_out in order.chunk(folds):
+        fitted = torch.ones_like(order, dtype=torch.bool)
+        fitted[held_out] = False
+        translation = fit_translation(source_anchors[fitted], target_anchors[fitted], settings=settings)
+        translated[held_out] = translation(to_working(source_anchors[held_out]))
+    return translated
+
+
+def mean_cosine(
+    translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
+) -> float:
+    """Mean cosine between translated and true latents, both seen from `centre`; 1 is perfect."""
+    cosines = directions(translated, centre=centre) * directions(target, centre=centre)
+    return float(cosines.sum(-1).mean())
+
+
+def mean_reciprocal_rank(
+    translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
+) -> float:
+    """Mean of 1/rank of the true latent among all targets, by cosine to the translated one; 1 is perfect."""
+    similarity = directions(translated, centre=centre) @ directions(target, centre=centre).T
+    ranks = (similarity >= similarity.diagonal()[:, None]).sum(-1)
+    return float((1 / ranks).mean())
+
+
+def agreement(
+    translated_logits: Float[Tensor, "n classes"],
+    target_logits: Float[Tensor, "n classes"],
+    *,
+    multi_label: bool = False,
+) -> float:
+    """Share of answers that the head gives alike on translated and on true latents.
+
+    An answer is the class of the largest logit or, with `multi_label`, each class's yes (logit above 0) or no.
+    """
+    if multi_label:
+        return float(((translated_logits > 0) == (target_logits > 0)).double().mean())
+    return float((translated_logits.argmax(-1) == target_logits.argmax(-1)).double().mean())

@@ -1,0 +1,181 @@
+"""The inversion family W(α, λ): from relative coordinates back to a space, folded into one matrix."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.pruning import farthest_point_subsets
+from hf_relstitch.core.relative import directions, precision_of, to_working
+
+Scale = Literal["carry", "mean"]
+
+
+@dataclass(frozen=True)
+class TranslationSettings:
+    """How a translation is made from anchors.
+
+    `alpha` and `ridge` are α and λ of the family `W(α, λ) = Xᵀ(XXᵀ + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−(1−α)) Y`:
+    α = 0, λ = 0 is the inversion of arXiv 2406.15057, α = ½, λ = 0 the Parseval frame, α = 1 ridge regression.
+    `ridge` is relative to the mean squared singular value of each side.
+
+    `scale="carry"` lets each latent keep its own norm, which makes the translation affine; `scale="mean"`
+    gives every latent the mean norm of the target anchors, as the paper does.
+
+    `pruning` keeps anchors by farthest-point sampling until each one left out has an |cosine| above it to one
+    kept; `subspaces` averages that many prunings, each with its own first anchor drawn from `seed`.
+    """
+
+    alpha: float = 0.7
+    ridge: float = 0.3
+    scale: Scale = "carry"
+    pruning: float | None = None
+    subspaces: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise StitchError(f"alpha is {self.alpha}: it has to be in [0, 1]")
+        if not 0 <= self.ridge < float("inf"):
+            raise StitchError(f"ridge is {self.ridge}: it has to be 0 or more, and finite")
+        if self.scale not in ("carry", "mean"):
+            raise StitchError(f"scale is {self.scale!r}: it has to be 'carry' or 'mean'")
+        if self.pruning is not None and not 0 < self.pruning <= 1:
+            raise StitchError(f"pruning is {self.pruning}: it is an |cosine|, in (0, 1], or None")
+        if self.subspaces < 1 or (self.subspaces > 1 and self.pruning is None):
+            raise StitchError(
+                f"subspaces is {self.subspaces} with pruning {self.pruning}: "
+                "it has to be 1 or more, and more than 1 only with a pruning threshold"
+            )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The thin SVD of one side's anchors, `X = U D Vᵀ`, without the directions that are null.
+
+    A singular value counts as null when rounding alone can make it, as in `torch.linalg.pinv`: encoders that end in
+    a layer norm have such directions, and an inversion would amplify their noise beyond everything else.
+    """
+
+    u: Float[Tensor, "k r"]
+    singular_values: Float[Tensor, " r"]
+    vh: Float[Tensor, "r d"]
+
+    @classmethod
+    def of(cls, unit_anchors: Float[Tensor, "k d"], *, precision: float) -> "Frame":
+        """Decompose centred and normalised anchors that are known to a relative `precision`."""
+        u, s, vh = torch.linalg.svd(unit_anchors, full_matrices=False)
+        kept = s > s[0] * max(unit_anchors.shape) * precision
+        return cls(u[:, kept], s[kept], vh[kept])
+
+    @property
+    def rank(self) -> int:
+        """Directions that the anchors span."""
+        return len(self.singular_values)
+
+    @property
+    def condition_number(self) -> float:
+        """The largest singular value over the smallest that is not numerically null."""
+        return float(self.singular_values[0] / self.singular_values[-1])
+
+    @property
+    def effective_rank(self) -> float:
+        """Directions that the anchors really use: exp of the entropy of the singular values (Roy & Vetterli 2007)."""
+        p = self.singular_values / self.singular_values.sum()
+        return float(torch.exp(-(p * p.log()).sum()))
+
+    def gains(self, *, exponent: float, ridge: float) -> Float[Tensor, " r"]:
+        """Diagonal of `Uᵀ (XXᵀ + λI)^(−exponent) X V`, with λ relative to the mean squared singular value."""
+        squared = self.singular_values**2
+        return self.singular_values * (squared + ridge * squared.mean()) ** -exponent
+
+
+def fold(source: Frame, target: Frame, *, alpha: float, ridge: float) -> Float[Tensor, "d_source d_target"]:
+    """The relative projection and its inversion as one matrix, `W(α, λ)`, without a `(k, k)` inverse."""
+    source_gains = source.gains(exponent=alpha, ridge=ridge)
+    target_gains = target.gains(exponent=1 - alpha, ridge=ridge)
+    return (source.vh.T * source_gains) @ (source.u.T @ target.u) @ (target_gains[:, None] * target.vh)
+
+
+class Translation(nn.Module):
+    """Source latents to target latents: `y = x A + b` for `scale="carry"`, `y = x̂ A + b` for `scale="mean"`.
+
+    All tensors are buffers: nothing here is trained. They are empty until `fit_translation` or a checkpoint
+    fills them.
+    """
+
+    weight: Float[Tensor, "d_source d_target"]
+    bias: Float[Tensor, " d_target"]
+    centre: Float[Tensor, " d_source"]
+
+    def __init__(self, d_source: int, d_target: int, *, scale: Scale) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("weight", torch.empty(d_source, d_target))
+        self.register_buffer("bias", torch.empty(d_target))
+        self.register_buffer("centre", torch.empty(d_source))
+
+    def forward(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n d_target"]:
+        """Translate latents; computed in the dtype of the weights, given in the dtype of `x`."""
+        latents = x.to(self.weight.dtype)
+        if self.scale == "mean":
+            latents = directions(latents, centre=self.centre)
+        return torch.addmm(self.bias, latents, self.weight).to(x.dtype)
+
+
+@torch.no_grad()
+def fit_translation(
+    source_anchors: Float[Tensor, "k d_source"],
+    target_anchors: Float[Tensor, "k d_target"],
+    *,
+    settings: TranslationSettings,
+) -> Translation:
+    """The translation that `settings` makes of anchors paired row for row (arXiv 2406.15057, sec. 3).
+
+    Exact, for every α at λ = 0, when the target space is the source space under an isometry, a scale and a
+    shift and the anchors span it. Computed and given in float64 on the device of the anchors, without
+    gradients. It can be no better than the anchors: what they do not span is lost, and with a small `ridge`
+    the weak directions of the target anchors are amplified by their condition number.
+
+    Raises:
+        StitchError: the two sides have different numbers of rows.
+    """
+    if len(source_anchors) != len(target_anchors):
+        raise StitchError(
+            f"{len(source_anchors)} source anchors and {len(target_anchors)} target anchors: "
+            "they are paired row for row, so encode the same inputs with both models"
+        )
+    x, y = to_working(source_anchors), to_working(target_anchors)
+    x_precision, y_precision = precision_of(source_anchors), precision_of(target_anchors)
+    x_centre, y_centre = x.mean(0), y.mean(0)
+    x_unit, y_unit = directions(x, centre=x_centre), directions(y, centre=y_centre)
+    weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype, device=x.device)
+    subsets = anchor_subsets(y_unit, settings)
+    for rows in subsets:
+        frames = Frame.of(x_unit[rows], precision=x_precision), Frame.of(y_unit[rows], precision=y_precision)
+        weight += fold(*frames, alpha=settings.alpha, ridge=settings.ridge) / len(subsets)
+
+    inputs = x - x_centre if settings.scale == "carry" else x_unit
+    weight *= mean_norm(y - y_centre) / mean_norm(inputs @ weight)
+    translation = Translation(x.shape[1], y.shape[1], scale=settings.scale)
+    translation.weight = weight
+    translation.centre = x_centre
+    translation.bias = y_centre - x_centre @ weight if settings.scale == "carry" else y_centre
+    return translation
+
+
+def anchor_subsets(unit_anchors: Float[Tensor, "k d"], settings: TranslationSettings) -> list[Tensor]:
+    """The rows that each averaged inversion uses: all of them, or `settings.subspaces` prunings."""
+    if settings.pruning is None:
+        return [torch.arange(len(unit_anchors), device=unit_anchors.device)]
+    return farthest_point_subsets(
+        unit_anchors, threshold=settings.pruning, subspaces=settings.subspaces, seed=settings.seed
+    )
+
+
+def mean_norm(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Mean length of the rows."""
+    return x.norm(dim=-1).mean()

@@ -1,0 +1,52 @@
+"""Centring, normalising and the relative projection."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hf_relstitch.core.errors import StitchError
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """The dtype that inversions are computed in: float64, or float32 on a device that has none (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def to_working(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Detached latents in the working dtype."""
+    return x.detach().to(working_dtype(x.device))
+
+
+def precision_of(x: Float[Tensor, "n d"]) -> float:
+    """The rounding error that latents carry relative to their size: float64's, or else float32's.
+
+    Half-precision latents are computed in float32 inside a model, and their own rounding is noise like any other.
+    """
+    return torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
+
+
+def directions(x: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]) -> Float[Tensor, "n d"]:
+    """Unit vectors from the centre to each latent, `(x − μ)/‖x − μ‖`; a latent at the centre gives zeros."""
+    centred = x - centre
+    return nn.functional.normalize(centred, dim=-1, eps=torch.finfo(x.dtype).tiny)
+
+
+def relative_projection(x: Float[Tensor, "n d"], *, anchors: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
+    """Cosines of latents to anchors, both seen from the mean of the anchors: `r = x̂ Xᵀ`.
+
+    The result does not change when one isometry, one positive scale and one shift act on latents and
+    anchors alike (arXiv 2209.15430, eq. 2; centred as in arXiv 2406.15057). Computed in float64, given in
+    the dtype of `x`.
+
+    Raises:
+        StitchError: latents and anchors have different widths.
+    """
+    if x.shape[-1] != anchors.shape[-1]:
+        raise StitchError(
+            f"latents are {x.shape[-1]} wide and anchors {anchors.shape[-1]}: "
+            "both have to come from the same encoder with the same pooling"
+        )
+    absolute = to_working(anchors)
+    centre = absolute.mean(0)
+    relative = directions(to_working(x), centre=centre) @ directions(absolute, centre=centre).T
+    return relative.to(x.dtype)

@@ -1,0 +1,99 @@
+"""Folders that appear whole or not at all, and checksums of what is in them."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from hf_relstitch.core.errors import StitchError
+
+
+@contextmanager
+def whole_folder(folder: str | Path, *, last: str) -> Iterator[Path]:
+    """A temporary folder beside `folder` whose files are moved into it when the block ends without an error.
+
+    Files of the same name are replaced, other files stay, and the file named `last` (the one that says that
+    the rest is there) is moved after all others.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise StitchError(f"{folder} is a file: give a folder to save to")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        written = Path(temporary, "whole")
+        written.mkdir(mode=0o755)
+        yield written
+        if not folder.exists():
+            written.rename(folder)
+            return
+        for entry in sorted(written.iterdir(), key=lambda entry: entry.name == last):
+            if entry.is_dir():
+                shutil.copytree(entry, folder / entry.name, dirs_exist_ok=True)
+            else:
+                entry.replace(folder / entry.name)
+
+
+def checksum(file: Path) -> str:
+    """XXH3 of a file's bytes; it finds damage, it does not prove who wrote the file."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return f"xxh3_128:{digest.hexdigest()}"
+
+
+def verify_checksum(file: Path, expected: str) -> None:
+    """Compare a file with the checksum recorded when it was saved.
+
+    Raises:
+        StitchError: the file is missing, or its bytes are not the ones that were saved.
+    """
+    if not file.is_file():
+        raise StitchError(f"{file.parent} has no file {file.name}, which its config lists: copy or download it again")
+    if (found := checksum(file)) != expected:
+        raise StitchError(
+            f"{file} is damaged or was altered: its checksum is {found} and {expected} was saved; "
+            "copy or download it again"
+        )
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """A JSON object, indented and with sorted keys."""
+    file.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        StitchError: there is no such file, or it does not hold a JSON object.
+    """
+    if not file.is_file():
+        raise StitchError(f"{file.parent} has no file {file.name}: is it the right folder?")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StitchError(f"{file} is not valid JSON ({error}): copy or download it again") from error
+    if not isinstance(content, dict):
+        raise StitchError(f"{file} holds a {type(content).__name__} where a JSON object was expected")
+    return content
+
+
+def check_format(version: object, *, supported: int, what: str, written_by: object) -> None:
+    """Refuse an artifact whose format is newer than this package.
+
+    Raises:
+        StitchError: the format version is not one that this package reads.
+    """
+    if not isinstance(version, int) or version < 1:
+        raise StitchError(f"{what} has format version {version!r}: expected a whole number from 1 to {supported}")
+    if version > supported:
+        raise StitchError(
+            f"{what} has format version {version}, written by hf_relstitch {written_by}; this hf_relstitch reads "
+            f"versions up to {supported}: pip install -U 'hf-relstitch>={written_by}'"
+        )

@@ -1,0 +1,200 @@
+"""Heads: taking a target model apart, at the input of its last linear layer, into encoder and head."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_relstitch.anchors import Provenance
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.encoders import Encoder, load_processor, main_modality, modality_of, preprocess
+from hf_relstitch.hub import Repo, locate
+from hf_relstitch.pooling import last_token, mean_of_tokens
+
+TASKS = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForImageClassification": AutoModelForImageClassification,
+}
+ROWS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "pooled": lambda latents, _: latents,
+    "last": last_token,
+    "mean": mean_of_tokens,
+    "cls": lambda latents, _: latents[:, 0],
+}
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a target model does to a latent to get logits.
+
+    Attributes:
+        linear: its last linear layer.
+        id2label: the name of each class.
+        problem_type: as in a transformers config; None leaves it to the loss.
+        provenance: the target model and where it was cut; None for a layer that came without a model.
+    """
+
+    linear: nn.Linear
+    id2label: dict[int, str]
+    problem_type: str | None = None
+    provenance: Provenance | None = None
+
+    @classmethod
+    def of(cls, head: "Head | nn.Linear", *, labels: list[str] | None = None) -> "Head":
+        """A head as it is, or a bare linear layer as a head whose classes have these names.
+
+        Raises:
+            StitchError: another kind of module, or not as many names as classes.
+        """
+        if isinstance(head, cls) and labels is None:
+            return head
+        linear = head.linear if isinstance(head, cls) else head
+        if not isinstance(linear, nn.Linear):
+            raise StitchError(
+                f"the head is a {type(linear).__name__}: expected an nn.Linear from target latents to logits"
+            )
+        names = labels or [f"LABEL_{index}" for index in range(linear.out_features)]
+        if len(names) != linear.out_features:
+            raise StitchError(f"{len(names)} labels for a head of {linear.out_features} classes: name each class once")
+        problem_type, provenance = (head.problem_type, head.provenance) if isinstance(head, cls) else (None, None)
+        return cls(linear, dict(enumerate(names)), problem_type, provenance)
+
+
+class Body(nn.Module):
+    """A target model up to the input of its last linear layer: `(n, d_target)` latents from its own inputs."""
+
+    def __init__(self, model: PreTrainedModel, *, layer: str, rows: str) -> None:
+        super().__init__()
+        self.model = model
+        self.layer = layer
+        self.rows = rows
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The latent of each input."""
+        latents, _ = run(self.model, self.layer, inputs)
+        return ROWS[self.rows](latents, inputs.get("attention_mask"))
+
+
+def load_target(model_id: str, *, revision: str | None = None, **model_kwargs: Any) -> tuple[Encoder, Head]:
+    """Load a text or image classifier from a folder or the Hub and cut it.
+
+    Raises:
+        StitchError: no such model, not a classifier that can be cut, or one whose head was never trained.
+    """
+    repo = locate(model_id, revision=revision)
+    config = AutoConfig.from_pretrained(repo.place, revision=repo.commit or "main")
+    architecture = (config.architectures or ["no architecture"])[0]
+    task = next((name for name in TASKS if architecture.endswith(name)), None)
+    if task is None:
+        raise StitchError(
+            f"{repo.name} is {architecture}: the target has to be a …{' or …'.join(TASKS)} model, or give its head "
+            "as an nn.Linear (head=)"
+        )
+    model, loading = TASKS[task].from_pretrained(
+        repo.place, revision=repo.commit or "main", output_loading_info=True, **model_kwargs
+    )
+    if loading["missing_keys"]:
+        raise StitchError(
+            f"{repo.name} lacks trained weights for {', '.join(sorted(loading['missing_keys']))}: train it first"
+        )
+    return cut(model, load_processor(repo, modality=main_modality(model)), repo=repo)
+
+
+@torch.no_grad()
+def cut(model: PreTrainedModel, processor: Any, *, repo: Repo | None = None) -> tuple[Encoder, Head]:
+    """Take a classifier apart into the encoder of its latents and its head, and prove it.
+
+    The last of the modules outside the base model that a forward pass calls has to be the linear layer that
+    makes the logits. Its input is the latent: pooled already, or of each input one row, the one that gives the
+    model's own logits on a probe batch with padding.
+
+    Raises:
+        StitchError: the last module is not linear, or no row of its input gives the logits to 1e-5.
+    """
+    model = model.eval().requires_grad_(False)
+    text_config = model.config.get_text_config()
+    if isinstance(processor, PreTrainedTokenizerBase) and getattr(text_config, "pad_token_id", None) is None:
+        text_config.pad_token_id = processor.pad_token_id
+    probe = preprocess(model, processor, probe_inputs(modality_of(processor)))
+    name, linear = last_layer(model, probe)
+    rows = prove(model, name, linear, probe)
+    encoder = Encoder(
+        Body(model, layer=name, rows=rows),
+        processor,
+        pooling="none",
+        cut=f"input of {name}, {rows}",
+        model_id=repo.name if repo else None,
+        revision=repo.commit if repo else None,
+    )
+    return encoder, Head(linear, dict(model.config.id2label), model.config.problem_type, encoder.provenance)
+
+
+def probe_inputs(modality: str) -> list[Any]:
+    """Two inputs that differ, in length too where they have one."""
+    if modality == "text":
+        return ["storm", "A storm hits the northern coast, and the harbour is closed until the morning."]
+    return [Image.radial_gradient("L"), Image.linear_gradient("L")]
+
+
+def last_layer(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[str, nn.Linear]:
+    """The last module outside the base model that a forward pass calls, dropout and identity aside."""
+    base = model.base_model_prefix + "."
+    called: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+        for name, module in model.named_modules()
+        if not any(module.children()) and not name.startswith(base) and not isinstance(module, nn.Dropout | nn.Identity)
+    ]
+    try:
+        model(**probe)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    last = model.get_submodule(called[-1]) if called and model.base_model is not model else None
+    if not isinstance(last, nn.Linear):
+        came = f"{called[-1]}, a {type(last).__name__}" if last is not None else "no module outside a base model"
+        raise StitchError(
+            f"{type(model).__name__} ends in {came}: only heads that end in a linear layer can be cut; give the "
+            "encoder and its head as an nn.Linear (head=) instead"
+        )
+    return called[-1], last
+
+
+def prove(model: PreTrainedModel, name: str, linear: nn.Linear, probe: Mapping[str, Tensor]) -> str:
+    """Which of `ROWS` makes head(latent) the model's own logits on the probe batch."""
+    latents, logits = run(model, name, probe)
+    differences = {}
+    for rows in ["pooled"] if latents.ndim == 2 else ["last", "mean", "cls"]:
+        found = linear(ROWS[rows](latents, probe.get("attention_mask")))
+        if found.shape == logits.shape:
+            differences[rows] = float((found - logits).abs().max())
+    best = min(differences, key=lambda rows: differences[rows], default=None)
+    if best is None or not differences[best] <= TOLERANCE * max(1.0, float(logits.abs().max())):
+        raise StitchError(
+            f"{type(model).__name__}: {name} gives logits that differ from the model's own (largest differences: "
+            f"{differences or 'other shapes'}; {TOLERANCE} is allowed), so it is not the whole head; give the "
+            "encoder and its head as an nn.Linear (head=) instead"
+        )
+    return best
+
+
+def run(model: PreTrainedModel, layer: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What goes into a layer in one forward pass, and the logits that come out of the model."""
+    taken: list[Tensor] = []
+    hook = model.get_submodule(layer).register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+    try:
+        logits = model(**inputs).logits
+    finally:
+        hook.remove()
+    return taken[-1], logits

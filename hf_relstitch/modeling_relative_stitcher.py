@@ -1,0 +1,294 @@
+"""RelativeStitcher: source encoder, translation and target head as one transformers model."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
+from transformers.utils import cached_file, can_return_tuple
+
+from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.inversion import Translation, TranslationSettings, fit_translation
+from hf_relstitch.encoders import LOADERS, Encoder
+from hf_relstitch.files import checksum, verify_checksum, whole_folder
+from hf_relstitch.heads import Head, load_target
+from hf_relstitch.pooling import pool
+from hf_relstitch.stitching import stitch
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput}
+
+
+class AnchorPair(nn.Module):
+    """Both sides' anchors, row for row: the truth that the translation can be computed from again."""
+
+    source: Tensor
+    target: Tensor
+    ids: Tensor
+
+    def __init__(self, num_anchors: int, d_source: int, d_target: int) -> None:
+        super().__init__()
+        self.register_buffer("source", torch.empty(num_anchors, d_source))
+        self.register_buffer("target", torch.empty(num_anchors, d_target))
+        self.register_buffer("ids", torch.empty(num_anchors, dtype=torch.int64))
+
+    @classmethod
+    def of(cls, source: AnchorSet, target: AnchorSet) -> "AnchorPair":
+        """The anchors of two paired sets."""
+        pair = cls(0, 0, 0)
+        pair.source, pair.target, pair.ids = source.latents, target.latents, source.ids
+        return pair
+
+
+class RelativeStitcher(PreTrainedModel):
+    """inputs → source encoder → pooling → translation → target head → logits (arXiv 2406.15057).
+
+    Made by `from_parts` or `from_anchor_sets`, without labels and without training; from there on a transformers
+    model like any other.
+    """
+
+    config_class = RelativeStitcherConfig
+    config: RelativeStitcherConfig
+    encoder: Any
+    base_model_prefix = "relative_stitcher"
+    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"anchors"}
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: RelativeStitcherConfig) -> None:
+        super().__init__(config)
+        self.loss_type = "ForSequenceClassification"
+        self.encoder = AutoModel.from_config(config.source_config) if config.source_config else None
+        self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
+        self.translation = Translation(config.d_source, config.d_target, scale=config.translation_settings.scale)
+        self.head = nn.Linear(config.d_target, config.num_labels, bias=config.head["bias"])
+        self._processor: Any = None
+        self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls,
+        source: str | Encoder,
+        target: str | Encoder,
+        anchors: Sequence[Any],
+        *,
+        head: Head | nn.Linear | None = None,
+        labels: list[str] | None = None,
+        data: str | None = None,
+        batch_size: int = 32,
+        progress: bool = True,
+        **settings: Any,
+    ) -> "RelativeStitcher":
+        """Stitch a source encoder to a target's head over anchor inputs, which both models encode here.
+
+        Args:
+            source: the new encoder: a folder, a Hub id, or an `Encoder`.
+            target: a text or image classifier (a folder or a Hub id), which is cut into encoder and head; or, with
+                `head`, the encoder that the head was trained on.
+            anchors: unlabeled inputs that both models take: texts, PIL images, or paths of images.
+            head: the linear layer from target latents to logits, where `target` is an encoder.
+            labels: the names of a bare layer's classes.
+            data: the name of the data that the anchors come from, for the record.
+            batch_size: inputs to encode at a time.
+            progress: whether to show progress bars.
+            **settings: `alpha`, `ridge`, `scale`, `pruning`, `subspaces`, `seed`: see `TranslationSettings`.
+
+        Raises:
+            StitchError: parts that cannot be loaded, cut, or stitched to each other.
+        """
+        options: dict[str, Any] = {"data": data, "batch_size": batch_size, "progress": progress}
+        if head is None and isinstance(target, Encoder):
+            raise StitchError("the target is an encoder without a head: give the head, or a classifier as target")
+        if head is None:
+            target, head = load_target(str(target))
+        elif not isinstance(target, Encoder):
+            target = Encoder.from_pretrained(target)
+        target_anchors = AnchorSet.encode(target, anchors, **options)
+        del target
+        source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
+        source_anchors = AnchorSet.encode(source, anchors, **options)
+        return cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
+
+    @classmethod
+    def from_anchor_sets(
+        cls,
+        source: str | Encoder,
+        source_anchors: AnchorSet,
+        target_anchors: AnchorSet,
+        head: Head | nn.Linear,
+        *,
+        labels: list[str] | None = None,
+        **settings: Any,
+    ) -> "RelativeStitcher":
+        """Stitch a source encoder to a head through two anchor sets; the target model is not needed.
+
+        The sets are paired by id, so the order of their rows does not matter. Arguments are as in `from_parts`.
+
+        Raises:
+            StitchError: anchors of another model or width than the encoder or the head, or too few in common.
+        """
+        encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
+        named_head = Head.of(head, labels=labels)
+        made = stitch(
+            source_anchors,
+            target_anchors,
+            named_head,
+            source=encoder.provenance,
+            settings=TranslationSettings(**settings),
+        )
+        config = RelativeStitcherConfig(
+            getattr(encoder.model, "config", None),
+            modality=encoder.modality,
+            pooling=encoder.pooling,
+            d_source=made.source_anchors.dim,
+            d_target=made.target_anchors.dim,
+            num_anchors=len(made.source_anchors),
+            translation=asdict(TranslationSettings(**settings)),
+            head={"kind": "linear", "bias": named_head.linear.bias is not None},
+            source=asdict(made.source_anchors.provenance),
+            target=asdict(made.target_anchors.provenance),
+            report=made.report,
+            id2label=named_head.id2label,
+            label2id={label: index for index, label in named_head.id2label.items()},
+            problem_type=named_head.problem_type,
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        weights = next(encoder.model.parameters())
+        model.encoder = encoder.model
+        model.translation = made.translation.to(weights.device, weights.dtype)
+        model.head = copy_linear(named_head.linear).to(weights.device, weights.dtype)
+        model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(weights.device)
+        model._processor = encoder.processor
+        return model.eval()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput | ImageClassifierOutput:
+        """Logits for what the source's processor makes of inputs, and a loss where labels are given.
+
+        Returns:
+            A `SequenceClassifierOutput` (text) or `ImageClassifierOutput` (images) with logits `(n, num_labels)`.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "pixel_values": pixel_values,
+        }
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        encoded = self.encoder(**given, **kwargs)
+        latents = pool(encoded, attention_mask=attention_mask, pooling=self.config.pooling)
+        logits = self.head(self.translate(latents))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return OUTPUTS[self.config.modality](
+            loss=loss,
+            logits=logits,
+            hidden_states=getattr(encoded, "hidden_states", None),
+            attentions=getattr(encoded, "attentions", None),
+        )
+
+    def translate(self, latents: Tensor) -> Tensor:
+        """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype."""
+        return self.translation(latents)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What was known when the model was made, before any label was seen.
+
+        `cosine`, `mean_reciprocal_rank` and `agreement` (the share of anchors on which the head answers as it does
+        on the target's own latent) are measured on anchors held out of the fit, in five folds; `source` and `target`
+        give each side's width, rank, condition number and effective rank.
+        """
+        return self.config.report
+
+    @torch.no_grad()
+    def refit(self) -> None:
+        """Compute the translation again from the stored anchors, on the device the model is on."""
+        made = fit_translation(self.anchors.source, self.anchors.target, settings=self.config.translation_settings)
+        self.translation.load_state_dict(made.state_dict())
+
+    @property
+    def processor(self) -> Any:
+        """The source's tokenizer or image processor."""
+        if self._processor is None:
+            place, options = self._origin
+            self._processor = LOADERS[self.config.modality].from_pretrained(place, **options)
+        return self._processor
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the whole model: config, safetensors weights and processor; a failure leaves the folder as it was.
+
+        Raises:
+            StitchError: the source encoder is not a transformers model, so its architecture cannot be stored.
+        """
+        if self.config.source_config is None:
+            raise StitchError(
+                f"the source encoder is a {type(self.encoder).__name__}, whose architecture cannot be stored as data: "
+                "make it a PreTrainedModel and register it with AutoConfig and AutoModel to save the stitched model"
+            )
+        self.config.source_config.name_or_path = self.config.source["model_id"]  # and no path of this machine
+        with whole_folder(save_directory, last="config.json") as written:
+            super().save_pretrained(written, **kwargs)
+            self.processor.save_pretrained(written)
+            self.config.checksums = {file.name: checksum(file) for file in sorted(written.glob("*.safetensors"))}
+            self.config.save_pretrained(written)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a folder or a Hub repo, as for any transformers model; only safetensors are read.
+
+        Raises:
+            StitchError: weights that are missing, damaged or of other shapes than the config says, or a newer format.
+        """
+        place = str(pretrained_model_name_or_path)
+        options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        try:
+            model, loading = super().from_pretrained(
+                place, *args, output_loading_info=True, use_safetensors=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise StitchError(f"{place}: the weights are damaged ({error}): copy or download them again") from error
+        check_loaded(place, loading)
+        for name, digest in model.config.checksums.items():
+            file = cached_file(place, name, **{**options, "local_files_only": True})
+            verify_checksum(Path(file), digest)
+        model._origin = place, options
+        return (model, loading) if output_loading_info else model
+
+
+def copy_linear(linear: nn.Linear) -> nn.Linear:
+    """A layer of its own with the same weights."""
+    copy = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+    copy.load_state_dict(linear.state_dict())
+    return copy
+
+
+def check_loaded(place: str, loading: dict[str, Any]) -> None:
+    """Refuse a checkpoint that does not hold every tensor of the model in its right shape."""
+    faults = [f"no {name}" for name in sorted(loading["missing_keys"])]
+    faults += [f"{name} of shape {tuple(came)} and not {tuple(due)}" for name, came, due in loading["mismatched_keys"]]
+    if faults:
+        raise StitchError(
+            f"{place} is not a whole stitched model: it has {'; '.join(faults)}: save or download it again"
+        )
