@@ -135,7 +135,7 @@ class AnchorSet:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `anchor_config.json` and `anchors.safetensors`; a failure leaves the folder as it was."""
-        with whole_folder(folder, last=CONFIG_NAME) as written:
+        with whole_folder(folder, last=CONFIG_NAME, owned=LATENTS_NAME) as written:
             save_file({"latents": self.latents, "ids": self.ids}, written / LATENTS_NAME, {"format": "pt"})
             config = {
                 "format_version": FORMAT_VERSION,

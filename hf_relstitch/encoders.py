@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import xxhash
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from transformers.utils import logging
 
 from hf_relstitch.anchors import Provenance
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.devices import accelerate_state
 from hf_relstitch.hub import Repo, locate
 from hf_relstitch.inputs import load_image
 from hf_relstitch.pooling import pool, resolve_pooling
@@ -103,7 +103,7 @@ class Encoder:
         """
         if not len(inputs):
             raise StitchError("there are no inputs to encode: give at least one")
-        state = PartialState()
+        state = accelerate_state()
         self.to_device(state.device)
         order = sorted(range(len(inputs)), key=lambda row: -len(inputs[row]) if isinstance(inputs[row], str) else 0)
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

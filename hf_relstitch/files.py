@@ -14,11 +14,11 @@ from hf_relstitch.core.errors import StitchError
 
 
 @contextmanager
-def whole_folder(folder: str | Path, *, last: str) -> Iterator[Path]:
+def whole_folder(folder: str | Path, *, last: str, owned: str) -> Iterator[Path]:
     """A temporary folder beside `folder` whose files are moved into it when the block ends without an error.
 
-    Files of the same name are replaced, other files stay, and the file named `last` (the one that says that
-    the rest is there) is moved after all others.
+    Files of the same name are replaced, older files that match the glob `owned` go, other files stay, and the
+    file named `last` (the one that says that the rest is there) is moved after all others.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -31,7 +31,10 @@ def whole_folder(folder: str | Path, *, last: str) -> Iterator[Path]:
         if not folder.exists():
             written.rename(folder)
             return
-        for entry in sorted(written.iterdir(), key=lambda entry: entry.name == last):
+        new = sorted(written.iterdir(), key=lambda entry: entry.name == last)
+        for old in {*folder.glob(owned)} - {folder / entry.name for entry in new}:
+            old.unlink()
+        for entry in new:
             if entry.is_dir():
                 shutil.copytree(entry, folder / entry.name, dirs_exist_ok=True)
             else:

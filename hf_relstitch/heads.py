@@ -1,6 +1,6 @@
 """Heads: taking a target model apart, at the input of its last linear layer, into encoder and head."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,6 @@ from hf_relstitch.pooling import last_token, mean_of_tokens
 TASKS = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "ForImageClassification": AutoModelForImageClassification,
-}
-ROWS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "pooled": lambda latents, _: latents,
-    "last": last_token,
-    "mean": mean_of_tokens,
-    "cls": lambda latents, _: latents[:, 0],
 }
 TOLERANCE = 1e-5
 
@@ -71,6 +65,22 @@ class Head:
         return cls(linear, dict(enumerate(names)), problem_type, provenance)
 
 
+def select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_token_id: int | None) -> Tensor:
+    """The row of each input, `(n, d)`, that a model takes from what goes into its last layer, `(n, d)` or `(n, t, d)`.
+
+    transformers' decoders take the last token whose id is not that of padding; an end token that also pads is
+    passed over.
+    """
+    if rows == "pooled":
+        return latents
+    if rows == "first":
+        return latents[:, 0]
+    if rows == "mean":
+        return mean_of_tokens(latents, inputs.get("attention_mask"))
+    ids = inputs.get("input_ids")
+    return last_token(latents, None if ids is None or pad_token_id is None else (ids != pad_token_id).int())
+
+
 class Body(nn.Module):
     """A target model up to the input of its last linear layer: `(n, d_target)` latents from its own inputs."""
 
@@ -83,7 +93,12 @@ class Body(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         """The latent of each input."""
         latents, _ = run(self.model, self.layer, inputs)
-        return ROWS[self.rows](latents, inputs.get("attention_mask"))
+        return select_row(self.rows, latents, inputs, pad_token_id(self.model))
+
+
+def pad_token_id(model: PreTrainedModel) -> int | None:
+    """The id that a text model takes for padding."""
+    return getattr(model.config.get_text_config(), "pad_token_id", None)
 
 
 def load_target(model_id: str, *, revision: str | None = None, **model_kwargs: Any) -> tuple[Encoder, Head]:
@@ -123,9 +138,8 @@ def cut(model: PreTrainedModel, processor: Any, *, repo: Repo | None = None) -> 
         StitchError: the last module is not linear, or no row of its input gives the logits to 1e-5.
     """
     model = model.eval().requires_grad_(False)
-    text_config = model.config.get_text_config()
-    if isinstance(processor, PreTrainedTokenizerBase) and getattr(text_config, "pad_token_id", None) is None:
-        text_config.pad_token_id = processor.pad_token_id
+    if isinstance(processor, PreTrainedTokenizerBase) and pad_token_id(model) is None:
+        model.config.get_text_config().pad_token_id = processor.pad_token_id
     probe = preprocess(model, processor, probe_inputs(modality_of(processor)))
     name, linear = last_layer(model, probe)
     rows = prove(model, name, linear, probe)
@@ -172,11 +186,11 @@ def last_layer(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[str
 
 
 def prove(model: PreTrainedModel, name: str, linear: nn.Linear, probe: Mapping[str, Tensor]) -> str:
-    """Which of `ROWS` makes head(latent) the model's own logits on the probe batch."""
+    """Which row makes head(latent) the model's own logits on the probe batch."""
     latents, logits = run(model, name, probe)
     differences = {}
-    for rows in ["pooled"] if latents.ndim == 2 else ["last", "mean", "cls"]:
-        found = linear(ROWS[rows](latents, probe.get("attention_mask")))
+    for rows in ["pooled"] if latents.ndim == 2 else ["last", "mean", "first"]:
+        found = linear(select_row(rows, latents, probe, pad_token_id(model)))
         if found.shape == logits.shape:
             differences[rows] = float((found - logits).abs().max())
     best = min(differences, key=lambda rows: differences[rows], default=None)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
@@ -17,7 +16,7 @@ from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import Translation, TranslationSettings, fit_translation
 from hf_relstitch.encoders import LOADERS, Encoder
-from hf_relstitch.files import checksum, verify_checksum, whole_folder
+from hf_relstitch.files import checksum, read_json, verify_checksum, whole_folder
 from hf_relstitch.heads import Head, load_target
 from hf_relstitch.pooling import pool
 from hf_relstitch.stitching import stitch
@@ -246,7 +245,7 @@ class RelativeStitcher(PreTrainedModel):
                 "make it a PreTrainedModel and register it with AutoConfig and AutoModel to save the stitched model"
             )
         self.config.source_config.name_or_path = self.config.source["model_id"]  # and no path of this machine
-        with whole_folder(save_directory, last="config.json") as written:
+        with whole_folder(save_directory, last="config.json", owned="model*.safetensors*") as written:
             super().save_pretrained(written, **kwargs)
             self.processor.save_pretrained(written)
             self.config.checksums = {file.name: checksum(file) for file in sorted(written.glob("*.safetensors"))}
@@ -263,18 +262,28 @@ class RelativeStitcher(PreTrainedModel):
         """
         place = str(pretrained_model_name_or_path)
         options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        try:
-            model, loading = super().from_pretrained(
-                place, *args, output_loading_info=True, use_safetensors=True, **kwargs
-            )
-        except SafetensorError as error:
-            raise StitchError(f"{place}: the weights are damaged ({error}): copy or download them again") from error
+        config = kwargs.pop("config", None) or load_config(place, options)
+        for name, digest in config.checksums.items():
+            verify_checksum(weight_file(place, name, options), digest)
+        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, loading = super().from_pretrained(place, *args, config=config, **kwargs)
         check_loaded(place, loading)
-        for name, digest in model.config.checksums.items():
-            file = cached_file(place, name, **{**options, "local_files_only": True})
-            verify_checksum(Path(file), digest)
         model._origin = place, options
         return (model, loading) if output_loading_info else model
+
+
+def load_config(place: str, options: dict[str, Any]) -> RelativeStitcherConfig:
+    """The config of a folder or a Hub repo."""
+    folder = Path(place, options.get("subfolder", ""))
+    if folder.is_dir():
+        return RelativeStitcherConfig.from_dict(read_json(folder / "config.json"))
+    return RelativeStitcherConfig.from_pretrained(place, **options)
+
+
+def weight_file(place: str, name: str, options: dict[str, Any]) -> Path:
+    """The path of a weight file, downloaded where it has to be."""
+    folder = Path(place, options.get("subfolder", ""))
+    return folder / name if folder.is_dir() else Path(cached_file(place, name, **options))
 
 
 def copy_linear(linear: nn.Linear) -> nn.Linear:

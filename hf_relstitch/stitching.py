@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate import PartialState
 from torch import Tensor
 
 from hf_relstitch.anchors import AnchorSet, Provenance
@@ -11,6 +10,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import agreement, held_out_translations, mean_cosine, mean_reciprocal_rank
 from hf_relstitch.core.inversion import Frame, Translation, TranslationSettings, fit_translation
 from hf_relstitch.core.relative import directions, precision_of, to_working
+from hf_relstitch.devices import accelerate_state
 from hf_relstitch.heads import Head
 
 
@@ -47,7 +47,7 @@ def stitch(
             "encode the anchors with the model that the head was trained on, at the head's input"
         )
     source_anchors, target_anchors = source_anchors.intersect(target_anchors)
-    device = PartialState().device
+    device = accelerate_state().device
     x, y = source_anchors.latents.to(device), target_anchors.latents.to(device)
     translation = fit_translation(x, y, settings=settings)
     return Stitch(source_anchors, target_anchors, translation, report(x, y, head, settings=settings))

@@ -61,7 +61,7 @@ def digits() -> tuple[list[Image.Image], list[int]]:
     """The 1,797 handwritten digits of scikit-learn, as 8×8 RGB images, and what each is."""
     if find_spec("sklearn") is None:
         missing("scikit-learn", install="pip install scikit-learn")
-    from sklearn.datasets import load_digits  # noqa: PLC0415  (may not be installed)
+    from sklearn.datasets import load_digits
 
     data = load_digits()
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)

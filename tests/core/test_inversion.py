@@ -61,7 +61,7 @@ shapes = pytest.mark.parametrize(
 )
 
 
-# The family W(α, λ)
+# The inversion family
 
 
 @shapes

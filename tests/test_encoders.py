@@ -1,0 +1,134 @@
+"""Encoder: the same latents however inputs are batched or spread over processes, and clear refusals."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hf_relstitch import Encoder, StitchError
+
+
+def test_encode_gives_rows_in_the_order_of_the_inputs(source: Encoder) -> None:
+    inputs = pico.texts(30)
+    together = source.encode(inputs, batch_size=7, progress=False)
+    alone = torch.cat([source.encode([one], progress=False) for one in inputs])
+    assert together.shape == (30, 16)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_encode_is_the_mean_of_the_models_own_hidden_states(source: Encoder) -> None:
+    batch = source.processor(["storm hits the coast"], return_tensors="pt")
+    expected = source.model(**batch).last_hidden_state.mean(1)
+    torch.testing.assert_close(source.encode(["storm hits the coast"], progress=False), expected)
+
+
+def test_encode_keeps_no_gradient_and_freezes_the_model(source: Encoder) -> None:
+    assert not source.encode(["storm"], progress=False).requires_grad
+    assert not any(parameter.requires_grad for parameter in source.model.parameters())
+    assert not source.model.training
+
+
+@pytest.mark.parametrize(("kind", "inputs"), [("ViT", ["storm"]), ("Bert", [Path("storm.png")]), ("Bert", [3])])
+def test_encode_refuses_inputs_of_another_kind(tmp_path: Path, kind: str, inputs: list[object]) -> None:
+    encoder = Encoder.from_pretrained(pico.saved(kind, tmp_path))
+    with pytest.raises(StitchError, match=r"the model takes (texts|PIL images or Paths of images) and one input is a"):
+        encoder.encode(inputs, progress=False)
+
+
+def test_encode_refuses_no_inputs(source: Encoder) -> None:
+    with pytest.raises(StitchError, match="there are no inputs to encode"):
+        source.encode([])
+
+
+def test_encode_refuses_a_file_that_is_no_image(tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(pico.saved("ViT", tmp_path))
+    with pytest.raises(StitchError, match=r"config\.json cannot be read as an image"):
+        encoder.encode([tmp_path / "config.json"], progress=False)
+
+
+def test_a_plain_module_is_an_encoder_too() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(3 * 8 * 8, 5)
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return self.project(pixel_values.flatten(1))
+
+    encoder = Encoder(Flat(), pico.image_processor(), model_id="me/flat")
+    assert (encoder.modality, encoder.pooling, encoder.provenance.model_id) == ("image", "none", "me/flat")
+
+
+def test_refuses_a_processor_that_is_none() -> None:
+    with pytest.raises(StitchError, match="the processor is a function: expected a tokenizer or an image processor"):
+        Encoder(nn.Linear(2, 2), pico.texts)
+
+
+def test_provenance_tells_models_of_one_name_apart_by_their_weights(tmp_path: Path) -> None:
+    first = Encoder.from_pretrained(pico.saved("Bert", tmp_path / "one" / "bert", seed=1))
+    again = Encoder.from_pretrained(str(tmp_path / "one" / "bert"))
+    other = Encoder.from_pretrained(pico.saved("Bert", tmp_path / "two" / "bert", seed=2))
+    assert first.provenance.model_id == other.provenance.model_id == "bert"
+    assert first.provenance == again.provenance
+    assert "revision" in first.provenance.difference(other.provenance)
+
+
+def test_refuses_a_pooler_that_was_never_trained(target_folder: str) -> None:
+    with pytest.raises(StitchError, match=r"no trained weights for pooler\.dense\.bias"):
+        Encoder.from_pretrained(target_folder, pooling="pooler")
+
+
+def test_refuses_a_place_where_no_model_is(tmp_path: Path) -> None:
+    with pytest.raises(StitchError, match="is neither a folder nor a model that the Hub gives"):
+        Encoder.from_pretrained(str(tmp_path / "nothing"))
+
+
+def test_refuses_a_model_of_another_modality(tmp_path: Path) -> None:
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    config = Wav2Vec2Config(**pico.TINY, conv_dim=(8,), conv_stride=(2,), conv_kernel=(2,), num_feat_extract_layers=1)
+    Wav2Vec2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(StitchError, match="takes input_values: supported are input_ids and pixel_values"):
+        Encoder.from_pretrained(str(tmp_path))
+
+
+def test_loads_with_the_dtype_that_is_asked_for(source_folder: str) -> None:
+    encoder = Encoder.from_pretrained(source_folder, dtype=torch.bfloat16)
+    assert encoder.encode(["storm"], progress=False).dtype == torch.bfloat16
+
+
+def test_processes_under_accelerate_give_what_one_gives(source: Encoder, source_folder: str, tmp_path: Path) -> None:
+    script = tmp_path / "encode.py"
+    script.write_text(
+        "import sys\n"
+        "from hf_relstitch.devices import accelerate_state\n"
+        "from safetensors.torch import save_file\n"
+        "import pico\n"
+        "from hf_relstitch import Encoder\n"
+        "latents = Encoder.from_pretrained(sys.argv[1]).encode(pico.texts(33), batch_size=4, progress=False)\n"
+        "state = accelerate_state()\n"
+        "assert state.num_processes == 2\n"
+        "save_file({'latents': latents}, f'{sys.argv[2]}/{state.process_index}.safetensors')\n"
+        "state.destroy_process_group()\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(script), source_folder, str(tmp_path)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = source.encode(pico.texts(33), batch_size=4, progress=False)
+    for process in range(2):
+        torch.testing.assert_close(load_file(tmp_path / f"{process}.safetensors")["latents"], expected)

@@ -1,0 +1,135 @@
+"""Heads: the one general cut, its proof, and what cannot be cut."""
+
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from torch import nn
+
+from hf_relstitch import Encoder, Head, StitchError, cut, load_target
+from hf_relstitch.encoders import preprocess
+
+LAYERS = {
+    "Bert": "classifier, pooled",
+    "Roberta": "classifier.out_proj, pooled",
+    "DistilBert": "classifier, pooled",
+    "Electra": "classifier.out_proj, pooled",
+    "MPNet": "classifier.out_proj, pooled",
+    "GPT2": "score, last",
+    "ViT": "classifier, pooled",
+    "ResNet": "classifier.1, pooled",
+}
+
+
+def inputs(architecture: str) -> list[object]:
+    if architecture in pico.TEXT:
+        return pico.texts(9, seed=5)
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(256, (9, 8, 8, 3), generator=generator, dtype=torch.uint8)
+    return [Image.fromarray(image.numpy()) for image in pixels]
+
+
+@pytest.mark.parametrize("architecture", LAYERS)
+def test_head_of_latents_is_the_models_own_logits(architecture: str, tmp_path: Path) -> None:
+    place = pico.saved(architecture, tmp_path)
+    encoder, head = load_target(place)
+    latents = encoder.encode(inputs(architecture), batch_size=4, progress=False)
+    model = pico.classifier(architecture)
+    batch = preprocess(model, pico.processor(architecture), inputs(architecture))
+    with torch.no_grad():
+        own = model(**batch).logits
+        torch.testing.assert_close(head.linear(latents), own, rtol=1e-5, atol=1e-5)
+    assert own.std(0).min() > 1e-3, "logits that hardly differ would prove nothing"
+    assert encoder.provenance.pooling == f"input of {LAYERS[architecture]}"
+    assert head.provenance == encoder.provenance
+    assert head.id2label == pico.LABELS
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_last_token_is_found_on_either_padding_side(tmp_path: Path, side: str) -> None:
+    tokenizer = pico.tokenizer()
+    tokenizer.padding_side = side
+    model = pico.classifier("GPT2")
+    encoder, head = cut(model, tokenizer)
+    batch = preprocess(model, tokenizer, pico.texts(5))
+    assert (batch["attention_mask"] == 0).any()
+    with torch.no_grad():
+        torch.testing.assert_close(head.linear(encoder.latents(batch)), model(**batch).logits)
+
+
+def test_a_decoder_without_padding_token_pads_with_its_end(tmp_path: Path) -> None:
+    pico.classifier("GPT2", pad_token_id=None).save_pretrained(tmp_path)
+    tokenizer = pico.tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    encoder, head = load_target(str(tmp_path))
+    assert encoder.processor.pad_token == "</s>"
+    assert head.linear.in_features == 16
+
+
+class TwoBranches(nn.Module):
+    """A head whose logits are the mean of two linear layers: the last of them is not the whole head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 3), nn.Linear(16, 3)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return (self.first(latents) + self.second(latents)) / 2
+
+
+def test_refuses_a_layer_that_is_not_the_whole_head() -> None:
+    model = pico.classifier("Bert")
+    model.classifier = TwoBranches()
+    with pytest.raises(StitchError, match=r"classifier\.second gives logits that differ from the model's own"):
+        cut(model, pico.tokenizer())
+
+
+def test_refuses_a_head_that_does_not_end_in_a_linear_layer() -> None:
+    model = pico.classifier("Bert")
+    model.classifier = nn.Sequential(nn.Linear(16, 3), nn.Tanh())
+    with pytest.raises(StitchError, match=r"BertForSequenceClassification ends in classifier\.1, a Tanh"):
+        cut(model, pico.tokenizer())
+
+
+def test_refuses_a_target_that_is_no_classifier(tmp_path: Path) -> None:
+    pico.classifier("Bert").base_model.save_pretrained(tmp_path)
+    pico.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(StitchError, match=r"is BertModel: the target has to be a …ForSequenceClassification or"):
+        load_target(str(tmp_path))
+
+
+def test_refuses_a_target_whose_head_was_never_trained(tmp_path: Path) -> None:
+    model = pico.classifier("Bert")
+    del model.classifier
+    model.save_pretrained(tmp_path)
+    pico.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(StitchError, match=r"lacks trained weights for classifier\.bias, classifier\.weight"):
+        load_target(str(tmp_path))
+
+
+def test_a_bare_layer_gets_its_labels() -> None:
+    layer = nn.Linear(4, 2)
+    assert Head.of(layer).id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert Head.of(layer, labels=["no", "yes"]).id2label == {0: "no", 1: "yes"}
+
+
+def test_labels_replace_those_of_a_cut_head(target: tuple[Encoder, Head]) -> None:
+    renamed = Head.of(target[1], labels=["a", "b", "c"])
+    assert renamed.id2label == {0: "a", 1: "b", 2: "c"}
+    assert renamed.provenance == target[1].provenance
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "message"),
+    [
+        (nn.Linear(4, 2), ["one"], "1 labels for a head of 2 classes"),
+        (nn.Sequential(nn.Linear(4, 2)), None, "the head is a Sequential: expected an nn.Linear"),
+    ],
+)
+def test_refuses_what_is_no_named_linear_layer(head: nn.Module, labels: list[str] | None, message: str) -> None:
+    with pytest.raises(StitchError, match=message):
+        Head.of(head, labels=labels)

@@ -1,0 +1,369 @@
+"""RelativeStitcher: the way from inputs to logits, and that save and load change nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    pipeline,
+)
+from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
+
+from hf_relstitch import (
+    AnchorSet,
+    Encoder,
+    Head,
+    Provenance,
+    RelativeStitcher,
+    RelativeStitcherConfig,
+    StitchError,
+    load_target,
+)
+from hf_relstitch.core.inversion import TranslationSettings, fit_translation
+from hf_relstitch.files import checksum
+
+
+def batch(model: RelativeStitcher, count: int = 6) -> dict[str, torch.Tensor]:
+    return dict(model.processor(pico.texts(count, seed=9), padding=True, return_tensors="pt"))
+
+
+@torch.no_grad()
+def logits(model: RelativeStitcher) -> torch.Tensor:
+    return model(**batch(model)).logits
+
+
+def change_config(folder: Path, change: dict[str, object]) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+def test_logits_are_the_head_of_translated_latents(
+    stitched: RelativeStitcher, source: Encoder, target: tuple[Encoder, Head]
+) -> None:
+    """The same by hand: encode, centre, normalise, translate by the anchors of both sides, head."""
+    encoder, head = target
+    anchors = [AnchorSet.encode(one, pico.texts(100), progress=False) for one in (source, encoder)]
+    translation = fit_translation(anchors[0].latents, anchors[1].latents, settings=TranslationSettings())
+    latents = source.encode(pico.texts(6, seed=9), batch_size=6, progress=False)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(stitched), head.linear(translation(latents)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_stitched_to_itself_keeps_its_answers(target_folder: str) -> None:
+    """Source and target are the same space here, so that the translation has to be the identity."""
+    encoder, _ = load_target(target_folder)
+    anchors = AnchorSet.encode(encoder, pico.texts(200), progress=False)
+    translation = fit_translation(anchors.latents, anchors.latents, settings=TranslationSettings(ridge=0.0))
+    latents = encoder.encode(pico.texts(50, seed=4), progress=False)
+    assert (translation(latents) - latents).abs().max() < 1e-4
+
+
+def test_from_anchor_sets_needs_no_target_model_and_no_order(
+    stitched: RelativeStitcher, source: Encoder, target: tuple[Encoder, Head]
+) -> None:
+    inputs = pico.texts(100)
+    encoder, head = target
+    source_anchors = AnchorSet.encode(source, inputs, progress=False)
+    target_anchors = AnchorSet.encode(encoder, inputs[::-1], progress=False)
+    model = RelativeStitcher.from_anchor_sets(source, source_anchors, target_anchors, head)
+    torch.testing.assert_close(logits(model), logits(stitched), rtol=1e-4, atol=1e-4)
+
+
+def test_gives_the_output_class_of_its_modality_and_transformers_own_loss(stitched: RelativeStitcher) -> None:
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    output = stitched(**batch(stitched), labels=labels, output_hidden_states=True)
+    assert isinstance(output, SequenceClassifierOutput)
+    torch.testing.assert_close(output.loss, functional.cross_entropy(output.logits, labels))
+    assert len(output.hidden_states) == 3
+    assert isinstance(stitched(**batch(stitched), return_dict=False), tuple)
+
+
+def test_loss_of_a_multi_label_head(source: Encoder, tmp_path: Path) -> None:
+    place = pico.saved("Roberta", tmp_path, problem_type="multi_label_classification")
+    model = RelativeStitcher.from_parts(source, place, pico.texts(50), progress=False)
+    labels = torch.tensor([[0.0, 1.0, 1.0]] * 6)
+    output = model(**batch(model), labels=labels)
+    torch.testing.assert_close(output.loss, functional.binary_cross_entropy_with_logits(output.logits, labels))
+
+
+def test_report_is_of_held_out_anchors(stitched: RelativeStitcher) -> None:
+    report = stitched.report
+    assert report["num_anchors"] == 100
+    assert set(report["source"]) == set(report["target"]) == {"dim", "rank", "condition_number", "effective_rank"}
+    assert 0 < report["agreement"] <= 1
+    assert report["cosine"] < 0.999, "an in-sample report would be nearly perfect: 100 anchors, 16 dimensions"
+
+
+@pytest.mark.parametrize("scale", ["carry", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folder_brings_back_the_same_logits_bit_for_bit(
+    source_folder: str, target_folder: str, tmp_path: Path, scale: str, dtype: torch.dtype
+) -> None:
+    source = Encoder.from_pretrained(source_folder, dtype=dtype)
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), scale=scale, progress=False)
+    model.save_pretrained(tmp_path / "model")
+    loaded = RelativeStitcher.from_pretrained(tmp_path / "model")
+    assert loaded.dtype == model.dtype == dtype
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.report == model.report
+    assert loaded.config.id2label == pico.LABELS
+    assert loaded.anchors.source.dtype == torch.float32
+
+
+def test_folder_is_complete_and_can_be_saved_again(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path / "one")
+    RelativeStitcher.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    for folder in ("one", "two"):
+        assert {file.name for file in (tmp_path / folder).iterdir()} == expected
+    assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path / "two")), logits(stitched))
+    assert str(tmp_path) not in (tmp_path / "one" / "config.json").read_text()
+
+
+def test_sharded_weights_come_back(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path)), logits(stitched))
+
+
+def test_stock_text_pipeline_loads_the_folder(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path)
+    answers = pipeline("text-classification", model=str(tmp_path))(pico.texts(6, seed=9))
+    assert [answer["label"] for answer in answers] == [pico.LABELS[i] for i in logits(stitched).argmax(1).tolist()]
+
+
+def test_auto_class_takes_dtype_device_map_and_attention(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, dtype=torch.bfloat16, device_map="auto", attn_implementation="eager"
+    )
+    assert isinstance(model, RelativeStitcher)
+    assert {model.dtype, model.translation.weight.dtype, model.head.weight.dtype} == {torch.bfloat16}
+    assert model.encoder.config._attn_implementation == "eager"
+    torch.testing.assert_close(logits(model).float(), logits(stitched), rtol=0.1, atol=0.1)
+
+
+def test_images_through_the_stock_pipeline(tmp_path: Path) -> None:
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (60, 8, 8, 3), generator=generator, dtype=torch.uint8)
+    images = [Image.fromarray(image.numpy()) for image in pixels]
+    source, target = (pico.saved(kind, tmp_path / kind, seed=3) for kind in ("ViT", "ResNet"))
+    model = RelativeStitcher.from_parts(source, target, images, progress=False)
+    model.save_pretrained(tmp_path / "stitched")
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "stitched")
+    output = loaded(**model.processor(images=images[:5], return_tensors="pt"))
+    assert isinstance(output, ImageClassifierOutput)
+    answers = pipeline("image-classification", model=str(tmp_path / "stitched"))(images[:5], top_k=1)
+    assert [one[0]["label"] for one in answers] == [pico.LABELS[i] for i in output.logits.argmax(1).tolist()]
+
+
+def test_refit_from_the_stored_anchors_is_the_stored_translation(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path)
+    loaded = RelativeStitcher.from_pretrained(tmp_path)
+    loaded.translation.weight.zero_()
+    loaded.translation.bias.zero_()
+    loaded.refit()
+    torch.testing.assert_close(loaded.translation.weight, stitched.translation.weight, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loaded.translation.bias, stitched.translation.bias, rtol=1e-6, atol=1e-6)
+
+
+def test_refit_follows_the_anchors(stitched: RelativeStitcher) -> None:
+    before = logits(stitched)
+    stitched.anchors.target.mul_(2)
+    stitched.refit()
+    assert not torch.allclose(logits(stitched), before)
+
+
+def test_settings_reach_the_translation(source: Encoder, target_folder: str) -> None:
+    settings = {"alpha": 0.0, "ridge": 0.0, "scale": "mean", "pruning": 0.9, "subspaces": 2, "seed": 3}
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **settings)
+    assert model.config.translation == settings
+    expected = fit_translation(
+        model.anchors.source, model.anchors.target, settings=TranslationSettings(**settings)
+    ).weight
+    torch.testing.assert_close(model.translation.weight, expected.float())
+
+
+def test_bare_head_with_labels(source: Encoder, target: tuple[Encoder, Head]) -> None:
+    encoder, head = target
+    model = RelativeStitcher.from_parts(
+        source, encoder, pico.texts(60), head=head.linear, labels=["a", "b", "c"], progress=False
+    )
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert model.config.label2id["c"] == 2
+    assert model.head is not head.linear
+
+
+def test_a_plain_module_stitches_in_memory_and_says_that_it_cannot_be_saved(
+    tmp_path: Path, target: tuple[Encoder, Head]
+) -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.EmbeddingBag(64, 12)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.embedding(input_ids, per_sample_weights=None)
+
+    encoder, head = target
+    bag = Encoder(Bag(), pico.tokenizer())
+    model = RelativeStitcher.from_parts(bag, encoder, pico.texts(60), head=head, progress=False)
+    assert logits(model).shape == (6, 3)
+    with pytest.raises(StitchError, match="the source encoder is a Bag, whose architecture cannot be stored"):
+        model.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_an_encoder_without_head(source: Encoder) -> None:
+    with pytest.raises(StitchError, match="the target is an encoder without a head"):
+        RelativeStitcher.from_parts(source, source, pico.texts(60))
+
+
+def test_refuses_anchors_of_another_model_of_the_same_width(
+    source: Encoder, target: tuple[Encoder, Head], tmp_path: Path
+) -> None:
+    encoder, head = target
+    other = Encoder.from_pretrained(pico.saved("Bert", tmp_path / "tiny-bert", seed=8))
+    inputs = pico.texts(60)
+    source_anchors, other_anchors, target_anchors = (
+        AnchorSet.encode(one, inputs, progress=False) for one in (source, other, encoder)
+    )
+    with pytest.raises(StitchError, match=r"the source anchors were made by another model .*revision is 'weights:"):
+        RelativeStitcher.from_anchor_sets(source, other_anchors, target_anchors, head)
+    with pytest.raises(StitchError, match="the target anchors were made by another model"):
+        RelativeStitcher.from_anchor_sets(source, source_anchors, other_anchors, head)
+
+
+def test_refuses_anchors_of_another_pooling(source_folder: str, source: Encoder, target: tuple[Encoder, Head]) -> None:
+    inputs = pico.texts(60)
+    cls_anchors = AnchorSet.encode(Encoder.from_pretrained(source_folder, pooling="cls"), inputs, progress=False)
+    target_anchors = AnchorSet.encode(target[0], inputs, progress=False)
+    with pytest.raises(StitchError, match="pooling is 'cls' and not 'mean'"):
+        RelativeStitcher.from_anchor_sets(source, cls_anchors, target_anchors, target[1])
+
+
+def test_refuses_a_head_of_another_width(source: Encoder, target: tuple[Encoder, Head]) -> None:
+    anchors = [AnchorSet.encode(one, pico.texts(60), progress=False) for one in (source, target[0])]
+    with pytest.raises(StitchError, match="the head takes latents 20 wide and the target anchors are 16"):
+        RelativeStitcher.from_anchor_sets(source, *anchors, nn.Linear(20, 3))
+
+
+def test_refuses_too_few_anchors(source: Encoder, target_folder: str) -> None:
+    with pytest.raises(StitchError, match="12 anchors: at least 32"):
+        RelativeStitcher.from_parts(source, target_folder, pico.texts(12), progress=False)
+
+
+def test_refuses_unknown_settings(source: Encoder, target_folder: str) -> None:
+    with pytest.raises(TypeError, match="alfa"):
+        RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, alfa=1.0)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_refuses_a_folder_without_a_file(stitched: RelativeStitcher, tmp_path: Path, name: str) -> None:
+    stitched.save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(StitchError, match=f"no file.*{name}"):
+        RelativeStitcher.from_pretrained(tmp_path)
+
+
+def test_refuses_altered_weights(stitched: RelativeStitcher, tmp_path: Path, altered: Callable[[Path], None]) -> None:
+    stitched.save_pretrained(tmp_path)
+    altered(tmp_path / "model.safetensors")
+    with pytest.raises(StitchError, match=r"model\.safetensors is damaged or was altered"):
+        RelativeStitcher.from_pretrained(tmp_path)
+
+
+def test_refuses_truncated_weights(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(StitchError, match="damaged"):
+        RelativeStitcher.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("translation.weight", None, r"it has no translation\.weight: save or download it again"),
+        ("anchors.source", None, r"it has no anchors\.source"),
+        ("head.weight", torch.zeros(3, 9), r"head\.weight of shape \(3, 9\) and not \(3, 16\)"),
+    ],
+)
+def test_refuses_weights_that_are_not_the_models(
+    stitched: RelativeStitcher, tmp_path: Path, name: str, tensor: torch.Tensor | None, message: str
+) -> None:
+    stitched.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop(name)
+    if tensor is not None:
+        tensors[name] = tensor
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    checksums = {"model.safetensors": checksum(tmp_path / "model.safetensors")}
+    change_config(tmp_path, {"checksums": checksums})
+    with pytest.raises(StitchError, match=message):
+        RelativeStitcher.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 9, "hf_relstitch_version": "3.1.0"}, r"format version 9, written by hf_relstitch 3\.1\.0"),
+        ({"pooling": "max"}, "the config's pooling is 'max': expected one of mean, cls"),
+        ({"head": {"kind": "code"}}, "the config's head is of kind 'code': expected 'linear'"),
+        ({"translation": {"alpha": 2.0}}, r"alpha is 2\.0: it has to be in \[0, 1\]"),
+        ({"translation": {"beta": 2.0}}, "the config's translation settings are not of this version"),
+    ],
+)
+def test_refuses_a_config_that_it_cannot_follow(
+    stitched: RelativeStitcher, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    stitched.save_pretrained(tmp_path)
+    change_config(tmp_path, change)
+    with pytest.raises(StitchError, match=message):
+        RelativeStitcher.from_pretrained(tmp_path)
+    with pytest.raises(StitchError, match=message):
+        RelativeStitcherConfig.from_pretrained(tmp_path)
+
+
+def test_a_failing_save_leaves_nothing(
+    stitched: RelativeStitcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(stitched.processor), "save_pretrained", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        stitched.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_again_replaces_the_old_weights(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path, max_shard_size="20KB")
+    stitched.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("model-*"))
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+    stitched.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path)), logits(stitched))
+
+
+def test_other_files_of_a_folder_stay(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    stitched.save_pretrained(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_provenance_differs_in_words() -> None:
+    one, other = Provenance("a", "1", "mean"), Provenance("a", "2", "cls", data="x")
+    assert one.difference(other) == "revision is '1' and not '2', pooling is 'mean' and not 'cls'"
+    assert one.difference(Provenance("a", "1", "mean", data="y")) == ""

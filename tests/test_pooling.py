@@ -1,0 +1,135 @@
+"""Pooling: hand-worked values, and which one `auto` takes."""
+
+import json
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hf_relstitch import Encoder, StitchError
+from hf_relstitch.hub import Repo
+from hf_relstitch.pooling import pool, resolve_pooling
+
+HIDDEN = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]], [[5.0, 6.0], [7.0, 8.0], [9.0, 10.0]]])
+RIGHT_PADDED = torch.tensor([[1, 1, 0], [1, 1, 1]])
+LEFT_PADDED = torch.tensor([[0, 1, 1], [1, 1, 1]])
+OUTPUT = BaseModelOutputWithPooling(last_hidden_state=HIDDEN, pooler_output=torch.tensor([[0.5, 0.5], [0.1, 0.2]]))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "mask", "expected"),
+    [
+        ("mean", RIGHT_PADDED, [[2.0, 3.0], [7.0, 8.0]]),
+        ("mean", LEFT_PADDED, [[51.5, 52.0], [7.0, 8.0]]),
+        ("mean", None, [[104 / 3, 106 / 3], [7.0, 8.0]]),
+        ("cls", RIGHT_PADDED, [[1.0, 2.0], [5.0, 6.0]]),
+        ("last", RIGHT_PADDED, [[3.0, 4.0], [9.0, 10.0]]),
+        ("last", LEFT_PADDED, [[100.0, 100.0], [9.0, 10.0]]),
+        ("last", None, [[100.0, 100.0], [9.0, 10.0]]),
+        ("pooler", RIGHT_PADDED, [[0.5, 0.5], [0.1, 0.2]]),
+    ],
+)
+def test_pools(pooling: str, mask: torch.Tensor | None, expected: list[list[float]]) -> None:
+    torch.testing.assert_close(pool(OUTPUT, attention_mask=mask, pooling=pooling), torch.tensor(expected))
+
+
+def test_mean_of_a_feature_map_is_over_its_pixels() -> None:
+    maps = torch.arange(16.0).reshape(2, 2, 2, 2)
+    output = BaseModelOutputWithPooling(last_hidden_state=maps, pooler_output=maps[:, :, :1, :1])
+    assert pool(output, attention_mask=None, pooling="mean").tolist() == [[1.5, 5.5], [9.5, 13.5]]
+    assert pool(output, attention_mask=None, pooling="pooler").tolist() == [[0.0, 4.0], [8.0, 12.0]]
+
+
+@pytest.mark.parametrize(
+    ("output", "pooling", "message"),
+    [
+        (OUTPUT, "none", "'none' takes the output itself.*gave BaseModelOutputWithPooling"),
+        (HIDDEN, "none", r"gave a tensor of shape \(2, 3, 2\)"),
+        (
+            BaseModelOutputWithPooling(last_hidden_state=HIDDEN),
+            "pooler",
+            "'pooler' takes the model's own pooler_output",
+        ),
+        (BaseModelOutputWithPooling(last_hidden_state=torch.ones(1, 2, 3, 3)), "last", "'last' takes the last token"),
+    ],
+)
+def test_refuses_output_that_the_pooling_does_not_fit(output: object, pooling: str, message: str) -> None:
+    with pytest.raises(StitchError, match=message):
+        pool(output, attention_mask=None, pooling=pooling)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"), [("Bert", "mean"), ("GPT2", "last"), ("ViT", "cls"), ("ResNet", "mean")]
+)
+def test_auto_is_the_usual_choice_of_the_architecture(architecture: str, expected: str) -> None:
+    model = pico.classifier(architecture).base_model
+    assert resolve_pooling("auto", model=model) == expected
+
+
+def test_auto_of_a_plain_module_is_its_output() -> None:
+    assert resolve_pooling("auto", model=torch.nn.Linear(2, 2)) == "none"
+
+
+def sentence_transformers_repo(folder: Path, modules: list[str], pooling: dict[str, object]) -> str:
+    place = pico.saved("Bert", folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    listed = [
+        {"path": "1_Pooling" if kind == "Pooling" else "", "type": f"sentence_transformers.models.{kind}"}
+        for kind in modules
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False, "word_embedding_dimension": 16}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode_lasttoken": True}, "last"),
+        ({"pooling_mode": "lasttoken", "embedding_dimension": 16}, "last"),
+    ],
+)
+def test_auto_reads_a_sentence_transformers_repo(tmp_path: Path, config: dict[str, object], expected: str) -> None:
+    place = sentence_transformers_repo(tmp_path, ["Transformer", "Pooling", "Normalize"], config)
+    encoder = Encoder.from_pretrained(place)
+    assert (encoder.pooling, encoder.provenance.pooling) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("modules", "config", "message"),
+    [
+        (
+            ["Transformer", "Pooling", "Dense"],
+            {"pooling_mode_mean_tokens": True},
+            "sentence-transformers model with Dense",
+        ),
+        (["Transformer", "Pooling"], {"pooling_mode_max_tokens": True}, "pools by max_tokens: supported are"),
+        (
+            ["Transformer", "Pooling"],
+            {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True},
+            "pools by max_tokens and mean_tokens",
+        ),
+    ],
+)
+def test_auto_refuses_what_it_cannot_do(
+    tmp_path: Path, modules: list[str], config: dict[str, object], message: str
+) -> None:
+    place = sentence_transformers_repo(tmp_path, modules, config)
+    with pytest.raises(StitchError, match=message):
+        Encoder.from_pretrained(place)
+    assert Encoder.from_pretrained(place, pooling="mean").pooling == "mean"
+
+
+def test_refuses_an_unknown_pooling(source_folder: str) -> None:
+    with pytest.raises(StitchError, match="pooling is 'max': expected 'auto' or one of mean, cls"):
+        Encoder.from_pretrained(source_folder, pooling="max")
+
+
+def test_repo_gives_none_for_a_file_that_is_not_there(source_folder: str) -> None:
+    repo = Repo(source_folder, None)
+    assert repo.file("modules.json") is None
+    assert repo.file("config.json") == Path(source_folder, "config.json")
