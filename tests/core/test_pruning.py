@@ -56,6 +56,11 @@ def test_an_anchor_exactly_at_the_threshold_is_kept():
     assert farthest_point_sampling(anchors, threshold=0.5, first=0).tolist() == [0, 1]
 
 
+def test_an_anchor_at_the_centre_is_kept_once():
+    anchors = torch.tensor([[1.0, 0], [0, 0], [0.8, 0.6]]).double()
+    assert farthest_point_sampling(anchors, threshold=0.5, first=0).tolist() == [0, 1]
+
+
 @examples
 @given(prunings())
 def test_pruning_equals_the_slow_version(pruning):

@@ -1,0 +1,106 @@
+"""Real sentence encoders on real text: minilm and mpnet stitched to each other's heads, from strings to predictions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import assets
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.nn import functional
+from transformers import pipeline
+
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
+from hf_relstitch.inputs import input_ids
+
+TRAIN, ANCHORS, TEST = 1500, 1000, 400
+
+
+@dataclass(frozen=True)
+class Side:
+    """An encoder with its latents of the training, anchor and test glosses."""
+
+    encoder: Encoder
+    train: torch.Tensor
+    anchors: AnchorSet
+    test: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Glosses:
+    """WordNet glosses to train on (the first are the anchors too, without their classes) and to test on."""
+
+    train: list[str]
+    train_classes: list[int]
+    test: list[str]
+    test_classes: list[int]
+
+
+@pytest.fixture(scope="module")
+def glosses() -> Glosses:
+    texts, classes = assets.wordnet_glosses()
+    rows = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
+    train, test = rows[:TRAIN], rows[TRAIN : TRAIN + TEST]
+    return Glosses(
+        [texts[row] for row in train],
+        [classes[row] for row in train],
+        [texts[row] for row in test],
+        [classes[row] for row in test],
+    )
+
+
+def encode(folder: Path, glosses: Glosses) -> Side:
+    encoder = Encoder.from_pretrained(str(folder))
+    train = encoder.encode(glosses.train, progress=False)
+    anchors = AnchorSet(train[:ANCHORS], input_ids(glosses.train[:ANCHORS]), encoder.provenance)
+    return Side(encoder, train, anchors, encoder.encode(glosses.test, progress=False))
+
+
+@pytest.fixture(scope="module")
+def sides(glosses: Glosses) -> dict[str, Side]:
+    return {
+        name: encode(folder(), glosses) for name, folder in {"minilm": assets.minilm, "mpnet": assets.mpnet}.items()
+    }
+
+
+def trained_head(latents: torch.Tensor, classes: list[int]) -> nn.Linear:
+    """A logistic regression as a linear layer."""
+    fitted = LogisticRegression(max_iter=1000, C=10).fit(latents.numpy(), classes)
+    assert fitted.classes_.tolist() == list(range(26))
+    layer = nn.Linear(latents.shape[1], 26)
+    layer.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
+    return layer
+
+
+def accuracy(predictions: torch.Tensor, classes: list[int]) -> float:
+    return float((predictions == torch.tensor(classes)).double().mean())
+
+
+@pytest.mark.parametrize(("source", "target"), [("minilm", "mpnet"), ("mpnet", "minilm")])
+def test_stitched_head_keeps_its_accuracy_through_save_and_load(
+    sides: dict[str, Side], glosses: Glosses, tmp_path: Path, source: str, target: str
+) -> None:
+    ours, theirs = sides[source], sides[target]
+    head = trained_head(theirs.train, glosses.train_classes)
+    own = accuracy(head(theirs.test).argmax(1), glosses.test_classes)
+    width = theirs.test.shape[1]
+    padded = functional.pad(ours.test, (0, max(0, width - ours.test.shape[1])))[:, :width]
+    absolute = accuracy(head(padded).argmax(1), glosses.test_classes)
+
+    model = RelativeStitcher.from_anchor_sets(
+        ours.encoder, ours.anchors, theirs.anchors, head, labels=[str(index) for index in range(26)]
+    )
+    model.save_pretrained(tmp_path)
+    classify = pipeline("text-classification", model=str(tmp_path))
+    answers = classify(glosses.test, batch_size=32, truncation=True)
+    stitched = accuracy(torch.tensor([int(answer["label"]) for answer in answers]), glosses.test_classes)
+
+    print(f"{source} → {target}: own {own:.3f}, absolute {absolute:.3f}, stitched {stitched:.3f}, {model.report}")
+    assert stitched >= 0.85 * own
+    assert absolute < 0.25
+    assert model.report["source"]["condition_number"] < 1e4
+    loaded = RelativeStitcher.from_pretrained(tmp_path)
+    batch = model.processor(glosses.test[:8], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)

@@ -1,0 +1,114 @@
+"""The house: what each module may import, and what importing the package does."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomllib
+
+import hf_relstitch
+
+PACKAGE = Path(hf_relstitch.__file__).parent
+ROOMS = [  # each may import from those before it, and not from those after it
+    {"version", "core"},
+    {"files", "inputs", "devices", "hub"},
+    {"anchors", "pooling"},
+    {"encoders"},
+    {"heads"},
+    {"stitching"},
+    {"configuration_relative_stitcher"},
+    {"modeling_relative_stitcher"},
+    {"inspection", "prediction", "pictures"},
+    {"quickstart"},
+    {"cli"},
+]
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name} imports relatively"
+            found.add(node.module)
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_module_has_its_place() -> None:
+    placed = set().union(*ROOMS)
+    assert placed == {file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__"} | {"core"}
+
+
+@pytest.mark.parametrize("name", sorted(set().union(*ROOMS)))
+def test_imports_point_one_way(name: str) -> None:
+    place = next(index for index, rooms in enumerate(ROOMS) if name in rooms)
+    below = set().union(*ROOMS[:place]) | {name}
+    files = (PACKAGE / "core").glob("*.py") if name == "core" else [PACKAGE / f"{name}.py"]
+    for file in files:
+        ours = {room(module) for module in imports(file) if module.startswith("hf_relstitch.")}
+        assert ours <= below, f"{file.name} imports {ours - below}"
+
+
+def test_core_imports_torch_and_the_standard_library_only() -> None:
+    for file in (PACKAGE / "core").glob("*.py"):
+        others = {module.split(".")[0] for module in imports(file)} - set(sys.stdlib_module_names)
+        assert others <= {"torch", "jaxtyping", "hf_relstitch"}, file.name
+
+
+def test_no_pickle_and_no_eval() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        assert not imports(file) & {"pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"}, file.name
+        called = {node.func.id for node in ast.walk(ast.parse(file.read_text())) if _is_named_call(node)}
+        assert not called & {"eval", "exec", "compile", "__import__"}, file.name
+
+
+def _is_named_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+
+
+def test_import_needs_no_extra_and_changes_nothing() -> None:
+    """What the extras bring stays unimported, and neither warning filters, torch's threads nor its seed change."""
+    script = (
+        "import os, sys, warnings, torch, transformers\n"
+        "before = (dict(os.environ), list(warnings.filters), torch.initial_seed(), torch.get_num_threads())\n"
+        "import hf_relstitch\n"
+        "after = (dict(os.environ), list(warnings.filters), torch.initial_seed(), torch.get_num_threads())\n"
+        "for one, other in zip(before, after): assert one == other, (one, other)\n"
+        "assert not {'matplotlib', 'sklearn', 'rich', 'typer'} & set(sys.modules), 'an extra was imported'\n"
+        "assert 'relative_stitcher' in transformers.models.auto.configuration_auto.CONFIG_MAPPING\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_modules_stay_short() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        assert len(file.read_text().splitlines()) <= 320, file.name
+
+
+def test_wheel_holds_all_that_the_package_needs(tmp_path: Path) -> None:
+    project = PACKAGE.parent
+    if not (project / "pyproject.toml").is_file():
+        pytest.skip("the package is installed without its project folder: run the tests from a clone")
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(project)], check=True)
+    from zipfile import ZipFile
+
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"hf_relstitch-{hf_relstitch.__version__}-")
+    names = set(ZipFile(wheel).namelist())
+    assert {str(file.relative_to(project)) for file in PACKAGE.rglob("*.py")} <= names
+    assert "hf_relstitch/py.typed" in names
+    assert not any(name.startswith("tests/") for name in names)
+
+
+def test_extras_are_not_dependencies() -> None:
+    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert not any(name.startswith(("matplotlib", "scikit-learn")) for name in declared)
