@@ -9,13 +9,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hf_relstitch.core.errors import StitchError
-from hf_relstitch.inputs import read_inputs
-from hf_relstitch.inspection import describe
-from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
-from hf_relstitch.prediction import predict as predict_inputs
-from hf_relstitch.quickstart import quickstart as run_quickstart
-
 app = typer.Typer(
     help="Stitch any encoder to a classifier head that it never met, without labels and without training.",
     no_args_is_help=True,
@@ -25,8 +18,8 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-@app.command()
-def quickstart(
+@app.command("quickstart")
+def quickstart_command(
     out: Annotated[Path, typer.Option(help="Folder for the networks, the stitched model and the picture.")] = Path(
         "quickstart-output"
     ),
@@ -39,7 +32,9 @@ def quickstart(
     label_column: Annotated[str, typer.Option(help="Its column of labels.")] = "label",
 ) -> None:
     """Stitch two networks that never met and look at what comes out; needs no network and no download."""
-    run_quickstart(
+    from hf_relstitch.quickstart import quickstart
+
+    quickstart(
         out,
         seed=seed,
         num_anchors=anchors,
@@ -68,6 +63,10 @@ def stitch(
     batch_size: Annotated[int, typer.Option(help="Inputs to encode at a time.", min=1)] = 32,
 ) -> None:
     """Stitch a source encoder to a target's head and write the model."""
+    from hf_relstitch.inputs import read_inputs
+    from hf_relstitch.inspection import describe
+    from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
+
     inputs = read_inputs(anchors, column=column, split=split)[:limit]
     name = Path(anchors).name if Path(anchors).exists() else f"{anchors} ({split})"
     model = RelativeStitcher.from_parts(
@@ -77,14 +76,16 @@ def stitch(
     show(describe(out))
 
 
-@app.command()
-def predict(
+@app.command("predict")
+def predict_command(
     model: Annotated[str, typer.Argument(help="A stitched model: folder or Hub id.")],
     inputs: Annotated[list[str], typer.Argument(help="Texts, files of texts, images, or folders of images.")],
     as_json: AsJson = False,
 ) -> None:
     """Classify inputs with a stitched model."""
-    rows = predict_inputs(model, inputs)
+    from hf_relstitch.prediction import predict
+
+    rows = predict(model, inputs)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -100,6 +101,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show sizes, provenance, condition numbers and effective ranks of a stitched model or an anchor set."""
+    from hf_relstitch.inspection import describe
+
     description = describe(folder)
     if as_json:
         typer.echo(json.dumps(description, indent=2))
@@ -121,6 +124,8 @@ def show(description: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the command line; an error of ours is one line and exit status 1."""
+    from hf_relstitch.core.errors import StitchError
+
     try:
         app()
     except StitchError as error:

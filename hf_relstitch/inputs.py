@@ -61,7 +61,10 @@ def load_image(image: Path | Image.Image) -> Image.Image:
         StitchError: the file is not there or is not an image.
     """
     try:
-        return (Image.open(image) if isinstance(image, Path) else image).convert("RGB")
+        if isinstance(image, Image.Image):
+            return image.convert("RGB")
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
     except OSError as error:
         raise StitchError(f"{image} cannot be read as an image: {error}") from error
 

@@ -7,8 +7,15 @@ import torch
 from assets import lite_weights
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu6
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, ViTImageProcessor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessor,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
 Size = Literal[0, 2]
 
@@ -112,10 +119,30 @@ class EfficientNetLiteModel(PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=maps, pooler_output=maps.mean((2, 3)))
 
 
+class EfficientNetLiteForImageClassification(PreTrainedModel):
+    """`EfficientNetLiteModel` with a linear head."""
+
+    config_class = EfficientNetLiteConfig
+    base_model_prefix = "body"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__(config)
+        self.body = EfficientNetLiteModel(config)
+        self.classifier = nn.Linear(1280, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> ImageClassifierOutput:
+        return ImageClassifierOutput(logits=self.classifier(self.body(pixel_values).pooler_output))
+
+
 def register() -> None:
-    """Make `AutoConfig` and `AutoModel` know the model; once more does nothing."""
+    """Make transformers' Auto classes know the models; once more does nothing."""
     AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
     AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
+    AutoModelForImageClassification.register(
+        EfficientNetLiteConfig, EfficientNetLiteForImageClassification, exist_ok=True
+    )
 
 
 def lite_module(size: Size) -> EfficientNetLite:

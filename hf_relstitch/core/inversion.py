@@ -141,7 +141,7 @@ def fit_translation(
     the weak directions of the target anchors are amplified by their condition number.
 
     Raises:
-        StitchError: the two sides have different numbers of rows.
+        StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
     """
     if len(source_anchors) != len(target_anchors):
         raise StitchError(
@@ -149,6 +149,8 @@ def fit_translation(
             "they are paired row for row, so encode the same inputs with both models"
         )
     x, y = to_working(source_anchors), to_working(target_anchors)
+    if not (varied(x) and varied(y)):
+        raise StitchError("anchors have to be finite and not all the same: look at the inputs and at both encoders")
     x_precision, y_precision = precision_of(source_anchors), precision_of(target_anchors)
     x_centre, y_centre = x.mean(0), y.mean(0)
     x_unit, y_unit = directions(x, centre=x_centre), directions(y, centre=y_centre)
@@ -174,6 +176,11 @@ def anchor_subsets(unit_anchors: Float[Tensor, "k d"], settings: TranslationSett
     return farthest_point_subsets(
         unit_anchors, threshold=settings.pruning, subspaces=settings.subspaces, seed=settings.seed
     )
+
+
+def varied(x: Float[Tensor, "n d"]) -> bool:
+    """Whether latents are finite and not all the same."""
+    return bool(len(x) and x.isfinite().all() and (x != x[0]).any())
 
 
 def mean_norm(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

@@ -16,16 +16,21 @@ def farthest_point_sampling(
     smallest; it ends when that |cosine| exceeds `threshold`. Rows come in the order in which they were added.
     """
     kept = [first]
-    nearest = (unit_anchors @ unit_anchors[first]).abs()
+    nearest = abs_cosines(unit_anchors, first)
     nearest[first] = torch.inf
     while len(kept) < len(unit_anchors):
         row = int(nearest.argmin())
         if nearest[row] > threshold:
             break
         kept.append(row)
-        nearest = torch.maximum(nearest, (unit_anchors @ unit_anchors[row]).abs())
+        nearest = torch.maximum(nearest, abs_cosines(unit_anchors, row))
         nearest[row] = torch.inf
     return torch.tensor(kept, device=unit_anchors.device)
+
+
+def abs_cosines(unit_anchors: Float[Tensor, "k d"], row: int) -> Float[Tensor, " k"]:
+    """|cosine| of every anchor to one of them, without what rounding puts above 1."""
+    return (unit_anchors @ unit_anchors[row]).abs().clamp(max=1)
 
 
 def farthest_point_subsets(

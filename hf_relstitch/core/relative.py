@@ -18,11 +18,16 @@ def to_working(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 
 def precision_of(x: Float[Tensor, "n d"]) -> float:
-    """The rounding error that latents carry relative to their size: float64's, or else float32's.
+    """The rounding error that the directions of latents carry: machine epsilon times what centring amplifies it.
 
-    Half-precision latents are computed in float32 inside a model, and their own rounding is noise like any other.
+    Epsilon is float64's, or else float32's: half-precision latents are computed in float32 inside a model, and
+    their own rounding is noise like any other.
     """
-    return torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
+    latents = to_working(x)
+    radii = torch.linalg.vector_norm(latents - latents.mean(0), dim=-1)
+    ratios = torch.linalg.vector_norm(latents, dim=-1)[radii > 0] / radii[radii > 0]
+    amplified = max(1.0, float(ratios.square().mean().sqrt())) if len(ratios) else 1.0
+    return amplified * torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
 
 
 def directions(x: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]) -> Float[Tensor, "n d"]:

@@ -96,7 +96,6 @@ def test_a_threshold_of_one_keeps_every_anchor_once(pruning):
     assert sorted(kept.tolist()) == list(range(len(anchors)))
 
 
-@pytest.mark.xfail(strict=True, reason="|cosine| of equal or opposite anchors can be rounded above 1")
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_threshold_of_one_keeps_equal_and_opposite_anchors(sign):
     rows = unit_rows(0, 200, 5)

@@ -1,0 +1,139 @@
+"""The command line, as a user runs it: real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pico
+import pytest
+from PIL import Image
+
+from hf_relstitch import AnchorSet, Encoder
+
+
+def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `hf-relstitch` and check its exit status."""
+    command = [str(Path(sys.executable).with_name("hf-relstitch")), *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "160"}, timeout=240
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def model(source_folder: str, target_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that `hf-relstitch stitch` made of a text file."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "texts.txt").write_text("\n".join(pico.texts(80)) + "\n\n")
+    done = run(
+        "stitch", source_folder, target_folder, folder / "model", "--anchors", folder / "texts.txt", "--alpha", "0.5"
+    )
+    assert "condition_number" in done.stdout
+    return folder / "model"
+
+
+def test_stitch_records_where_the_anchors_come_from(model: Path) -> None:
+    description = json.loads(run("inspect", model, "--json").stdout)
+    assert description["kind"] == "stitched model"
+    assert description["source"]["data"] == description["target"]["data"] == "texts.txt"
+    assert description["report"]["num_anchors"] == 80
+    assert description["translation"]["alpha"] == 0.5
+    assert description["source"]["effective_rank"] > 1
+    assert description["target"]["pooling"] == "input of classifier.out_proj, pooled"
+
+
+def test_inspect_shows_a_table(model: Path) -> None:
+    shown = run("inspect", model).stdout
+    assert all(word in shown for word in ("stitched model", "tiny-bert", "agreement", "effective_rank"))
+
+
+def test_inspect_describes_an_anchor_set(source: Encoder, tmp_path: Path) -> None:
+    AnchorSet.encode(source, pico.texts(50), data="salad", progress=False).save_pretrained(tmp_path)
+    description = json.loads(run("inspect", tmp_path, "--json").stdout)
+    assert (description["kind"], description["num_anchors"]) == ("anchor set", 50)
+    assert description["provenance"]["data"] == "salad"
+    assert description["conditioning"]["condition_number"] >= 1
+
+
+def test_predict_takes_texts_and_files_of_texts(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("storm hits\nquiet day\n")
+    rows = json.loads(run("predict", model, "ships sail", tmp_path / "more.txt", "--json").stdout)
+    assert [row["input"] for row in rows] == ["ships sail", "storm hits", "quiet day"]
+    assert {row["label"] for row in rows} <= set(pico.LABELS.values())
+    assert "ships sail" in run("predict", model, "ships sail").stdout
+
+
+def test_stitch_and_predict_images(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    gradient = Image.linear_gradient("L")
+    for index in range(40):
+        gradient.rotate(9 * index).resize((8, 8)).save(tmp_path / "images" / f"{index:02}.png")
+    source, target = (pico.saved(kind, tmp_path / kind) for kind in ("ViT", "ResNet"))
+    run("stitch", source, target, tmp_path / "model", "--anchors", tmp_path / "images", "--limit", "32")
+    rows = json.loads(run("predict", tmp_path / "model", tmp_path / "images", "--json").stdout)
+    assert len(rows) == 40
+    assert json.loads(run("inspect", tmp_path / "model", "--json").stdout)["report"]["num_anchors"] == 32
+
+
+def test_stitch_takes_a_column_of_a_data_set(source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    (tmp_path / "news").mkdir()
+    Dataset.from_dict({"headline": pico.texts(64)}).to_parquet(tmp_path / "news" / "train.parquet")
+    from hf_relstitch.inputs import read_columns
+
+    assert read_columns(str(tmp_path / "news"), ["headline"], split="train[:3]") == [pico.texts(3)]
+
+
+def test_an_error_is_one_message_and_leaves_nothing(source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("one\ntwo\n")
+    done = run("stitch", source_folder, target_folder, tmp_path / "model", "--anchors", tmp_path / "few.txt", status=1)
+    assert "error: 2 anchors: at least 32 different inputs are needed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", str(Path(__file__).parent)], "has no file config.json"),
+        (["stitch", "nowhere", "no", "out", "--anchors", "nothing-here"], "no text file, no folder, and no data set"),
+        (["quickstart", "--source", "one"], "source, target and data go together"),
+    ],
+)
+def test_errors_say_what_to_do(arguments: list[str], message: str) -> None:
+    assert message in " ".join(run(*arguments, status=1).stderr.split())
+
+
+def test_quickstart_from_networks_to_picture(tmp_path: Path) -> None:
+    """The paper's setting at its smallest; the numbers are those that the README claims."""
+    done = run("quickstart", "--out", tmp_path, "--seed", "1")
+    rows = [line.split("│")[1:3] for line in done.stdout.splitlines() if line.startswith("│")]
+    accuracy = {name.strip(): float(value) for name, value in rows}
+    own, stitched = accuracy["target encoder, its own head"], accuracy["source encoder, stitched"]
+    assert own > 0.9
+    assert stitched >= own - 0.05
+    assert accuracy["source encoder, zero-padded (absolute)"] < 0.35
+    assert stitched > accuracy["source encoder, the paper's inversion"]
+    assert "pipeline('image-classification')" in " ".join(done.stdout.split())
+    with Image.open(tmp_path / "quickstart.png") as picture:
+        assert picture.size[0] > 1000
+    assert (tmp_path / "stitched" / "model.safetensors").is_file()
+
+
+def test_quickstart_of_ones_own_models(source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    (tmp_path / "data").mkdir()
+    for split, seed in (("train", 0), ("test", 1)):
+        table = {"text": pico.texts(60, seed=seed), "label": [row % 3 for row in range(60)]}
+        Dataset.from_dict(table).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    done = run(
+        *("quickstart", "--out", tmp_path / "out", "--anchors", "40"),
+        *("--source", source_folder, "--target", target_folder, "--data", tmp_path / "data"),
+    )
+    assert "source encoder, stitched" in done.stdout
+    assert (tmp_path / "out" / "quickstart.png").is_file()
