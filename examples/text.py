@@ -20,7 +20,7 @@ from hf_relstitch import Encoder, RelativeStitcher
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--source", default="sentence-transformers/all-MiniLM-L6-v2", help="the new encoder")
 parser.add_argument("--target", default="sentence-transformers/all-mpnet-base-v2", help="the head's encoder")
-parser.add_argument("--data", default="fancyzhx/ag_news", help="a data set with columns text and label")
+parser.add_argument("--data", default="fancyzhx/ag_news", help="columns text and label, 3 classes or more")
 parser.add_argument("--rows", type=int, default=1000, help="rows for the head, and as many anchors")
 parser.add_argument("--out", default="stitched-text")
 options = parser.parse_args()
@@ -39,7 +39,7 @@ model = RelativeStitcher.from_parts(
 print("foretold agreement with the head's own answers:", round(model.report["agreement"], 3))
 model.save_pretrained(options.out)
 
-answers = pipeline("text-classification", model=options.out)(test["text"], truncation=True, batch_size=32)
+answers = pipeline("text-classification", model=options.out)(list(test["text"]), truncation=True, batch_size=32)
 own = fitted.score(target.encode(test["text"]).numpy(), test["label"])
 stitched = np.mean([int(answer["label"]) == label for answer, label in zip(answers, test["label"], strict=True)])
 print(f"accuracy of the head: {own:.3f} on its own encoder, {stitched:.3f} on {options.source}")
