@@ -15,6 +15,8 @@ from transformers import pipeline
 
 from hf_relstitch import Encoder
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

@@ -14,6 +14,8 @@ from transformers import pipeline
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
 from hf_relstitch.inputs import input_ids
 
+pytestmark = pytest.mark.slow
+
 ANCHORS, TRAIN, TEST = 150, 200, 80
 
 

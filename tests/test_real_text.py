@@ -14,6 +14,8 @@ from transformers import pipeline
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
 from hf_relstitch.inputs import input_ids
 
+pytestmark = pytest.mark.slow
+
 TRAIN, ANCHORS, TEST = 1500, 1000, 400
 
 
