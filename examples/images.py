@@ -4,7 +4,6 @@ python examples/images.py --anchors my-images/ --classify photo.jpg
 """
 
 import argparse
-from pathlib import Path
 
 from transformers import pipeline
 
@@ -23,5 +22,5 @@ model = RelativeStitcher.from_parts(options.source, options.target, read_inputs(
 print("foretold agreement with the head's own answers:", round(model.report["agreement"], 3))
 model.save_pretrained(options.out)
 
-for answer in pipeline("image-classification", model=options.out)(str(Path(options.classify)), top_k=3):
+for answer in pipeline("image-classification", model=options.out)(options.classify, top_k=3):
     print(f"{answer['score']:.3f}  {answer['label']}")

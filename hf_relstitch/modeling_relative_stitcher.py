@@ -137,13 +137,8 @@ class RelativeStitcher(PreTrainedModel):
         """
         encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
         named_head = Head.of(head, labels=labels)
-        made = stitch(
-            source_anchors,
-            target_anchors,
-            named_head,
-            source=encoder.provenance,
-            settings=TranslationSettings(**settings),
-        )
+        how = TranslationSettings(**settings)
+        made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, settings=how)
         config = RelativeStitcherConfig(
             getattr(encoder.model, "config", None),
             modality=encoder.modality,
@@ -151,7 +146,7 @@ class RelativeStitcher(PreTrainedModel):
             d_source=made.source_anchors.dim,
             d_target=made.target_anchors.dim,
             num_anchors=len(made.source_anchors),
-            translation=asdict(TranslationSettings(**settings)),
+            translation=asdict(how),
             head={"kind": "linear", "bias": named_head.linear.bias is not None},
             source=asdict(made.source_anchors.provenance),
             target=asdict(made.target_anchors.provenance),

@@ -166,11 +166,12 @@ def quickstart(
     console.print(
         f"Stitching through {len(inputs.anchors)} anchors: one closed-form translation, no labels, no training …"
     )
-    stitched = RelativeStitcher.from_parts(source, target, inputs.anchors, data=data or "handwritten digits")
+    encoder, (target_encoder, head) = Encoder.from_pretrained(source), load_target(target)
+    stitched = RelativeStitcher.from_parts(
+        encoder, target_encoder, inputs.anchors, head=head, data=data or "handwritten digits"
+    )
     console.print(f"Measuring on {len(inputs.test)} test inputs …")
-    target_encoder, head = load_target(target)
-    source_latents = Encoder.from_pretrained(source).encode(inputs.test)
-    spaces = ways_to_target(stitched, source_latents, target_encoder.encode(inputs.test))
+    spaces = ways_to_target(stitched, encoder.encode(inputs.test), target_encoder.encode(inputs.test))
     labels = torch.tensor(inputs.test_labels)
     accuracies = {"source encoder, a head of its own": own_accuracy(source, inputs)}
     accuracies |= {way: accuracy(head, latents, labels) for way, latents in spaces.items()}

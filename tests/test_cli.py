@@ -78,7 +78,7 @@ def test_stitch_and_predict_images(tmp_path: Path) -> None:
     assert json.loads(run("inspect", tmp_path / "model", "--json").stdout)["report"]["num_anchors"] == 32
 
 
-def test_stitch_takes_a_column_of_a_data_set(source_folder: str, target_folder: str, tmp_path: Path) -> None:
+def test_a_column_of_a_data_set_is_read(tmp_path: Path) -> None:
     from datasets import Dataset
 
     (tmp_path / "news").mkdir()

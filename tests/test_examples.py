@@ -10,7 +10,7 @@ import efficientnet_lite
 import pytest
 import torch
 from datasets import Dataset
-from sklearn.linear_model import LogisticRegression
+from trained import trained_head
 from transformers import pipeline
 
 from hf_relstitch import Encoder
@@ -78,9 +78,8 @@ def lite2_digits(images: list, classes: list[int]) -> efficientnet_lite.Efficien
     """lite2 with a head that tells digits apart."""
     body = efficientnet_lite.lite_model(2)
     latents = Encoder(body, efficientnet_lite.lite_processor(2)).encode(images, progress=False)
-    fitted = LogisticRegression(max_iter=1000).fit(latents.numpy(), classes)
     config = efficientnet_lite.EfficientNetLiteConfig(size=2, id2label={digit: str(digit) for digit in range(10)})
     model = efficientnet_lite.EfficientNetLiteForImageClassification(config)
     model.body = body
-    model.classifier.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
+    model.classifier = trained_head(latents, classes)
     return model.eval()

@@ -6,9 +6,9 @@ import assets
 import efficientnet_lite
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional
+from trained import trained_head
 from transformers import pipeline
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
@@ -37,9 +37,7 @@ def test_lite0_takes_over_from_lite2(source: Encoder, target: Encoder, tmp_path:
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
     train, test = rows[:TRAIN], rows[TRAIN : TRAIN + TEST]
     train_latents = target.encode([images[row] for row in train], progress=False)
-    fitted = LogisticRegression(max_iter=1000).fit(train_latents.numpy(), [classes[row] for row in train])
-    head = nn.Linear(1280, 10)
-    head.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
+    head = trained_head(train_latents, [classes[row] for row in train])
 
     anchors = [images[row] for row in train[:ANCHORS]]
     source_anchors = AnchorSet.encode(source, anchors, data="digits", progress=False)

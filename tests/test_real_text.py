@@ -6,9 +6,8 @@ from pathlib import Path
 import assets
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
-from torch import nn
 from torch.nn import functional
+from trained import trained_head
 from transformers import pipeline
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
@@ -66,15 +65,6 @@ def sides(glosses: Glosses) -> dict[str, Side]:
     }
 
 
-def trained_head(latents: torch.Tensor, classes: list[int]) -> nn.Linear:
-    """A logistic regression as a linear layer."""
-    fitted = LogisticRegression(max_iter=1000, C=10).fit(latents.numpy(), classes)
-    assert fitted.classes_.tolist() == list(range(26))
-    layer = nn.Linear(latents.shape[1], 26)
-    layer.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
-    return layer
-
-
 def accuracy(predictions: torch.Tensor, classes: list[int]) -> float:
     return float((predictions == torch.tensor(classes)).double().mean())
 
@@ -84,7 +74,8 @@ def test_stitched_head_keeps_its_accuracy_through_save_and_load(
     sides: dict[str, Side], glosses: Glosses, tmp_path: Path, source: str, target: str
 ) -> None:
     ours, theirs = sides[source], sides[target]
-    head = trained_head(theirs.train, glosses.train_classes)
+    head = trained_head(theirs.train, glosses.train_classes, C=10)
+    assert head.out_features == 26
     own = accuracy(head(theirs.test).argmax(1), glosses.test_classes)
     width = theirs.test.shape[1]
     padded = functional.pad(ours.test, (0, max(0, width - ours.test.shape[1])))[:, :width]
