@@ -27,6 +27,12 @@ class TranslationSettings:
 
     `pruning` keeps anchors by farthest-point sampling until each one left out has an |cosine| above it to one
     kept; `subspaces` averages that many prunings, each with its own first anchor drawn from `seed`.
+
+    `stretch` is the mean norm that translated anchors get, relative to that of the target anchors: above 1 it makes
+    up for what a fit loses on latents that it has not seen.
+
+    `sharpness` is γ of `sharpening.py`: above 0 the relative coordinates are bent before they are decoded, and the
+    translation is no longer one matrix.
     """
 
     alpha: float = 0.7
@@ -35,6 +41,8 @@ class TranslationSettings:
     pruning: float | None = None
     subspaces: int = 1
     seed: int = 0
+    stretch: float = 1.0
+    sharpness: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -45,6 +53,12 @@ class TranslationSettings:
             raise StitchError(f"scale is {self.scale!r}: it has to be 'carry' or 'mean'")
         if self.pruning is not None and not 0 < self.pruning <= 1:
             raise StitchError(f"pruning is {self.pruning}: it is an |cosine|, in (0, 1], or None")
+        if not 0 < self.stretch < float("inf"):
+            raise StitchError(f"stretch is {self.stretch}: it has to be above 0, and finite")
+        if not 0 <= self.sharpness < float("inf"):
+            raise StitchError(f"sharpness is {self.sharpness}: it has to be 0 or more, and finite")
+        if self.sharpness and self.pruning is not None:
+            raise StitchError("a sharpened translation is not pruned: set sharpness to 0 or pruning to None")
         if self.subspaces < 1 or (self.subspaces > 1 and self.pruning is None):
             raise StitchError(
                 f"subspaces is {self.subspaces} with pruning {self.pruning}: "
@@ -89,8 +103,12 @@ class Frame:
 
     def gains(self, *, exponent: float, ridge: float) -> Float[Tensor, " r"]:
         """Diagonal of `Uᵀ (XXᵀ + λI)^(−exponent) X V`, with λ relative to the mean squared singular value."""
-        squared = self.singular_values**2
-        return self.singular_values * (squared + ridge * squared.mean()) ** -exponent
+        return self.singular_values * shrinkage(self.singular_values**2, exponent=exponent, ridge=ridge)
+
+
+def shrinkage(eigenvalues: Float[Tensor, " r"], *, exponent: float, ridge: float) -> Float[Tensor, " r"]:
+    """Eigenvalues of `(G + λI)^(−exponent)`, with λ relative to the mean of the eigenvalues of G that are not null."""
+    return (eigenvalues + ridge * eigenvalues.mean()) ** -exponent
 
 
 def fold(source: Frame, target: Frame, *, alpha: float, ridge: float) -> Float[Tensor, "d_source d_target"]:
@@ -161,7 +179,7 @@ def fit_translation(
         weight += fold(*frames, alpha=settings.alpha, ridge=settings.ridge) / len(subsets)
 
     inputs = x - x_centre if settings.scale == "carry" else x_unit
-    weight *= mean_norm(y - y_centre) / mean_norm(inputs @ weight)
+    weight *= settings.stretch * mean_norm(y - y_centre) / mean_norm(inputs @ weight)
     translation = Translation(x.shape[1], y.shape[1], scale=settings.scale)
     translation.weight = weight
     translation.centre = x_centre
