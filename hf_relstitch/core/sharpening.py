@@ -7,7 +7,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.inversion import Frame, Scale, TranslationSettings, mean_norm, shrinkage
+from hf_relstitch.core.inversion import (
+    Frame,
+    Scale,
+    Translation,
+    TranslationSettings,
+    fit_translation,
+    mean_norm,
+    shrinkage,
+)
 from hf_relstitch.core.relative import directions, precision_of, to_working
 
 NULL = 1e-12
@@ -102,3 +110,14 @@ def fit_sharpened(
     made.decoder = decoder * (settings.stretch * mean_norm(y - bias) / mean_norm(made(x)))
     made.bias = bias
     return made
+
+
+def fit(
+    source_anchors: Float[Tensor, "k d_source"],
+    target_anchors: Float[Tensor, "k d_target"],
+    *,
+    settings: TranslationSettings,
+) -> Translation | SharpenedTranslation:
+    """The translation that `settings` ask for: one matrix, or a sharpened one where `sharpness` is above 0."""
+    make = fit_sharpened if settings.sharpness else fit_translation
+    return make(source_anchors, target_anchors, settings=settings)
