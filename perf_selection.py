@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from scipy.linalg import orthogonal_procrustes
 from sklearn.linear_model import LogisticRegression
 
-from hf_relstitch.core.confidence import expected_calibration_error, mean_confidence, temperature_for
+from hf_relstitch.core.confidence import expected_calibration_error, matching_temperature
 from hf_relstitch.core.fidelity import held_out_translations
 from hf_relstitch.core.foretelling import foretell
-from hf_relstitch.core.inversion import TranslationSettings, fit_translation, mean_norm
+from hf_relstitch.core.inversion import TranslationSettings, fit_translation, fold, mean_norm
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.selection import ALPHAS, RIDGES, apply_head, choose_settings
+from hf_relstitch.core.selection import ALPHAS, RIDGES, apply_head, choose_settings, quick_frame
 from hf_relstitch.core.sharpening import fit
 
 SPLITS = {"wordnet": (5000, 3000), "emoji": (549, 750)}  # rows for heads, rows for tests; the rest is for anchors
@@ -74,6 +74,17 @@ def least_squares(x, y, q):
     return (q - x.mean(0)) @ torch.tensor(solution) + y.mean(0)
 
 
+def family(x, y, q):
+    """Latents by every member of W(α, λ) on the grid, at the mean norm that fitted anchors and that new ones give."""
+    cx, cy = x.mean(0), y.mean(0)
+    frames = [quick_frame(directions(z, centre=c), precision=1.2e-7) for z, c in ((x, cx), (y, cy))]
+    for alpha, ridge in itertools.product(ALPHAS, RIDGES):
+        weight = fold(*frames, alpha=alpha, ridge=ridge)
+        made = (q - cx) @ weight
+        for anchors in ((x - cx) @ weight, made):
+            yield made * (mean_norm(y - cy) / mean_norm(anchors)) + cy
+
+
 def one(job):
     """All numbers of one pair, one draw, one number of anchors."""
     torch.set_num_threads(1)
@@ -90,7 +101,7 @@ def one(job):
     for threshold in THRESHOLDS if slow else ():
         picked.append(by(alpha=0, ridge=0, pruning=threshold, subspaces=8))
     row["inversion (picked)"] = max(picked)
-    row["best member (picked)"] = max(by(alpha=a, ridge=r) for a, r in itertools.product(ALPHAS, RIDGES)) if slow else float("nan")
+    row["best member (picked)"] = max(map(accuracy, family(x, y, q))) if slow else float("nan")
     own = apply_head(head, truth)
     for method, prefer in (("auto", "linear"), ("accuracy", "accuracy")):
         began = time.perf_counter()
@@ -103,8 +114,13 @@ def one(job):
         row[f"{method} measured"] = float((logits.argmax(-1) == own.argmax(-1)).double().mean())
         held = apply_head(head, held_out_translations(x.float(), y.float(), settings=s))
         told = foretell(held, apply_head(head, y))
-        row |= {f"{method} foretold": told.agreement, f"{method} low": told.low, f"{method} high": told.high, f"{method} kappa": told.kappa}
-        temperature = temperature_for(held, confidence=mean_confidence(apply_head(head, y)))
+        row |= {
+            f"{method} foretold": told.agreement,
+            f"{method} low": told.low,
+            f"{method} high": told.high,
+            f"{method} kappa": told.kappa,
+        }
+        temperature = matching_temperature(held, apply_head(head, y))
         row[f"{method} ece before"] = expected_calibration_error(logits.softmax(-1), labels)
         row[f"{method} ece after"] = expected_calibration_error((logits / temperature).softmax(-1), labels)
         row[f"{method} temperature"] = temperature
@@ -124,7 +140,20 @@ def jobs(args):
             rows = heads + tests + torch.randperm(pool, generator=torch.Generator().manual_seed(draw))[:k]
             for source, target in itertools.permutations(latents, 2):
                 s, t = latents[source].double(), latents[target].double()
-                yield name, source, target, k, draw, s[rows], t[rows], s[test], t[test], labels[test], trained[target], not args.quick
+                yield (
+                    name,
+                    source,
+                    target,
+                    k,
+                    draw,
+                    s[rows],
+                    t[rows],
+                    s[test],
+                    t[test],
+                    labels[test],
+                    trained[target],
+                    not args.quick,
+                )
 
 
 def in_twenty(row):
@@ -159,17 +188,21 @@ def must_show(rows, title):
         peer = max(PEERS, key=lambda m: mean(some, m))
         gaps = {p: pairs["auto"][p] - max(pairs[m][p] for m in PEERS) for p in pairs["auto"]}
         worst = min(gaps, key=gaps.get)
-        print(f"{k:>5} anchors: auto {auto:.3f}, best member {best - auto:+.3f}; best single peer {peer} auto {auto - mean(some, peer):+.3f}; "
-              f"worst pair {worst} {gaps[worst]:+.3f}, {sum(g < -0.02 for g in gaps.values())} of {len(gaps)} below -0.02; "
-              f"accuracy {mean(some, 'accuracy') - auto:+.4f}")
+        print(
+            f"{k:>5} anchors: auto {auto:.3f}, best member {best - auto:+.3f}; best single peer {peer} auto {auto - mean(some, peer):+.3f}; "
+            f"worst pair {worst} {gaps[worst]:+.3f}, {sum(g < -0.02 for g in gaps.values())} of {len(gaps)} below -0.02; "
+            f"accuracy {mean(some, 'accuracy') - auto:+.4f}"
+        )
         for method in ("auto", "accuracy"):
             single = [abs(r[f"{method} foretold"] - r[f"{method} measured"]) <= 0.05 for r in some]
             told, measured = by_pair(some, f"{method} foretold"), by_pair(some, f"{method} measured")
             paired = [abs(told[p] - measured[p]) <= 0.05 for p in told]
             cover = np.mean([r[f"{method} low"] <= r[f"{method} measured"] <= r[f"{method} high"] for r in some])
             bias = np.mean([r[f"{method} foretold"] - r[f"{method} measured"] for r in some])
-            print(f"      {method:8} foretold within .05: {np.mean(single):.3f} of runs, {np.mean(paired):.3f} of pairs; bias {bias:+.3f}; interval covers {cover:.3f}; "
-                  f"ECE {mean(some, f'{method} ece before'):.3f} -> {mean(some, f'{method} ece after'):.3f} (own {mean(some, 'own ece'):.3f}); {mean(some, f'{method} seconds'):.2f} s")
+            print(
+                f"      {method:8} foretold within .05: {np.mean(single):.3f} of runs, {np.mean(paired):.3f} of pairs; bias {bias:+.3f}; interval covers {cover:.3f}; "
+                f"ECE {mean(some, f'{method} ece before'):.3f} -> {mean(some, f'{method} ece after'):.3f} (own {mean(some, 'own ece'):.3f}); {mean(some, f'{method} seconds'):.2f} s"
+            )
 
 
 def picture(rows, file):
@@ -181,8 +214,15 @@ def picture(rows, file):
         some = [r for r in rows if r["data"] == name]
         counts = sorted({r["anchors"] for r in some})
         for method, colour, marker in zip(METHODS, colours, "vsD^<>oxP", strict=True):
-            axes.plot(counts, [mean([r for r in some if r["anchors"] == k], method) for k in counts], marker=marker, color=colour, label=method,
-                      linewidth=2.5 if method in ("auto", "accuracy") else 1.2, linestyle="--" if "picked" in method else "-")
+            axes.plot(
+                counts,
+                [mean([r for r in some if r["anchors"] == k], method) for k in counts],
+                marker=marker,
+                color=colour,
+                label=method,
+                linewidth=2.5 if method in ("auto", "accuracy") else 1.2,
+                linestyle="--" if "picked" in method else "-",
+            )
         if some:
             axes.axhline(mean(some, "own"), color="#888888", linestyle=":", label="head on its own encoder")
             axes.set(xscale="log", xticks=counts, xticklabels=counts)

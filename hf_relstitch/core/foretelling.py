@@ -142,9 +142,7 @@ def verdict(foretold: Foretold, *, num_anchors: int, rank: int, answers_used: fl
     return Verdict("usable", reason, "more anchors, or prefer='accuracy'")
 
 
-def anchor_coverage(
-    source_unit: Float[Tensor, "n d_source"], anchors_unit: Float[Tensor, "k d_source"]
-) -> float:
+def anchor_coverage(source_unit: Float[Tensor, "n d_source"], anchors_unit: Float[Tensor, "k d_source"]) -> float:
     """Share of latents as near to their nearest anchor as 90 % of the anchors are to theirs, over that 90 %.
 
     About 1 for inputs like the anchors, towards 0 for inputs of another domain. Both sides are centred at the mean of

@@ -224,7 +224,7 @@ class Judge:
     def scores(self, fold: Fold, view: View, settings: TranslationSettings) -> Float[Tensor, " n"]:
         """One score for each held-out row."""
         coefficients = view.coefficients(fold.target, settings)
-        if self.head is None:
+        if self.head is None or self.logits is None:
             true = (self.target[fold.held_out] - fold.centre) @ fold.target.vh.T
             lengths = (self.target[fold.held_out] - fold.centre).norm(dim=-1)
             translated = view.held_out @ coefficients
@@ -237,11 +237,8 @@ class Judge:
         else:
             latents = fold.centre + scale * ((view.held_out @ coefficients) @ fold.target.vh)
             logits = apply_head(self.head, latents)
-        assert self.logits is not None
         true_logits = self.logits[fold.held_out]
-        return answer_probability(
-            logits, true_logits, temperature=self.temperature, multi_label=self.multi_label
-        )
+        return answer_probability(logits, true_logits, temperature=self.temperature, multi_label=self.multi_label)
 
 
 def apply_head(head: nn.Linear | Logits, latents: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:

@@ -105,7 +105,7 @@ def fit_sharpened(
     gains = target.gains(exponent=1 - settings.alpha, ridge=settings.ridge)
     decoder = (vectors @ (coefficients * gains)) @ target.vh
 
-    made = SharpenedTranslation(*x.shape, y.shape[1], sharpness=settings.sharpness, scale=settings.scale)
+    made = SharpenedTranslation(len(x), x.shape[1], y.shape[1], sharpness=settings.sharpness, scale=settings.scale)
     made.anchors, made.centre, made.decoder, made.bias = unit, centre, decoder, torch.zeros_like(bias)
     made.decoder = decoder * (settings.stretch * mean_norm(y - bias) / mean_norm(made(x)))
     made.bias = bias
