@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.confidence import answer_probability, matching_temperature, mean_confidence, temperature_for
+from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import held_out_translations
 from hf_relstitch.core.foretelling import answers_used, foretell, verdict
 from hf_relstitch.core.inversion import Frame, TranslationSettings, fit_translation
@@ -162,3 +164,31 @@ def test_a_sharpened_translation_comes_back_from_its_state(spaces):
     again = SharpenedTranslation(400, 16, 16, sharpness=1.0, scale="carry").double()
     again.load_state_dict(made.state_dict())
     torch.testing.assert_close(again(x), made(x), rtol=0, atol=0)
+
+
+def test_spaces_that_are_one_already_are_left_as_they_are():
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(60, 48, generator=generator, dtype=torch.float64)
+    y = x + 0.1 * torch.randn(60, 48, generator=generator, dtype=torch.float64)
+    head = torch.nn.Linear(48, 6, dtype=torch.float64)
+    choice = choose_settings(x, y, head=head)
+    assert choice.settings.identity
+    torch.testing.assert_close(fit(x, y, settings=choice.settings)(x), x, rtol=0, atol=0)
+
+
+def test_anchors_are_the_middles_of_clusters(spaces):
+    x, _, labels, _ = spaces
+    rows = choose_anchors(x, 5, seed=0)
+    assert sorted(labels[rows].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_as_many_anchors_as_inputs_are_all_of_them(spaces):
+    x, *_ = spaces
+    for method in ("medoids", "random"):
+        assert sorted(choose_anchors(x[:30], 30, method=method, seed=0).tolist()) == list(range(30))
+
+
+def test_more_anchors_than_inputs_are_refused(spaces):
+    x, *_ = spaces
+    with pytest.raises(StitchError, match="31 anchors of 30 inputs"):
+        choose_anchors(x[:30], 31)

@@ -33,6 +33,8 @@ class TranslationSettings:
 
     `sharpness` is γ of `sharpening.py`: above 0 the relative coordinates are bent before they are decoded, and the
     translation is no longer one matrix.
+
+    `identity` leaves latents as they are, for two encoders whose spaces are one already; nothing is fitted.
     """
 
     alpha: float = 0.7
@@ -43,6 +45,7 @@ class TranslationSettings:
     seed: int = 0
     stretch: float = 1.0
     sharpness: float = 0.0
+    identity: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -169,6 +172,8 @@ def fit_translation(
     x, y = to_working(source_anchors), to_working(target_anchors)
     if not (varied(x) and varied(y)):
         raise StitchError("anchors have to be finite and not all the same: look at the inputs and at both encoders")
+    if settings.identity:
+        return unchanged(x, y)
     x_precision, y_precision = precision_of(source_anchors), precision_of(target_anchors)
     x_centre, y_centre = x.mean(0), y.mean(0)
     x_unit, y_unit = directions(x, centre=x_centre), directions(y, centre=y_centre)
@@ -184,6 +189,23 @@ def fit_translation(
     translation.weight = weight
     translation.centre = x_centre
     translation.bias = y_centre - x_centre @ weight if settings.scale == "carry" else y_centre
+    return translation
+
+
+def unchanged(x: Float[Tensor, "k d_source"], y: Float[Tensor, "k d_target"]) -> Translation:
+    """The translation that changes nothing, in the dtype and on the device of the anchors.
+
+    Raises:
+        StitchError: the two spaces differ in width, so they cannot be one.
+    """
+    if x.shape[1] != y.shape[1]:
+        raise StitchError(
+            f"identity=True with latents {x.shape[1]} and {y.shape[1]} wide: only spaces of one width can be the same"
+        )
+    translation = Translation(x.shape[1], y.shape[1], scale="carry")
+    translation.weight = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    translation.centre = x.mean(0)
+    translation.bias = torch.zeros(y.shape[1], dtype=x.dtype, device=x.device)
     return translation
 
 

@@ -69,7 +69,8 @@ def choose_settings(
     choice as they do with a divergence. The head is brought to a mean confidence of 0.8 first, so its scale does not
     matter. Without a head, or with a single logit, the criterion is the cosine of translated and true latents.
 
-    `prefer="linear"` looks at W(α, λ) only; `"accuracy"` also at sharpened translations, which do not fold.
+    `prefer="linear"` looks at W(α, λ) and, for spaces of one width, at leaving latents as they are; `"accuracy"` also
+    at sharpened translations, which do not fold.
     `stretch` of the choice gives held-out latents the mean norm of the target anchors.
     """
     rows = assigned_folds(len(source_anchors), folds=folds, seed=seed)
@@ -84,12 +85,16 @@ def choose_settings(
             for fold, view in zip(split, views, strict=True):
                 per_anchor[fold.held_out] = judge.scores(fold, view, candidate)
             scores[candidate] = per_anchor
+    if scale == "carry" and source_anchors.shape[1] == target_anchors.shape[1]:
+        scores[TranslationSettings(scale=scale, seed=seed, identity=True)] = judge.unchanged(to_working(source_anchors))
     best = max(scores, key=lambda candidate: float(scores[candidate].mean()))
-    stretches = [fold.stretch(fold.view(best.sharpness), best) for fold in split]
+    if not best.identity:
+        best = replace(best, stretch=sum(fold.stretch(fold.view(best.sharpness), best) for fold in split) / folds)
+    chosen = scores[replace(best, stretch=1.0)]
     return Choice(
-        settings=replace(best, stretch=sum(stretches) / folds),
-        score=float(scores[best].mean()),
-        standard_error=float(scores[best].std()) / len(target) ** 0.5,
+        settings=best,
+        score=float(chosen.mean()),
+        standard_error=float(chosen.std()) / len(target) ** 0.5,
         criterion=judge.criterion,
         candidates=tuple(Candidate(candidate, float(each.mean())) for candidate, each in scores.items()),
     )
@@ -239,6 +244,14 @@ class Judge:
             logits = apply_head(self.head, latents)
         true_logits = self.logits[fold.held_out]
         return answer_probability(logits, true_logits, temperature=self.temperature, multi_label=self.multi_label)
+
+    def unchanged(self, source: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
+        """The score of each anchor where source latents are taken for target latents as they are."""
+        if self.head is None or self.logits is None:
+            centre = self.target.mean(0)
+            return (directions(source, centre=centre) * directions(self.target, centre=centre)).sum(-1)
+        logits = apply_head(self.head, source)
+        return answer_probability(logits, self.logits, temperature=self.temperature, multi_label=self.multi_label)
 
 
 def apply_head(head: nn.Linear | Logits, latents: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
