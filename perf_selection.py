@@ -33,7 +33,7 @@ TWENTY_EMOJI = [
     ("text_de_e5", "text_en_mpnet"), ("text_en_mpnet", "text_de_e5"),
     ("text_de_e5", "image_lite0"), ("text_en_minilm", "image_lite0"),
 ]  # fmt: skip
-THRESHOLDS = (0.3, 0.5, 0.7)
+THRESHOLDS = (0.15, 0.2, 0.3)
 PEERS = ["absolute", "inversion (picked)", "least squares", "procrustes", "parseval"]
 METHODS = [*PEERS, "default", "auto", "best member (picked)", "accuracy"]
 
