@@ -44,6 +44,11 @@ class Head:
     problem_type: str | None = None
     provenance: Provenance | None = None
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether each class is answered yes or no by itself."""
+        return self.problem_type == "multi_label_classification"
+
     @classmethod
     def of(cls, head: "Head | nn.Linear", *, labels: list[str] | None = None) -> "Head":
         """A head as it is, or a bare linear layer as a head whose classes have these names.
@@ -63,6 +68,13 @@ class Head:
             raise StitchError(f"{len(names)} labels for a head of {linear.out_features} classes: name each class once")
         problem_type, provenance = (head.problem_type, head.provenance) if isinstance(head, cls) else (None, None)
         return cls(linear, dict(enumerate(names)), problem_type, provenance)
+
+
+def copy_linear(linear: nn.Linear) -> nn.Linear:
+    """A layer of its own with the same weights."""
+    copy = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+    copy.load_state_dict(linear.state_dict())
+    return copy
 
 
 def select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_token_id: int | None) -> Tensor:

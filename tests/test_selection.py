@@ -10,8 +10,10 @@ from hf_relstitch.core.fidelity import held_out_translations
 from hf_relstitch.core.foretelling import answers_used, foretell, verdict
 from hf_relstitch.core.inversion import Frame, TranslationSettings, fit_translation
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.selection import choose_settings, quick_frame
-from hf_relstitch.core.sharpening import SharpenedTranslation, fit, fit_sharpened, sharpen
+from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.folds import quick_frame
+from hf_relstitch.core.selection import choose_settings
+from hf_relstitch.core.sharpening import SharpenedTranslation, fit_sharpened, sharpen
 
 
 @pytest.fixture

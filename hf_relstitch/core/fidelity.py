@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_relstitch.core.fitting import fit
 from hf_relstitch.core.inversion import TranslationSettings
 from hf_relstitch.core.relative import directions, to_working
-from hf_relstitch.core.sharpening import fit
 
 
 def held_out_translations(

@@ -48,25 +48,26 @@ class TranslationSettings:
     identity: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise StitchError(f"alpha is {self.alpha}: it has to be in [0, 1]")
-        if not 0 <= self.ridge < float("inf"):
-            raise StitchError(f"ridge is {self.ridge}: it has to be 0 or more, and finite")
-        if self.scale not in ("carry", "mean"):
-            raise StitchError(f"scale is {self.scale!r}: it has to be 'carry' or 'mean'")
-        if self.pruning is not None and not 0 < self.pruning <= 1:
-            raise StitchError(f"pruning is {self.pruning}: it is an |cosine|, in (0, 1], or None")
-        if not 0 < self.stretch < float("inf"):
-            raise StitchError(f"stretch is {self.stretch}: it has to be above 0, and finite")
-        if not 0 <= self.sharpness < float("inf"):
-            raise StitchError(f"sharpness is {self.sharpness}: it has to be 0 or more, and finite")
-        if self.sharpness and self.pruning is not None:
-            raise StitchError("a sharpened translation is not pruned: set sharpness to 0 or pruning to None")
-        if self.subspaces < 1 or (self.subspaces > 1 and self.pruning is None):
-            raise StitchError(
-                f"subspaces is {self.subspaces} with pruning {self.pruning}: "
-                "it has to be 1 or more, and more than 1 only with a pruning threshold"
-            )
+        infinite = float("inf")
+        rules = {
+            f"alpha is {self.alpha}: it has to be in [0, 1]": 0 <= self.alpha <= 1,
+            f"ridge is {self.ridge}: it has to be 0 or more, and finite": 0 <= self.ridge < infinite,
+            f"scale is {self.scale!r}: it has to be 'carry' or 'mean'": self.scale in ("carry", "mean"),
+            f"pruning is {self.pruning}: it is an |cosine|, in (0, 1], or None": self.pruning is None
+            or 0 < self.pruning <= 1,
+            f"subspaces is {self.subspaces} with pruning {self.pruning}: it has to be 1 or more, and more than 1 only "
+            "with a pruning threshold": self.subspaces == 1 or (self.subspaces > 1 and self.pruning is not None),
+            f"stretch is {self.stretch}: it has to be above 0, and finite": 0 < self.stretch < infinite,
+            f"sharpness is {self.sharpness}: it has to be 0 or more, and finite": 0 <= self.sharpness < infinite,
+            "a sharpened translation is not pruned: set sharpness to 0 or pruning to None": not self.sharpness
+            or self.pruning is None,
+            "identity=True leaves latents as they are: it goes with no sharpness, no pruning and scale='carry'": not (
+                self.identity and (self.sharpness or self.pruning or self.scale != "carry")
+            ),
+        }
+        for message, kept in rules.items():
+            if not kept:
+                raise StitchError(message)
 
 
 @dataclass(frozen=True)
@@ -164,14 +165,7 @@ def fit_translation(
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
     """
-    if len(source_anchors) != len(target_anchors):
-        raise StitchError(
-            f"{len(source_anchors)} source anchors and {len(target_anchors)} target anchors: "
-            "they are paired row for row, so encode the same inputs with both models"
-        )
-    x, y = to_working(source_anchors), to_working(target_anchors)
-    if not (varied(x) and varied(y)):
-        raise StitchError("anchors have to be finite and not all the same: look at the inputs and at both encoders")
+    x, y = paired(source_anchors, target_anchors)
     if settings.identity:
         return unchanged(x, y)
     x_precision, y_precision = precision_of(source_anchors), precision_of(target_anchors)
@@ -190,6 +184,25 @@ def fit_translation(
     translation.centre = x_centre
     translation.bias = y_centre - x_centre @ weight if settings.scale == "carry" else y_centre
     return translation
+
+
+def paired(
+    source_anchors: Float[Tensor, "k d_source"], target_anchors: Float[Tensor, "m d_target"]
+) -> tuple[Float[Tensor, "k d_source"], Float[Tensor, "k d_target"]]:
+    """Both sides' anchors in the working dtype.
+
+    Raises:
+        StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
+    """
+    if len(source_anchors) != len(target_anchors):
+        raise StitchError(
+            f"{len(source_anchors)} source anchors and {len(target_anchors)} target anchors: "
+            "they are paired row for row, so encode the same inputs with both models"
+        )
+    x, y = to_working(source_anchors), to_working(target_anchors)
+    if not (varied(x) and varied(y)):
+        raise StitchError("anchors have to be finite and not all the same: look at the inputs and at both encoders")
+    return x, y
 
 
 def unchanged(x: Float[Tensor, "k d_source"], y: Float[Tensor, "k d_target"]) -> Translation:

@@ -6,17 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.inversion import (
-    Frame,
-    Scale,
-    Translation,
-    TranslationSettings,
-    fit_translation,
-    mean_norm,
-    shrinkage,
-)
-from hf_relstitch.core.relative import directions, precision_of, to_working
+from hf_relstitch.core.inversion import Frame, Scale, TranslationSettings, mean_norm, paired, shrinkage
+from hf_relstitch.core.relative import directions, precision_of
 
 NULL = 1e-12
 """Eigenvalues of a sharpened Gram below this share of the largest, times its size, are rounding."""
@@ -27,7 +18,7 @@ def sharpen(relative: Float[Tensor, "n k"], *, sharpness: float) -> Float[Tensor
 
     0 stays 0, 1 stays 1, and γ = 0 changes nothing. `exp(2γ(r − 1))` is the RBF kernel of unit vectors; taking off
     its value at r = 0 removes the part that is the same for every latent. Its Taylor coefficients are positive, so
-    the sharpened Gram of anchors is positive semi-definite.
+    the sharpened Gram of anchors is positive semi-definite (Schoenberg 1942).
     """
     if sharpness == 0:
         return relative
@@ -47,12 +38,12 @@ def sharpened_spectrum(
 class SharpenedTranslation(nn.Module):
     """Source latents to target latents through sharpened relative coordinates: `y = ‖x − μ‖ s(x̂ Xᵀ) D + b`.
 
-    With `scale="mean"` the norm of the latent is left out. It holds the source anchors, costs
+    With `scale="mean"` the norm of the latent is left out. It holds the directions X of the source anchors, costs
     `n·k·(d_source + d_target)` and folds into no matrix. All tensors are buffers: nothing here is trained. They are
     empty until `fit_sharpened` or a checkpoint fills them.
     """
 
-    anchors: Float[Tensor, "k d_source"]
+    directions: Float[Tensor, "k d_source"]
     centre: Float[Tensor, " d_source"]
     decoder: Float[Tensor, "k d_target"]
     bias: Float[Tensor, " d_target"]
@@ -61,63 +52,48 @@ class SharpenedTranslation(nn.Module):
         super().__init__()
         self.sharpness = sharpness
         self.scale = scale
-        self.register_buffer("anchors", torch.empty(num_anchors, d_source))
+        self.register_buffer("directions", torch.empty(num_anchors, d_source))
         self.register_buffer("centre", torch.empty(d_source))
         self.register_buffer("decoder", torch.empty(num_anchors, d_target))
         self.register_buffer("bias", torch.empty(d_target))
 
     def forward(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n d_target"]:
-        """Translate latents; computed in the dtype of the buffers, given in the dtype of `x`."""
-        latents = x.to(self.decoder.dtype)
-        relative = directions(latents, centre=self.centre) @ self.anchors.T
-        decoded = sharpen(relative, sharpness=self.sharpness) @ self.decoder
+        """Translate latents; computed in float32 or the dtype of the buffers, given in the dtype of `x`."""
+        dtype = torch.promote_types(self.decoder.dtype, torch.float32)
+        latents, centre = x.to(dtype), self.centre.to(dtype)
+        relative = directions(latents, centre=centre) @ self.directions.to(dtype).T
+        decoded = sharpen(relative, sharpness=self.sharpness) @ self.decoder.to(dtype)
         if self.scale == "carry":
-            decoded = decoded * (latents - self.centre).norm(dim=-1, keepdim=True)
+            decoded = decoded * torch.linalg.vector_norm(latents - centre, dim=-1, keepdim=True)
         return (decoded + self.bias).to(x.dtype)
 
 
 @torch.no_grad()
 def fit_sharpened(
     source_anchors: Float[Tensor, "k d_source"],
-    target_anchors: Float[Tensor, "k d_target"],
+    target_anchors: Float[Tensor, "m d_target"],
     *,
     settings: TranslationSettings,
 ) -> SharpenedTranslation:
-    """The family W(α, λ) over sharpened coordinates: `D = G'_x^(−α) · (YYᵀ + λ_y I)^(−(1−α)) Y`.
+    """The family W(α, λ) over sharpened coordinates: `D = (G' + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−(1−α)) Y`.
 
-    `G'_x` is the sharpened source Gram with its ridge, relative to its mean eigenvalue. α = 1 is kernel ridge
+    `G' = s(XXᵀ)` is the sharpened source Gram, its ridge relative to its mean eigenvalue. α = 1 is kernel ridge
     regression; `settings.sharpness` towards 0 is the linear family. Computed and given in float64.
 
     Raises:
-        StitchError: the two sides have different numbers of rows.
+        StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
     """
-    if len(source_anchors) != len(target_anchors):
-        raise StitchError(
-            f"{len(source_anchors)} source anchors and {len(target_anchors)} target anchors: "
-            "they are paired row for row, so encode the same inputs with both models"
-        )
-    x, y = to_working(source_anchors), to_working(target_anchors)
+    x, y = paired(source_anchors, target_anchors)
     centre, bias = x.mean(0), y.mean(0)
     unit = directions(x, centre=centre)
     vectors, values = sharpened_spectrum(unit, sharpness=settings.sharpness)
     target = Frame.of(directions(y, centre=bias), precision=precision_of(target_anchors))
     coefficients = shrinkage(values, exponent=settings.alpha, ridge=settings.ridge)[:, None] * (vectors.T @ target.u)
     gains = target.gains(exponent=1 - settings.alpha, ridge=settings.ridge)
-    decoder = (vectors @ (coefficients * gains)) @ target.vh
 
     made = SharpenedTranslation(len(x), x.shape[1], y.shape[1], sharpness=settings.sharpness, scale=settings.scale)
-    made.anchors, made.centre, made.decoder, made.bias = unit, centre, decoder, torch.zeros_like(bias)
-    made.decoder = decoder * (settings.stretch * mean_norm(y - bias) / mean_norm(made(x)))
+    made.directions, made.centre, made.bias = unit, centre, torch.zeros_like(bias)
+    made.decoder = (vectors @ (coefficients * gains)) @ target.vh
+    made.decoder = made.decoder * (settings.stretch * mean_norm(y - bias) / mean_norm(made(x)))
     made.bias = bias
     return made
-
-
-def fit(
-    source_anchors: Float[Tensor, "k d_source"],
-    target_anchors: Float[Tensor, "k d_target"],
-    *,
-    settings: TranslationSettings,
-) -> Translation | SharpenedTranslation:
-    """The translation that `settings` ask for: one matrix, or a sharpened one where `sharpness` is above 0."""
-    make = fit_sharpened if settings.sharpness else fit_translation
-    return make(source_anchors, target_anchors, settings=settings)
