@@ -5,10 +5,10 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_relstitch.core.confidence import answers_of, apply_head, matching_temperature, mean_confidence
-from hf_relstitch.core.relative import relative_projection
+from hf_relstitch.core.fidelity import agreement
 
 Grade = Literal["good", "usable", "do not use"]
 
@@ -17,6 +17,7 @@ GOOD_KAPPA = 0.75
 USABLE_KAPPA = 0.25
 FEW_ANSWERS = 0.25
 COVERED = 0.5
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 SAME_ANSWERS = "the head is expected to answer as on its own encoder on {:.0%} of inputs"
 
 
@@ -62,13 +63,13 @@ def foretell(
     answers, truth = (answers_of(each, multi_label=multi_label) for each in (translated_logits, true_logits))
     temperature = matching_temperature(translated_logits, truth, multi_label=multi_label)
     confidence = mean_confidence(translated_logits / temperature, multi_label=multi_label)
-    same = float((answers == truth).double().mean() if multi_label else (answers * truth).sum(-1).double().mean())
-    agreement, count = (same + confidence) / 2, len(truth)
-    centre = (agreement + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * (agreement * (1 - agreement) / count + Z**2 / (4 * count**2)) ** 0.5
+    same = agreement(translated_logits, true_logits, multi_label=multi_label)
+    expected, count = (same + confidence) / 2, len(truth)
+    centre = (expected + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * (expected * (1 - expected) / count + Z**2 / (4 * count**2)) ** 0.5
     p, q = answers.double().mean(0), truth.double().mean(0)
     chance = float((p * q + (1 - p) * (1 - q)).mean() if multi_label else p @ q)
-    return Foretold(agreement, max(0.0, centre - half), min(1.0, centre + half), chance)
+    return Foretold(expected, max(0.0, centre - half), min(1.0, centre + half), chance)
 
 
 def answers_used(true_logits: Float[Tensor, "k classes"], *, multi_label: bool = False) -> float:
@@ -80,32 +81,26 @@ def answers_used(true_logits: Float[Tensor, "k classes"], *, multi_label: bool =
 
 
 def scale_invariance(
-    head: torch.nn.Linear, latents: Float[Tensor, "k d_target"], *, multi_label: bool = False
+    head: nn.Linear, latents: Float[Tensor, "k d_target"], *, multi_label: bool = False
 ) -> dict[str, float]:
     """Share of answers that a head keeps when true latents are scaled, about their mean, by a factor.
 
     The paper's inversion drops the norm of a latent and relies on these being near 1.
     """
     centre = latents.mean(0)
-    truth = answers_of(apply_head(head, latents), multi_label=multi_label)
-    kept = {}
-    for factor in (0.1, 0.3, 1.0, 3.0, 10.0):
-        answers = answers_of(apply_head(head, centre + factor * (latents - centre)), multi_label=multi_label)
-        same = (answers == truth) if multi_label else (answers == truth).all(-1)
-        kept[str(factor)] = float(same.double().mean())
-    return kept
+    logits = apply_head(head, latents)
+    scaled = {factor: apply_head(head, centre + factor * (latents - centre)) for factor in FACTORS}
+    return {str(factor): agreement(each, logits, multi_label=multi_label) for factor, each in scaled.items()}
 
 
 def anchor_coverage(latents: Float[Tensor, "n d_source"], anchors: Float[Tensor, "k d_source"]) -> float:
     """Share of latents as near to their nearest anchor as 90 % of the anchors are to theirs, over that 90 %.
 
-    About 1 for inputs like the anchors, towards 0 for inputs of another domain; nearness is the cosine of
-    `relative_projection`.
+    About 1 for inputs like the anchors, towards 0 for inputs of another domain (as in Sun et al. 2022, Deep Nearest
+    Neighbors).
     """
-    among = relative_projection(anchors, anchors=anchors)
-    among.fill_diagonal_(-torch.inf)
-    limit = among.amax(-1).quantile(0.1)
-    near = relative_projection(latents, anchors=anchors).amax(-1) >= limit
+    among = torch.cdist(anchors, anchors).fill_diagonal_(torch.inf).amin(-1)
+    near = torch.cdist(latents, anchors).amin(-1) <= among.quantile(0.9)
     return min(1.0, float(near.double().mean()) / 0.9)
 
 
