@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ from hf_relstitch.core.foretelling import foretell
 from hf_relstitch.core.inversion import TranslationSettings
 from hf_relstitch.core.selection import choose_settings
 
+DATA, HEADS = {}, {}  # filled before the workers fork
+KEYS = ("data", "source", "target", "anchors", "draw")
 CHOICES = {"auto": "linear", "accuracy": "accuracy"}
 METHODS = ["own", *PEERS, "one default", "auto", "best member by test labels", "accuracy"]
 
@@ -73,9 +75,14 @@ def measured(method, prefer, x, y, q, own, labels, head):
 def one(job):
     """All numbers of one pair, one number of anchors and one draw."""
     torch.set_num_threads(1)
-    row, x, y, q, truth, labels, head = job
+    name, source, target, count, draw = job
+    space, head = DATA[name], HEADS[name, target]
+    rows, labels = space.anchors(count, draw), space.labels[space.test]
+    s, t = space.latents[source].double(), space.latents[target].double()
+    x, y, q, truth = s[rows], t[rows], s[space.test], t[space.test]
+    row = dict(zip(KEYS, job, strict=True))
     own = apply_head(head, truth)
-    row |= {"own": accuracy(head, truth, labels), "own ECE": calibration_error(own, labels)}
+    row |= {"own": share(own, labels), "own ECE": calibration_error(own, labels)}
     for name, peer in PEERS.items():
         made = inversions(x, y, q) if peer is None else [peer(x, y, q)]
         scores = [accuracy(head, latents, labels) for latents in made]
@@ -87,23 +94,10 @@ def one(job):
     return row
 
 
-def jobs(data, counts, draws):
-    heads = {(space.name, name): space.head(name) for space in data for name in space.latents}
-    for draw, count, space in itertools.product(range(draws), counts, data):
-        for source, target in space.pairs:
-            rows = space.anchors(count, draw)
-            if rows is not None:
-                s, t = space.latents[source].double(), space.latents[target].double()
-                row = {"data": space.name, "source": source, "target": target, "anchors": count, "draw": draw}
-                yield (
-                    row,
-                    s[rows],
-                    t[rows],
-                    s[space.test],
-                    t[space.test],
-                    space.labels[space.test],
-                    heads[space.name, target],
-                )
+def jobs(counts, draws):
+    for draw, count, space in itertools.product(range(draws), counts, DATA.values()):
+        if space.anchors(count, draw) is not None:
+            yield from ((space.name, source, target, count, draw) for source, target in space.pairs)
 
 
 def mean(rows, key):
@@ -202,18 +196,23 @@ def main():
     out = Path(args.out)
     out.mkdir(exist_ok=True, parents=True)
     data = spaces.held_out(args.held_out) if args.held_out else spaces.development(args.latents)
-    rows, began = [], time.perf_counter()
-    with ProcessPoolExecutor(args.jobs) as workers, (out / "rows.jsonl").open("w") as log:
-        for row in workers.map(one, jobs(data, args.anchors, args.draws)):
+    DATA.update({space.name: space for space in data})
+    HEADS.update({(space.name, name): space.head(name) for space in data for name in space.latents})
+    began, log = time.perf_counter(), out / "rows.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    done = {tuple(row[key] for key in KEYS) for row in rows}
+    todo = [job for job in jobs(args.anchors, args.draws) if job not in done]
+    with get_context("fork").Pool(args.jobs) as workers, log.open("a") as file:
+        for row in workers.imap_unordered(one, todo):
             rows.append(row)
-            log.write(json.dumps(row) + "\n")
-            log.flush()
+            file.write(json.dumps(row) + "\n")
+            file.flush()
     console = Console(width=200)
     report(rows, f"{len(by_pair(rows, 'own'))} pairs", console)
     for space in data:
         report([row for row in rows if row["data"] == space.name], space.name, console)
     picture(rows, out / "picture.png")
-    console.print(f"{len(rows)} runs in {time.perf_counter() - began:.0f} s; {out}/rows.jsonl, {out}/picture.png")
+    console.print(f"{len(todo)} of {len(rows)} runs in {time.perf_counter() - began:.0f} s; {log}, {out}/picture.png")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ EMOJI_PAIRS = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spaces:
     """One data set seen by several encoders, row for row; rows are split into heads', tests' and anchors'."""
 
