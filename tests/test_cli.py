@@ -103,7 +103,7 @@ def test_a_column_of_a_data_set_is_read(tmp_path: Path) -> None:
 
 
 def test_an_error_is_one_message_and_leaves_nothing(source_folder: str, target_folder: str, tmp_path: Path) -> None:
-    (tmp_path / "few.txt").write_text("one\ntwo\n")
+    (tmp_path / "few.txt").write_text("storm hits\nquiet day\n")
     done = run("stitch", source_folder, target_folder, tmp_path / "model", "--anchors", tmp_path / "few.txt", status=1)
     assert "error: 2 anchors: at least 32 different inputs are needed" in done.stderr
     assert "Traceback" not in done.stderr
