@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_relstitch.core.confidence import answers_of, apply_head, matching_temperature, mean_confidence
 from hf_relstitch.core.fidelity import agreement
+from hf_relstitch.core.relative import directions
 
 Grade = Literal["good", "usable", "do not use"]
 
@@ -16,7 +17,7 @@ Z = 1.96
 GOOD_KAPPA = 0.75
 USABLE_KAPPA = 0.25
 FEW_ANSWERS = 0.25
-COVERED = 0.5
+COVERED = 0.7
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 SAME_ANSWERS = "the head is expected to answer as on its own encoder on {:.0%} of inputs"
 
@@ -94,14 +95,21 @@ def scale_invariance(
 
 
 def anchor_coverage(latents: Float[Tensor, "n d_source"], anchors: Float[Tensor, "k d_source"]) -> float:
-    """Share of latents as near to their nearest anchor as 90 % of the anchors are to theirs, over that 90 %.
+    """How much of other latents the anchors are like: about 1 for inputs of their kind, towards 0 for others.
 
-    About 1 for inputs like the anchors, towards 0 for inputs of another domain (as in Sun et al. 2022, Deep Nearest
-    Neighbors).
+    The share of latents as near to their nearest anchor as 90 % of the anchors are to theirs, over that 90 % (as in
+    Sun et al. 2022, Deep Nearest Neighbors), by distance or by angle, whichever is less.
     """
+    centre = anchors.mean(0)
+    by_distance = share_near(latents, anchors)
+    by_angle = share_near(directions(latents, centre=centre), directions(anchors, centre=centre))
+    return min(1.0, by_distance / 0.9, by_angle / 0.9)
+
+
+def share_near(latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"]) -> float:
+    """Share of latents as near to their nearest anchor as 90 % of the anchors are to theirs."""
     among = torch.cdist(anchors, anchors).fill_diagonal_(torch.inf).amin(-1)
-    near = torch.cdist(latents, anchors).amin(-1) <= among.quantile(0.9)
-    return min(1.0, float(near.double().mean()) / 0.9)
+    return float((torch.cdist(latents, anchors).amin(-1) <= among.quantile(0.9)).double().mean())
 
 
 def verdict(
