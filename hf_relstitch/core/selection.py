@@ -70,8 +70,8 @@ def choose_settings(
     choice as they do with a divergence. The head is brought to a mean confidence of 0.8 first, so its scale does not
     matter. Without a head, or with a single logit, the criterion is the cosine of translated and true latents.
 
-    `prefer="linear"` looks at W(α, λ), at averages of pruned inversions and, for spaces of one width, at leaving
-    latents as they are; `"accuracy"` also at sharpened translations, which do not fold. `stretch` of the choice gives
+    `prefer="linear"` looks at W(α, λ) and, for spaces of one width, at leaving latents as they are; `"accuracy"` also
+    at averages of pruned members and at sharpened translations, which do not fold. `stretch` of the choice gives
     held-out latents the mean norm of the target anchors.
 
     Raises:
@@ -106,9 +106,9 @@ def choose_settings(
 
 def grid(prefer: Prefer, base: TranslationSettings) -> list[list[TranslationSettings]]:
     """The candidates, in groups that share their decompositions."""
-    pruned = replace(base, pruning=PRUNING, subspaces=SUBSPACES)
-    groups = [(base, ALPHAS, RIDGES), (pruned, PRUNED_ALPHAS, PRUNED_RIDGES)]
+    groups = [(base, ALPHAS, RIDGES)]
     if prefer == "accuracy":
+        groups += [(replace(base, pruning=PRUNING, subspaces=SUBSPACES), PRUNED_ALPHAS, PRUNED_RIDGES)]
         groups += [(replace(base, sharpness=sharpness), SHARP_ALPHAS, SHARP_RIDGES) for sharpness in SHARPNESSES]
     return [
         [replace(kind, alpha=alpha, ridge=ridge) for alpha in alphas for ridge in ridges]
