@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hf_relstitch.core.confidence import answer_probability, apply_head, temperature_for
+from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.folds import FOLDS, Fold, View, assigned_folds
 from hf_relstitch.core.inversion import Scale, TranslationSettings, mean_norm, paired
 from hf_relstitch.core.relative import directions, precision_of
@@ -75,8 +76,11 @@ def choose_settings(
     held-out latents the mean norm of the target anchors.
 
     Raises:
-        StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
+        StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
+            `prefer` is something else.
     """
+    if prefer not in ("linear", "accuracy"):
+        raise StitchError(f"prefer is {prefer!r}: it has to be 'linear' or 'accuracy'")
     x, y = paired(source_anchors, target_anchors)
     precisions = precision_of(source_anchors), precision_of(target_anchors)
     fold_of = assigned_folds(len(x), seed=seed).to(x.device)
@@ -106,7 +110,7 @@ def choose_settings(
 
 def grid(prefer: Prefer, base: TranslationSettings) -> list[list[TranslationSettings]]:
     """The candidates, in groups that share their decompositions."""
-    groups = [(base, ALPHAS, RIDGES)]
+    groups: list[tuple[TranslationSettings, tuple[float, ...], tuple[float, ...]]] = [(base, ALPHAS, RIDGES)]
     if prefer == "accuracy":
         groups += [(replace(base, pruning=PRUNING, subspaces=SUBSPACES), PRUNED_ALPHAS, PRUNED_RIDGES)]
         groups += [(replace(base, sharpness=sharpness), SHARP_ALPHAS, SHARP_RIDGES) for sharpness in SHARPNESSES]

@@ -67,3 +67,8 @@ def test_squared_distances_are_cdists():
 def test_more_anchors_than_inputs_are_refused():
     with pytest.raises(StitchError, match="31 anchors of 30 inputs"):
         choose_anchors(gaussian(0, 30, 8), 31)
+
+
+def test_another_method_is_refused(shapes_unchecked):
+    with pytest.raises(StitchError, match="method is 'best'"):
+        choose_anchors(gaussian(0, 30, 8), 5, method="best")

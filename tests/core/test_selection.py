@@ -198,3 +198,8 @@ def test_a_fold_knows_nothing_of_what_it_holds_out():
 def test_anchors_that_cannot_be_paired_are_refused(shapes_unchecked):
     with pytest.raises(StitchError, match="5 source anchors and 4 target anchors"):
         choose_settings(gaussian(0, 5, 3), gaussian(1, 4, 3))
+
+
+def test_another_preference_is_refused(shapes_unchecked):
+    with pytest.raises(StitchError, match="prefer is 'speed': it has to be 'linear' or 'accuracy'"):
+        choose_settings(gaussian(0, 40, 3), gaussian(1, 40, 3), prefer="speed")
