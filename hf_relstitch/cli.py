@@ -97,17 +97,61 @@ def predict_command(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Folder of a stitched model or an anchor set.")],
+    place: Annotated[str, typer.Argument(help="A stitched model or an anchor set: folder or Hub id.")],
     as_json: AsJson = False,
 ) -> None:
     """Show sizes, provenance, condition numbers and effective ranks of a stitched model or an anchor set."""
     from hf_relstitch.inspection import describe
 
-    description = describe(folder)
+    description = describe(place)
     if as_json:
         typer.echo(json.dumps(description, indent=2))
     else:
         show(description)
+
+
+@app.command("push")
+def push_command(
+    folder: Annotated[str, typer.Argument(help="Folder of a stitched model or an anchor set.")],
+    repo: Annotated[str, typer.Argument(help="Hub repo to push to, made if it is not there.")],
+    share: Annotated[str, typer.Option(help="full, or adapter to leave the source encoder on the Hub.")] = "full",
+    private: Annotated[bool | None, typer.Option(help="Whether a new repo is private.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+) -> None:
+    """Push a folder to the Hub as one commit."""
+    from hf_relstitch.sharing import push
+
+    typer.echo(push(folder, repo, share=share, private=private, revision=revision))
+
+
+@app.command("pull")
+def pull_command(
+    repo: Annotated[str, typer.Argument(help="Hub id of a stitched model or an anchor set.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write it to.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+) -> None:
+    """Copy a repo from the Hub into a folder, whole and checked."""
+    from hf_relstitch.sharing import pull
+
+    pull(repo, folder, revision=revision)
+
+
+@app.command("find")
+def find_command(
+    anchors: Annotated[str, typer.Argument(help="An anchor set: folder or Hub id.")], as_json: AsJson = False
+) -> None:
+    """List the anchor sets on the Hub that were made of the same inputs."""
+    from hf_relstitch.sharing import find
+
+    rows = find(anchors)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    columns = ["repo", "model_id", "pooling", "data", "anchors", "dim"]
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    Console().print(table)
 
 
 def show(description: dict[str, Any]) -> None:

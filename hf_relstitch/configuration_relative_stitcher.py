@@ -12,6 +12,7 @@ from hf_relstitch.pooling import POOLINGS
 from hf_relstitch.version import __version__
 
 FORMAT_VERSION = 1
+SHARES = ("full", "adapter")
 
 
 class RelativeStitcherConfig(PretrainedConfig):
@@ -30,6 +31,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         target: provenance of the target anchors.
         report: what was known of the translation when it was made, see `RelativeStitcher.report`.
         checksums: of the weight files.
+        share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
+        encoder_fingerprint: of an adapter's source encoder, a hash of its weights.
         format_version: of this layout; a newer one than this package knows is refused.
 
     Raises:
@@ -55,6 +58,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         target: dict[str, Any] | None = None,
         report: dict[str, Any] | None = None,
         checksums: dict[str, str] | None = None,
+        share: str = "full",
+        encoder_fingerprint: str | None = None,
         format_version: int = FORMAT_VERSION,
         hf_relstitch_version: str = __version__,
         **kwargs: Any,
@@ -76,6 +81,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.target = target or {}
         self.report = report or {}
         self.checksums = checksums or {}
+        self.share = share
+        self.encoder_fingerprint = encoder_fingerprint
         self.format_version = format_version
         self.hf_relstitch_version = hf_relstitch_version
         super().__init__(**kwargs)
@@ -86,7 +93,13 @@ class RelativeStitcherConfig(PretrainedConfig):
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
         if self.head.get("kind") != "linear":
             raise StitchError(f"the config's head is of kind {self.head.get('kind')!r}: expected 'linear'")
+        if self.share not in SHARES:
+            raise StitchError(f"share is {self.share!r}: expected one of {', '.join(SHARES)}")
         self.translation_settings  # noqa: B018  (its construction is the check)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: the code is the package's, and is not copied beside the weights."""
 
     @property
     def translation_settings(self) -> TranslationSettings:

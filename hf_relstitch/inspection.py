@@ -1,30 +1,28 @@
-"""What a stitched model or an anchor set is, read from its folder: sizes, provenance, conditioning."""
+"""What a stitched model or an anchor set is, read from its files: sizes, provenance, conditioning."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hf_relstitch.anchors import CONFIG_NAME, AnchorSet
+from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.checkpoints import read_config
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
-from hf_relstitch.core.errors import StitchError
-from hf_relstitch.files import read_json
+from hf_relstitch.sharing import locate_artifact
 from hf_relstitch.stitching import conditioning
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Everything that a folder says of itself, as nested plain values.
+def describe(place: str | Path) -> dict[str, Any]:
+    """Everything that a folder or a Hub repo says of itself, as nested plain values.
 
     Raises:
-        StitchError: the folder holds neither a stitched model nor an anchor set, or a damaged one.
+        StitchError: it holds neither a stitched model nor an anchor set, or a damaged one.
     """
-    if (folder / CONFIG_NAME).is_file():
+    repo, is_anchor_set = locate_artifact(str(place))
+    folder = repo.folder()
+    if is_anchor_set:
         return describe_anchors(AnchorSet.from_pretrained(folder))
-    if (config := read_json(folder / "config.json")).get("model_type") != RelativeStitcherConfig.model_type:
-        raise StitchError(
-            f"{folder} holds a {config.get('model_type')} model: expected a stitched model or an anchor set"
-        )
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return describe_model(RelativeStitcherConfig.from_dict(config)) | {"megabytes": round(size / 1e6, 1)}
+    return describe_model(read_config(folder)) | {"megabytes": round(size / 1e6, 1)}
 
 
 def describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
@@ -32,6 +30,8 @@ def describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
     return {
         "kind": "anchor set",
         "num_anchors": len(anchors),
+        "inputs": anchors.inputs,
+        "keyed": anchors.key is not None,
         "provenance": asdict(anchors.provenance),
         "conditioning": conditioning(anchors.latents),
     }
@@ -48,5 +48,6 @@ def describe_model(config: RelativeStitcherConfig) -> dict[str, Any]:
         "target": {**config.target, **report.pop("target", {})},
         "head": {**config.head, "num_labels": config.num_labels},
         "translation": config.translation,
+        "share": config.share,
         "report": report,
     }

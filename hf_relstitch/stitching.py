@@ -5,13 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_relstitch.anchors import AnchorSet, Provenance
+from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import agreement, held_out_translations, mean_cosine, mean_reciprocal_rank
 from hf_relstitch.core.inversion import Frame, Translation, TranslationSettings, fit_translation
 from hf_relstitch.core.relative import directions, precision_of, to_working
 from hf_relstitch.devices import accelerate_state
 from hf_relstitch.heads import Head
+from hf_relstitch.provenance import Provenance
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,19 @@ import hf_relstitch
 
 PACKAGE = Path(hf_relstitch.__file__).parent
 ROOMS = [  # each may import from those before it, and not from those after it
-    {"version", "core"},
+    {"version", "provenance", "core"},
     {"files", "inputs", "devices", "hub"},
+    {"relative_latents"},
     {"anchors", "pooling"},
     {"encoders"},
     {"heads"},
     {"stitching"},
     {"configuration_relative_stitcher"},
+    {"checkpoints"},
+    {"saving"},
     {"modeling_relative_stitcher"},
-    {"inspection", "prediction", "pictures"},
+    {"sharing", "prediction", "pictures"},
+    {"inspection"},
     {"quickstart"},
     {"cli"},
 ]
