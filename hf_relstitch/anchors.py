@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
+from hf_relstitch.cards import ANCHORS_TAG, inputs_tag, write_card
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.halves import target_half
 from hf_relstitch.core.relative import to_working
@@ -27,7 +28,6 @@ FORMAT_VERSION = 1
 MIN_ANCHORS = 32
 CONFIG_NAME = "anchor_config.json"
 LATENTS_NAME = "anchors.safetensors"
-TAG = "relative-anchors"
 
 
 class LatentSource(Protocol):
@@ -93,7 +93,7 @@ class AnchorSet:
         """Encode anchor inputs (texts, or images as PIL images or paths).
 
         Inputs that are repeated, or that the encoder cannot tell apart, are kept once; a log line says how many
-        were left out. An id is a hash of its input, so whoever has an input can find out whether it is in the set;
+        were left out. `data` is the name of the data that they are from; of a path, its last part is kept. An id is a hash of its input, so whoever has an input can find out whether it is in the set;
         with a `key`, a secret that those who pair their anchors share, only they can.
 
         Raises:
@@ -106,6 +106,8 @@ class AnchorSet:
         distinct = first_of_each(latents)
         if len(distinct) < len(inputs):
             logger.warning(f"{len(inputs) - len(distinct)} of {len(inputs)} anchor inputs repeat others: left out")
+        if data is not None and Path(data).exists():
+            data = Path(data).resolve().name
         return cls(
             latents[distinct],
             ids[rows][distinct],
@@ -162,9 +164,12 @@ class AnchorSet:
             )
         return (to_working(relative.values) @ inversion + to_working(anchors).mean(0)).float()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `anchor_config.json` and `anchors.safetensors`; a failure leaves the folder as it was."""
-        with whole_folder(folder, last=CONFIG_NAME, owned=LATENTS_NAME) as written:
+    def save_pretrained(self, folder: str | Path, *, repo_id: str | None = None) -> None:
+        """Write `anchor_config.json`, `anchors.safetensors` and the card; a failure leaves the folder as it was.
+
+        Edits of a card that is there already stay; `repo_id` is what the card is to show.
+        """
+        with whole_folder(folder, last=CONFIG_NAME, owned=[LATENTS_NAME]) as written:
             save_file({"latents": self.latents, "ids": self.ids}, written / LATENTS_NAME, {"format": "pt"})
             config = {
                 "format_version": FORMAT_VERSION,
@@ -177,6 +182,7 @@ class AnchorSet:
                 "checksums": {LATENTS_NAME: checksum(written / LATENTS_NAME)},
             }
             write_json(written / CONFIG_NAME, config)
+            write_card(config, written, folder=folder, repo_id=repo_id)
 
     def push_to_hub(
         self,
@@ -196,7 +202,7 @@ class AnchorSet:
                 moved since this push began).
         """
         return push_folder(
-            self.save_pretrained,
+            lambda folder, name: self.save_pretrained(folder, repo_id=name),
             repo_id,
             owned=[LATENTS_NAME],
             message=commit_message,
@@ -214,7 +220,7 @@ class AnchorSet:
         Raises:
             StitchError: the Hub cannot be reached.
         """
-        return find_tagged([TAG, inputs_tag(like.inputs)], token=token)
+        return find_tagged([ANCHORS_TAG, inputs_tag(like.inputs)], token=token)
 
     @classmethod
     def from_pretrained(
@@ -245,11 +251,6 @@ class AnchorSet:
             )
         except (KeyError, TypeError, SafetensorError) as error:
             raise StitchError(f"{folder} is not a whole anchor set ({error!r}): save or download it again") from error
-
-
-def inputs_tag(fingerprint: str) -> str:
-    """The tag on the Hub by which sets over the same inputs are found."""
-    return f"anchor-inputs-{fingerprint}"
 
 
 def first_of_each(latents: Tensor) -> list[int]:

@@ -110,6 +110,25 @@ def inspect(
         show(description)
 
 
+@app.command("card")
+def card_command(
+    place: Annotated[str, typer.Argument(help="A stitched model or an anchor set: folder or Hub id.")],
+    repo_id: Annotated[str | None, typer.Option(help="The repo id that the card is to show.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write it to the folder's README.md.")] = False,
+) -> None:
+    """Show the card of a stitched model or an anchor set, with the edits of the README.md that is there."""
+    from hf_relstitch.cards import CARD_NAME
+    from hf_relstitch.inspection import card
+
+    if write and not Path(place).is_dir():
+        raise typer.BadParameter(f"{place} is no folder here, so its README.md cannot be written: pull it first")
+    content = card(place, repo_id=repo_id)
+    if write:
+        Path(place, CARD_NAME).write_text(content, encoding="utf-8")
+    else:
+        typer.echo(content, nl=False)
+
+
 @app.command("push")
 def push_command(
     folder: Annotated[str, typer.Argument(help="Folder of a stitched model or an anchor set.")],

@@ -30,6 +30,10 @@ class RelativeStitcherConfig(PretrainedConfig):
         source: provenance of the source anchors.
         target: provenance of the target anchors.
         report: what was known of the translation when it was made, see `RelativeStitcher.report`.
+        call: the Python call that made the model.
+        results: what was measured on labeled data, a dict each with `task_type`, `dataset_name`, `dataset_id` (None if
+            the data are not on the Hub), `split`, `metric` and `value`; and `task_id`, if the data are one of the
+            Hub's benchmarks and the task there has another name than `default`.
         checksums: of the weight files.
         share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
         encoder_fingerprint: of an adapter's source encoder, a hash of its weights.
@@ -57,6 +61,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         source: dict[str, Any] | None = None,
         target: dict[str, Any] | None = None,
         report: dict[str, Any] | None = None,
+        call: str | None = None,
+        results: list[dict[str, Any]] | None = None,
         checksums: dict[str, str] | None = None,
         share: str = "full",
         encoder_fingerprint: str | None = None,
@@ -80,6 +86,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.source = source or {}
         self.target = target or {}
         self.report = report or {}
+        self.call = call
+        self.results = results or []
         self.checksums = checksums or {}
         self.share = share
         self.encoder_fingerprint = encoder_fingerprint

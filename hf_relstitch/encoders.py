@@ -47,6 +47,7 @@ class Encoder:
         cut: str | None = None,
         model_id: str | None = None,
         revision: str | None = None,
+        license: str | None = None,  # noqa: A002  (the name that it has on the Hub)
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
@@ -56,6 +57,7 @@ class Encoder:
             model_id=model_id or type(model).__name__,
             revision=revision or fingerprint(model),
             pooling=cut or self.pooling,
+            license=license,
         )
 
     @classmethod
@@ -87,6 +89,7 @@ class Encoder:
             pooling=chosen,
             model_id=repo.name,
             revision=repo.commit or fingerprint(model, without=untrained),
+            license=repo.license(),
         )
 
     @torch.no_grad()

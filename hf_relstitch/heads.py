@@ -187,6 +187,7 @@ def cut(model: PreTrainedModel, processor: Any, *, repo: Repo | None = None) -> 
         cut=f"input of {name}, {rows}",
         model_id=repo.name if repo else None,
         revision=repo.commit if repo else None,
+        license=repo.license() if repo else None,
     )
     return encoder, Head(linear, dict(model.config.id2label), model.config.problem_type, encoder.provenance)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, hf_hub_download, metadata_load, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's, or httpx2's
     EntryNotFoundError,
     GatedRepoError,
@@ -19,6 +19,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from yaml import YAMLError
 
 from hf_relstitch.core.errors import StitchError
 
@@ -86,6 +87,18 @@ class Repo:
             if isinstance(error.__cause__, EntryNotFoundError):
                 return None
             raise
+
+    def license(self) -> str | None:
+        """The licence that the repo's card names, as `other (NAME)` where the Hub has no id for it; None if unknown."""
+        try:
+            card = self.file("README.md")
+            metadata = (metadata_load(card) if card else None) or {}
+        except (StitchError, OSError, ValueError, YAMLError):
+            return None
+        found, name = metadata.get("license"), metadata.get("license_name")
+        if found == "other" and isinstance(name, str):
+            return f"other ({name})"
+        return found if isinstance(found, str) and found not in ("other", "unknown") else None
 
     def folder(self) -> Path:
         """A local folder with all of the files, but those that could hold pickles.
@@ -177,7 +190,7 @@ def explanation(error: Exception) -> str:
 
 
 def push_folder(
-    write: Callable[[Path], None],
+    write: Callable[[Path, str], None],
     repo_id: str,
     *,
     owned: Sequence[str],
@@ -190,7 +203,7 @@ def push_folder(
 ) -> str:
     """Push what `write` puts into a folder as one commit, and give the commit's address.
 
-    `write` finds the repo's README.md in the folder where there is one. Older files in the repo that match `owned`
+    `write` is given the folder and the whole repo id, and finds the repo's README.md in the folder where there is one. Older files in the repo that match `owned`
     go in the same commit. A repo that was made for a push that fails is taken away again.
 
     Raises:
@@ -207,7 +220,7 @@ def push_folder(
         if head and api.file_exists(repo_id, "README.md", revision=head):
             api.hf_hub_download(repo_id, "README.md", revision=head, local_dir=folder)
             shutil.rmtree(folder / ".cache")  # the client's notes on the download
-        write(folder)
+        write(folder, repo_id)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with nullcontext() if exists else taken_back(api, repo_id):
             if revision is not None and not revision.startswith("refs/pr/"):

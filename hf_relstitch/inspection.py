@@ -4,9 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.anchors import CONFIG_NAME, AnchorSet
+from hf_relstitch.cards import anchor_card, model_card, read_card
 from hf_relstitch.checkpoints import read_config
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.files import read_json
 from hf_relstitch.sharing import locate_artifact
 from hf_relstitch.stitching import conditioning
 
@@ -23,6 +25,20 @@ def describe(place: str | Path) -> dict[str, Any]:
         return describe_anchors(AnchorSet.from_pretrained(folder))
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return describe_model(read_config(folder)) | {"megabytes": round(size / 1e6, 1)}
+
+
+def card(place: str | Path, *, repo_id: str | None = None) -> str:
+    """The card of a folder or a Hub repo as this version makes it, with the edits of the README.md that is there.
+
+    Raises:
+        StitchError: it holds neither a stitched model nor an anchor set, or its README.md cannot be read.
+    """
+    repo, is_anchor_set = locate_artifact(str(place))
+    folder, repo_id = repo.folder(), repo_id or (repo.name if repo.commit else None)
+    if is_anchor_set:
+        return anchor_card(read_json(folder / CONFIG_NAME), existing=read_card(folder), repo_id=repo_id)
+    read_config(folder)
+    return model_card(read_json(folder / "config.json"), existing=read_card(folder), repo_id=repo_id)
 
 
 def describe_anchors(anchors: AnchorSet) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_relstitch.cards import RESULTS_NAME, write_card
 from hf_relstitch.checkpoints import (
     STUB,
     STUB_NAME,
@@ -20,7 +21,7 @@ from hf_relstitch.checkpoints import (
 from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import LOADERS
-from hf_relstitch.files import checksum, whole_folder
+from hf_relstitch.files import checksum, read_json, whole_folder
 from hf_relstitch.hub import HUB_OPTIONS, hub_options, locate, push_folder
 
 ENCODER_OPTIONS = ("device_map", "max_memory", "offload_folder", "quantization_config", "attn_implementation")
@@ -41,8 +42,12 @@ class SavedModel(PreTrainedModel):
             self._processor = LOADERS[self.config.modality].from_pretrained(self._processor_folder)
         return self._processor
 
-    def save_pretrained(self, save_directory: str | Path, *, share: str = "full", **kwargs: Any) -> None:
-        """Write the whole model: config, safetensors weights and processor; a failure leaves the folder as it was.
+    def save_pretrained(
+        self, save_directory: str | Path, *, share: str = "full", repo_id: str | None = None, **kwargs: Any
+    ) -> None:
+        """Write the whole model: config, safetensors weights, processor, card; a failure leaves the folder as it was.
+
+        Edits of a card that is there already stay; `repo_id` is what the card is to show.
 
         `share="adapter"` leaves the source encoder's weights out and names its Hub repo and commit instead, from
         which loading gets them; that it holds the same weights is checked now and at each loading.
@@ -69,12 +74,13 @@ class SavedModel(PreTrainedModel):
             kwargs["state_dict"] = kept
         self.config.auto_map = auto_map(self.config.modality)
         self.config.source_config.name_or_path = self.config.source["model_id"]  # and no path of this machine
-        with whole_folder(save_directory, last="config.json", owned=WEIGHTS) as written:
+        with whole_folder(save_directory, last="config.json", owned=[WEIGHTS, RESULTS_NAME]) as written:
             super().save_pretrained(written, **kwargs)
             self.processor.save_pretrained(written)
             (written / STUB_NAME).write_text(STUB, encoding="utf-8")
             self.config.checksums = {file.name: checksum(file) for file in sorted(written.glob("*.safetensors"))}
             self.config.save_pretrained(written)
+            write_card(read_json(written / "config.json"), written, folder=save_directory, repo_id=repo_id)
 
     def push_to_hub(
         self,
@@ -96,9 +102,11 @@ class SavedModel(PreTrainedModel):
                 moved since this push began).
         """
         return push_folder(
-            lambda folder: self.save_pretrained(folder, share=share, max_shard_size=max_shard_size, token=token),
+            lambda folder, name: self.save_pretrained(
+                folder, share=share, repo_id=name, max_shard_size=max_shard_size, token=token
+            ),
             repo_id,
-            owned=[WEIGHTS],
+            owned=[WEIGHTS, RESULTS_NAME],
             message=commit_message,
             private=private,
             token=token,

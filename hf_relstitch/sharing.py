@@ -10,6 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
 
 from hf_relstitch.anchors import CONFIG_NAME, LATENTS_NAME, AnchorSet
+from hf_relstitch.cards import RESULTS_NAME
 from hf_relstitch.checkpoints import WEIGHTS
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.files import whole_folder
@@ -48,7 +49,7 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:
     repo, is_anchor_set = locate_artifact(repo_id, revision=revision)
     load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
     load(repo.place, revision=repo.commit)
-    last, owned = (CONFIG_NAME, LATENTS_NAME) if is_anchor_set else ("config.json", WEIGHTS)
+    last, owned = (CONFIG_NAME, [LATENTS_NAME]) if is_anchor_set else ("config.json", [WEIGHTS, RESULTS_NAME])
     with whole_folder(folder, last=last, owned=owned) as written:
         shutil.copytree(repo.folder(), written, dirs_exist_ok=True)
 

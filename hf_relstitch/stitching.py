@@ -1,16 +1,19 @@
 """Two anchor sets and a head become a translation and what is known of it: pairing, checks, fit, report."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.cards import Base
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import agreement, held_out_translations, mean_cosine, mean_reciprocal_rank
 from hf_relstitch.core.inversion import Frame, Translation, TranslationSettings, fit_translation
 from hf_relstitch.core.relative import directions, precision_of, to_working
 from hf_relstitch.devices import accelerate_state
+from hf_relstitch.encoders import Encoder
 from hf_relstitch.heads import Head
 from hf_relstitch.provenance import Provenance
 
@@ -95,3 +98,42 @@ def conditioning(anchors: Tensor) -> dict[str, Any]:
         "condition_number": frame.condition_number,
         "effective_rank": frame.effective_rank,
     }
+
+
+def written_call(
+    method: str,
+    source: Encoder,
+    head: Head | nn.Linear | None,
+    *,
+    settings: TranslationSettings,
+    **arguments: str | None,
+) -> str:
+    """The call that makes a stitched model, as Python with every setting, and with no path of this machine.
+
+    `arguments` are Python too; None stands for one that was not given.
+    """
+    code = {"source": written_encoder(source), **arguments, "head": "head" if head else None}
+    code |= {name: repr(value) for name, value in asdict(settings).items()}
+    given = [f"    {name}={value}," for name, value in code.items() if value is not None]
+    lines = [f"RelativeStitcher.{method}(", *given, ")"]
+    if isinstance(head, Head) and head.provenance is not None:
+        lines.insert(0, f"target, head = load_target({written_model(head.provenance)})")
+    return "\n".join(lines)
+
+
+def written_encoder(encoder: Encoder) -> str:
+    """An encoder as Python; one that was cut from a classifier came with its head."""
+    if encoder.provenance.pooling != encoder.pooling:
+        return "target"
+    return f"Encoder.from_pretrained({written_model(encoder.provenance)}, pooling={encoder.pooling!r})"
+
+
+def written_anchors(anchors: str | AnchorSet, *, name: str) -> str:
+    """Anchors as Python: the Hub id that was given, or a variable's name."""
+    return repr(anchors) if isinstance(anchors, str) and not Path(anchors).exists() else name
+
+
+def written_model(provenance: Provenance) -> str:
+    """Name and revision of a model, as arguments; only the Hub has revisions."""
+    model = Base.of(asdict(provenance))
+    return f"{model.name!r}, revision={model.revision!r}" if model.on_hub else repr(model.name)

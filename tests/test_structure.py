@@ -13,7 +13,8 @@ import hf_relstitch
 PACKAGE = Path(hf_relstitch.__file__).parent
 ROOMS = [  # each may import from those before it, and not from those after it
     {"version", "provenance", "core"},
-    {"files", "inputs", "devices", "hub"},
+    {"files", "inputs", "devices", "hub", "edits"},
+    {"cards"},
     {"relative_latents"},
     {"anchors", "pooling"},
     {"encoders"},
@@ -108,7 +109,8 @@ def test_wheel_holds_all_that_the_package_needs(tmp_path: Path) -> None:
     assert wheel.name.startswith(f"hf_relstitch-{hf_relstitch.__version__}-")
     names = set(ZipFile(wheel).namelist())
     assert {str(file.relative_to(project)) for file in PACKAGE.rglob("*.py")} <= names
-    assert "hf_relstitch/py.typed" in names
+    templates = {f"hf_relstitch/templates/{name}.md" for name in ("model_card", "anchor_card")}
+    assert {"hf_relstitch/py.typed", *templates} <= names
     assert not any(name.startswith("tests/") for name in names)
 
 
