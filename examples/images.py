@@ -18,7 +18,8 @@ parser.add_argument("--classify", required=True, help="an image to classify")
 parser.add_argument("--out", default="stitched-images")
 options = parser.parse_args()
 
-model = RelativeStitcher.from_parts(options.source, options.target, read_inputs(options.anchors))
+anchors = read_inputs(options.anchors)
+model = RelativeStitcher.from_parts(options.source, options.target, anchors, data=options.anchors)
 print("foretold agreement with the head's own answers:", round(model.report["agreement"], 3))
 model.save_pretrained(options.out)
 

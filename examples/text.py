@@ -7,6 +7,7 @@ never sees a label. Needs scikit-learn: pip install 'hf-relstitch[quickstart]'.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,8 +34,9 @@ fitted = LogisticRegression(max_iter=1000).fit(target.encode(labeled["text"]).nu
 head = nn.Linear(fitted.coef_.shape[1], len(fitted.classes_))
 head.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
 
+labels = [str(name) for name in fitted.classes_]
 model = RelativeStitcher.from_parts(
-    options.source, target, unlabeled["text"], head=head, labels=[str(name) for name in fitted.classes_]
+    options.source, target, unlabeled["text"], head=head, labels=labels, data=options.data
 )
 print("foretold agreement with the head's own answers:", round(model.report["agreement"], 3))
 model.save_pretrained(options.out)
@@ -43,3 +45,8 @@ answers = pipeline("text-classification", model=options.out)(list(test["text"]),
 own = fitted.score(target.encode(test["text"]).numpy(), test["label"])
 stitched = np.mean([int(answer["label"]) == label for answer, label in zip(answers, test["label"], strict=True)])
 print(f"accuracy of the head: {own:.3f} on its own encoder, {stitched:.3f} on {options.source}")
+
+name = Path(options.data).name
+result = {"task_type": "text-classification", "dataset_name": name, "dataset_id": options.data, "split": "train"}
+model.config.results = [result | {"metric": "accuracy", "value": float(stitched)}]
+model.save_pretrained(options.out)  # and so the card says it

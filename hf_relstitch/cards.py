@@ -19,7 +19,6 @@ TEMPLATES = Path(__file__).with_name("templates")
 TASKS = {"text": "text-classification", "image": "image-classification"}
 TAGS = ["model-stitching", "relative-representations"]
 NAMESPACE, NAME = "[A-Za-z0-9][A-Za-z0-9._-]*/", "[A-Za-z0-9._-]+"
-SHOWN_CLASSES = 30
 
 
 def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
@@ -48,16 +47,12 @@ def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: 
     template = {
         "bases": bases,
         "license_note": license_note,
-        "num_anchors": config.get("num_anchors"),
         "classes": list(config.get("id2label", {}).values()),
-        "shown_classes": SHOWN_CLASSES,
         "report": {"source": {}, "target": {}} | config.get("report", {}),
         "results": results,
-        "call": config.get("call"),
-        "repo_id": repo_id or "FOLDER_OR_REPO_ID",
-        "versions": versions(config),
+        "repo_id": repo_id,
     }
-    return render("model_card.md", metadata, template, existing=existing)
+    return render("model_card.md", metadata, template, config=config, existing=existing)
 
 
 def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
@@ -76,15 +71,8 @@ def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id:
         tags=["relative-anchors", *TAGS],
         **license_keys,
     )
-    template = {
-        "base": base,
-        "license_note": license_note,
-        "num_anchors": config.get("num_anchors"),
-        "dim": config.get("dim"),
-        "repo_id": repo_id or "FOLDER_OR_REPO_ID",
-        "versions": versions(config),
-    }
-    return render("anchor_card.md", metadata, template, existing=existing)
+    template = {"base": base, "license_note": license_note, "repo_id": repo_id}
+    return render("anchor_card.md", metadata, template, config=config, existing=existing)
 
 
 def write_card(config: dict[str, Any], written: Path, *, folder: str | Path) -> None:
@@ -123,8 +111,8 @@ def eval_results(config: Mapping[str, Any]) -> list[EvalResult]:
         return [
             EvalResult(
                 task_type=one["task_type"],
-                dataset_type=one.get("dataset_id") or one["dataset_name"],
-                dataset_name=one["dataset_name"],
+                dataset_type=public_data_name(one.get("dataset_id") or one["dataset_name"]),
+                dataset_name=public_data_name(one["dataset_name"]),
                 dataset_split=one.get("split"),
                 metric_type=one["metric"],
                 metric_value=one["value"],
@@ -185,7 +173,7 @@ class Base:
         model_id, revision = str(provenance.get("model_id", "")), str(provenance.get("revision", ""))
         on_hub = bool(re.fullmatch("[0-9a-f]{40}", revision) and re.fullmatch(f"({NAMESPACE})?{NAME}", model_id))
         name = model_id if on_hub else " ".join(PureWindowsPath(model_id).name.split()) or "an unnamed model"
-        data = public_data_name(provenance.get("data"))
+        data = provenance.get("data") and public_data_name(provenance["data"])
         return cls(name, on_hub, revision, str(provenance.get("pooling", "")), data, provenance.get("license"))
 
 
@@ -201,9 +189,9 @@ def dataset_ids(bases: list[Base]) -> list[str] | None:
     return list(dict.fromkeys(filter(None, (dataset_id(base.data) for base in bases)))) or None
 
 
-def public_data_name(data: str | None) -> str | None:
+def public_data_name(data: str) -> str:
     """The name of data without the folders of a local path."""
-    if data is None or dataset_id(data) is not None:
+    if dataset_id(data) is not None:
         return data
     is_path = re.match(r"(~|\.{1,2}|[A-Za-z]:|file:)?[\\/]", data) or not re.search(r"\s", data)
     return PureWindowsPath(data).name if is_path else data
@@ -236,16 +224,11 @@ def number(value: object, digits: int) -> str:
     return f"{value:,.{digits}f}" if isinstance(value, int | float) else "not known"
 
 
-def versions(config: Mapping[str, Any]) -> str:
-    """The libraries that wrote a config."""
-    known = {name: config.get(f"{name}_version") for name in ("hf_relstitch", "transformers")}
-    return " and ".join(f"{name} {inline(version)}" for name, version in known.items() if version)
-
-
 def inline(text: object) -> str:
     """Foreign text as one line of Markdown that means nothing but itself, in a table too."""
     line = " ".join(str(text).split())
-    return re.sub(r"[\\`*\[\]|~<>&$]|(?<![^\W_])_|_(?![^\W_])", lambda found: f"&#{ord(found[0])};", line)
+    special = r"[\\`*\[\]|~<>&$]|(?<!\w)_+|_+(?!\w)"
+    return re.sub(special, lambda found: "".join(f"&#{ord(one)};" for one in found[0]), line)
 
 
 def code(text: str) -> str:
@@ -253,10 +236,11 @@ def code(text: str) -> str:
     return text.replace("`", "'").replace("<!--", "<!==")
 
 
-def render(name: str, metadata: ModelCardData, template: dict[str, Any], *, existing: str | None) -> str:
+def render(
+    name: str, metadata: ModelCardData, template: dict[str, Any], *, config: dict[str, Any], existing: str | None
+) -> str:
     """A card from its template; over an existing one, with the edits of that."""
-    rendered = ModelCard.from_template(
-        metadata, template_path=str(TEMPLATES / name), inline=inline, code=code, number=number, **template
-    ).text
-    generated = Generated(rendered, metadata)
+    values = template | {"config": config, "inline": inline, "code": code, "number": number}
+    card = ModelCard.from_template(metadata, template_path=str(TEMPLATES / name), **values)
+    generated = Generated(card.text, metadata)
     return generated.over(existing) if existing and existing.strip() else generated.alone()
