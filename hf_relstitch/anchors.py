@@ -17,7 +17,7 @@ from hf_relstitch.core.halves import target_half
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.files import check_format, checksum, read_json, verify_checksum, whole_folder, write_json
 from hf_relstitch.hub import find_tagged, locate, push_folder
-from hf_relstitch.inputs import ids_fingerprint, input_ids, key_fingerprint
+from hf_relstitch.inputs import data_name, ids_fingerprint, input_ids, key_fingerprint
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.version import __version__
@@ -93,8 +93,8 @@ class AnchorSet:
         """Encode anchor inputs (texts, or images as PIL images or paths).
 
         Inputs that are repeated, or that the encoder cannot tell apart, are kept once; a log line says how many
-        were left out. `data` is the name of the data that they are from; of a path, its last part is kept. An id is a hash of its input, so whoever has an input can find out whether it is in the set;
-        with a `key`, a secret that those who pair their anchors share, only they can.
+        were left out. `data` names the data that they are from. An id is a hash of its input, so whoever has an input
+        can find out whether it is in the set; with a `key`, a secret that those who pair anchors share, only they can.
 
         Raises:
             StitchError: too few different inputs, or latents that cannot be anchors.
@@ -106,12 +106,10 @@ class AnchorSet:
         distinct = first_of_each(latents)
         if len(distinct) < len(inputs):
             logger.warning(f"{len(inputs) - len(distinct)} of {len(inputs)} anchor inputs repeat others: left out")
-        if data is not None and Path(data).exists():
-            data = Path(data).resolve().name
         return cls(
             latents[distinct],
             ids[rows][distinct],
-            replace(encoder.provenance, data=data),
+            replace(encoder.provenance, data=data_name(data)),
             inputs=ids_fingerprint(ids),
             key=key_fingerprint(key),
         )

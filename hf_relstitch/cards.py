@@ -17,6 +17,7 @@ CARD_NAME = "README.md"
 RESULTS_NAME = ".eval_results/hf_relstitch.yaml"
 TEMPLATES = Path(__file__).with_name("templates")
 TASKS = {"text": "text-classification", "image": "image-classification"}
+ANCHORS_TAG = "relative-anchors"
 TAGS = ["model-stitching", "relative-representations"]
 NAMESPACE, NAME = "[A-Za-z0-9][A-Za-z0-9._-]*/", "[A-Za-z0-9._-]+"
 
@@ -37,7 +38,7 @@ def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: 
         library_name="hf_relstitch",
         pipeline_tag=TASKS[config.get("modality", "text")],
         base_model=list(dict.fromkeys(hub_ids)) or None,
-        base_model_relation="merge" if hub_ids else None,
+        base_model_relation=("adapter" if config.get("share") == "adapter" else "merge") if hub_ids else None,
         datasets=dataset_ids(bases),
         tags=TAGS,
         eval_results=results or None,
@@ -68,24 +69,30 @@ def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id:
         base_model=[base.name] if base.on_hub else None,
         base_model_relation="adapter" if base.on_hub else None,
         datasets=dataset_ids([base]),
-        tags=["relative-anchors", *TAGS],
+        tags=[ANCHORS_TAG, *([inputs_tag(config["inputs"])] if config.get("inputs") else []), *TAGS],
         **license_keys,
     )
     template = {"base": base, "license_note": license_note, "repo_id": repo_id}
     return render("anchor_card.md", metadata, template, config=config, existing=existing)
 
 
-def write_card(config: dict[str, Any], written: Path, *, folder: str | Path) -> None:
+def write_card(config: dict[str, Any], written: Path, *, folder: str | Path, repo_id: str | None = None) -> None:
     """Write card and results into `written`, which is to become `folder`, whose own card may hold edits to keep.
 
     Raises:
         StitchError: as in `model_card`.
     """
     make = anchor_card if "provenance" in config else model_card
-    (written / CARD_NAME).write_text(make(config, existing=read_card(Path(folder))), encoding="utf-8")
+    card = make(config, existing=read_card(Path(folder)), repo_id=repo_id)
+    (written / CARD_NAME).write_text(card, encoding="utf-8")
     for name, content in eval_result_files(config).items():
         (written / name).parent.mkdir(exist_ok=True)
         (written / name).write_text(content, encoding="utf-8")
+
+
+def inputs_tag(fingerprint: str) -> str:
+    """The tag on the Hub by which anchor sets over the same inputs are found."""
+    return f"anchor-inputs-{fingerprint}"
 
 
 def read_card(folder: Path) -> str | None:

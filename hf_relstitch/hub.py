@@ -203,8 +203,9 @@ def push_folder(
 ) -> str:
     """Push what `write` puts into a folder as one commit, and give the commit's address.
 
-    `write` is given the folder and the whole repo id, and finds the repo's README.md in the folder where there is one. Older files in the repo that match `owned`
-    go in the same commit. A repo that was made for a push that fails is taken away again.
+    `write` is given the folder and the whole repo id, and finds the repo's README.md in the folder where there is one.
+    Older files in the repo that match `owned` go in the same commit. A repo that was made for a push that fails is
+    taken away again.
 
     Raises:
         StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has

@@ -1,6 +1,7 @@
 """Inputs, texts or images: reading them from where people keep them, and naming each by a hash."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,13 @@ def read_inputs(place: str, *, column: str | None = None, split: str = "train") 
     if not inputs:
         raise StitchError(f"{place} holds no input: expected a text file with one a line or a folder of images")
     return inputs
+
+
+def data_name(data: str | None) -> str | None:
+    """The name of data as it may be published: of a path that is here, its last part."""
+    if data is None or not os.path.exists(data):  # noqa: PTH110  (Path.exists has an error for a long name)
+        return data
+    return Path(data).resolve().name
 
 
 def read_columns(name: str, columns: Sequence[str | None], *, split: str) -> list[list[Any]]:

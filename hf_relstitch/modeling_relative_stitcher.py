@@ -113,7 +113,11 @@ class RelativeStitcher(SavedModel):
         elif not isinstance(target, Encoder):
             target = Encoder.from_pretrained(target)
         target_anchors = AnchorSet.encode(target, anchors, **options)
-        written = {"target": written_encoder(target), "anchors": "anchors", "data": repr(target_anchors.provenance.data)}
+        written = {
+            "target": written_encoder(target),
+            "anchors": "anchors",
+            "data": repr(target_anchors.provenance.data),
+        }
         del target
         source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
         source_anchors = AnchorSet.encode(source, anchors, **options)
