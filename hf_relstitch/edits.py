@@ -87,8 +87,10 @@ def merge(before: Mapping[str, Any], theirs: Mapping[str, Any], ours: Mapping[st
 
 def merge_value(before: Any, theirs: Any, ours: Any) -> Any:
     """One value, or each entry of a list."""
+    if theirs == before:
+        return ours
     if not any(isinstance(one, list) for one in (before, theirs, ours)):
-        return ours if theirs == before else theirs
+        return theirs
     was, kept, new = ([] if one is None else one if isinstance(one, list) else [one] for one in (before, theirs, ours))
     kept = [one for one in kept if one in new or one not in was]
     return [*kept, *(one for one in new if one not in kept and one not in was)] or None

@@ -137,3 +137,13 @@ def test_quickstart_of_ones_own_models(source_folder: str, target_folder: str, t
     )
     assert "source encoder, stitched" in done.stdout
     assert (tmp_path / "out" / "quickstart.png").is_file()
+
+
+def test_card_is_shown_and_written(model: Path) -> None:
+    card = model / "README.md"
+    written = card.read_text()
+    assert run("card", model).stdout == written
+    card.write_text(written.replace(f"{len(pico.LABELS)} classes", "many classes") + "\nMy note.\n")
+    run("card", model, "--write", "--repo-id", "me/stitched")
+    assert card.read_text() == written.replace("FOLDER_OR_REPO_ID", "me/stitched") + "\nMy note.\n"
+    assert "is no folder here" in run("card", "me/nothing", "--write", status=2).stderr
