@@ -174,6 +174,18 @@ class Base:
         found = dataset_id(self.data)
         return f"[{shown}](https://huggingface.co/datasets/{found})" if found else shown
 
+    @property
+    def arguments(self) -> str:
+        """Name and revision as Python arguments; only the Hub has revisions."""
+        return f"{self.name!r}, revision={self.revision!r}" if self.on_hub else repr(self.name)
+
+    @property
+    def call(self) -> str:
+        """The call that loads the encoder of the latents, or cuts it from a classifier."""
+        if self.pooling.startswith("input of "):
+            return f"load_target({self.arguments})[0]"
+        return f"Encoder.from_pretrained({self.arguments}, pooling={self.pooling!r})"
+
     @classmethod
     def of(cls, provenance: Mapping[str, Any]) -> "Base":
         """From the fields of a `Provenance`."""

@@ -53,8 +53,9 @@ def read(existing: str) -> ModelCard:
     try:
         return ModelCard(text if REGEX_YAML_BLOCK.search(text) else f"---\n{{}}\n---\n{text}")
     except (ValueError, TypeError, YAMLError) as error:
+        fault = " ".join(str(error).split())
         raise StitchError(
-            f"the metadata at the top of README.md cannot be read ({error}): repair it, or remove the file"
+            f"the metadata at the top of README.md cannot be read ({fault}): repair it, or remove the file"
         ) from error
 
 

@@ -21,7 +21,7 @@ from hf_relstitch.pooling import pool
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
-from hf_relstitch.stitching import stitch, written_anchors, written_call, written_encoder
+from hf_relstitch.stitching import stitch, written_anchors, written_call
 
 OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput}
 
@@ -113,18 +113,21 @@ class RelativeStitcher(SavedModel):
         elif not isinstance(target, Encoder):
             target = Encoder.from_pretrained(target)
         target_anchors = AnchorSet.encode(target, anchors, **options)
-        written = {
-            "target": written_encoder(target),
-            "anchors": "anchors",
-            "data": repr(target_anchors.provenance.data),
-        }
         del target
         source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
         source_anchors = AnchorSet.encode(source, anchors, **options)
         model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
-        written |= {name: name for name, value in (("key", key), ("labels", labels)) if value is not None}
-        how = model.config.translation_settings
-        model.config.call = written_call("from_parts", source, head, settings=how, **written)
+        model.config.call = written_call(
+            "from_parts",
+            source.provenance,
+            head,
+            settings=model.config.translation_settings,
+            target=target_anchors.provenance,
+            anchors="anchors",
+            data=repr(target_anchors.provenance.data),
+            key="key" if key else None,
+            labels="labels" if labels else None,
+        )
         return model
 
     @classmethod
@@ -147,7 +150,7 @@ class RelativeStitcher(SavedModel):
         Raises:
             StitchError: anchors of another model or width than the encoder or the head, or too few in common.
         """
-        written = {
+        written: dict[str, Any] = {
             "source_anchors": written_anchors(source_anchors, name="source_anchors"),
             "target_anchors": written_anchors(target_anchors, name="target_anchors"),
             "labels": "labels" if labels else None,
@@ -171,7 +174,7 @@ class RelativeStitcher(SavedModel):
             source=asdict(made.source_anchors.provenance),
             target=asdict(made.target_anchors.provenance),
             report=made.report,
-            call=written_call("from_anchor_sets", encoder, head, settings=how, **written),
+            call=written_call("from_anchor_sets", encoder.provenance, head, settings=how, **written),
             id2label=named_head.id2label,
             label2id={label: index for index, label in named_head.id2label.items()},
             problem_type=named_head.problem_type,

@@ -13,7 +13,6 @@ from hf_relstitch.core.fidelity import agreement, held_out_translations, mean_co
 from hf_relstitch.core.inversion import Frame, Translation, TranslationSettings, fit_translation
 from hf_relstitch.core.relative import directions, precision_of, to_working
 from hf_relstitch.devices import accelerate_state
-from hf_relstitch.encoders import Encoder
 from hf_relstitch.heads import Head
 from hf_relstitch.provenance import Provenance
 
@@ -102,38 +101,30 @@ def conditioning(anchors: Tensor) -> dict[str, Any]:
 
 def written_call(
     method: str,
-    source: Encoder,
+    source: Provenance,
     head: Head | nn.Linear | None,
     *,
     settings: TranslationSettings,
+    target: Provenance | None = None,
     **arguments: str | None,
 ) -> str:
     """The call that makes a stitched model, as Python with every setting, and with no path of this machine.
 
     `arguments` are Python too; None stands for one that was not given.
     """
-    code = {"source": written_encoder(source), **arguments, "head": "head" if head else None}
-    code |= {name: repr(value) for name, value in asdict(settings).items()}
+    cut = head.provenance if isinstance(head, Head) else None
+    code = {
+        "source": Base.of(asdict(source)).call,
+        "target": target and ("target" if cut else Base.of(asdict(target)).call),
+        **arguments,
+        "head": "head" if head else None,
+        **{name: repr(value) for name, value in asdict(settings).items()},
+    }
     given = [f"    {name}={value}," for name, value in code.items() if value is not None]
-    lines = [f"RelativeStitcher.{method}(", *given, ")"]
-    if isinstance(head, Head) and head.provenance is not None:
-        lines.insert(0, f"target, head = load_target({written_model(head.provenance)})")
-    return "\n".join(lines)
-
-
-def written_encoder(encoder: Encoder) -> str:
-    """An encoder as Python; one that was cut from a classifier came with its head."""
-    if encoder.provenance.pooling != encoder.pooling:
-        return "target"
-    return f"Encoder.from_pretrained({written_model(encoder.provenance)}, pooling={encoder.pooling!r})"
+    loaded = [f"target, head = load_target({Base.of(asdict(cut)).arguments})"] if cut else []
+    return "\n".join([*loaded, f"RelativeStitcher.{method}(", *given, ")"])
 
 
 def written_anchors(anchors: str | AnchorSet, *, name: str) -> str:
     """Anchors as Python: the Hub id that was given, or a variable's name."""
     return repr(anchors) if isinstance(anchors, str) and not Path(anchors).exists() else name
-
-
-def written_model(provenance: Provenance) -> str:
-    """Name and revision of a model, as arguments; only the Hub has revisions."""
-    model = Base.of(asdict(provenance))
-    return f"{model.name!r}, revision={model.revision!r}" if model.on_hub else repr(model.name)
