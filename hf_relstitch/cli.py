@@ -68,7 +68,7 @@ def stitch(
     from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
     inputs = read_inputs(anchors, column=column, split=split)[:limit]
-    name = Path(anchors).name if Path(anchors).exists() else f"{anchors} ({split})"
+    name = Path(anchors).name if Path(anchors).exists() else anchors
     model = RelativeStitcher.from_parts(
         source, target, inputs, data=name, batch_size=batch_size, alpha=alpha, ridge=ridge, scale=scale
     )

@@ -73,9 +73,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         check_format(
             format_version, supported=FORMAT_VERSION, what="the stitched model", written_by=hf_relstitch_version
         )
-        if isinstance(source_config, dict):
-            source_config = AutoConfig.for_model(**source_config)
-        self.source_config: PretrainedConfig | None = source_config
+        self.source_config = read_source_config(source_config)
         self.modality = modality
         self.pooling = pooling
         self.d_source = d_source
@@ -99,8 +97,10 @@ class RelativeStitcherConfig(PretrainedConfig):
     def _check(self) -> None:
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
-        if self.head.get("kind") != "linear":
-            raise StitchError(f"the config's head is of kind {self.head.get('kind')!r}: expected 'linear'")
+        if self.head.get("kind") != "linear" or not isinstance(self.head.get("bias"), bool):
+            raise StitchError(f"the config's head is {self.head}: expected kind 'linear' and whether it has a bias")
+        if not isinstance(self.checksums, dict):
+            raise StitchError(f"the config's checksums are {self.checksums}: expected one for each weight file")
         if self.share not in SHARES:
             raise StitchError(f"share is {self.share!r}: expected one of {', '.join(SHARES)}")
         self.translation_settings  # noqa: B018  (its construction is the check)
@@ -116,3 +116,20 @@ class RelativeStitcherConfig(PretrainedConfig):
             return TranslationSettings(**self.translation)
         except TypeError as error:
             raise StitchError(f"the config's translation settings are not of this version: {error}") from error
+
+
+def read_source_config(content: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig | None:
+    """The source encoder's config, of one of the classes that transformers has or that the user registered.
+
+    Raises:
+        StitchError: its model type is not known here.
+    """
+    if not isinstance(content, dict):
+        return content
+    try:
+        return AutoConfig.for_model(**content)
+    except (TypeError, ValueError) as error:
+        raise StitchError(
+            f"the config's source_config is of model type {content.get('model_type')!r}, which this transformers does "
+            "not know: upgrade transformers, or register the encoder's classes with AutoConfig and AutoModel"
+        ) from error

@@ -13,7 +13,6 @@ from huggingface_hub import HfApi, hf_hub_download, metadata_load, snapshot_down
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's, or httpx2's
     EntryNotFoundError,
     GatedRepoError,
-    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -24,7 +23,7 @@ from yaml import YAMLError
 from hf_relstitch.core.errors import StitchError
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
-HUB_ERRORS: tuple[type[Exception], ...] = (HTTPError, EntryNotFoundError, HFValidationError, OSError)
+HUB_ERRORS: tuple[type[Exception], ...] = (HTTPError, EntryNotFoundError, OSError, ValueError)
 NEVER_READ = ["*.bin", "*.pkl", "*.pickle", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack"]
 REMEDIES = {
     401: "log in with `hf auth login` or give a token that is valid",
@@ -136,7 +135,7 @@ def locate(
     if ".." in Path(subfolder).parts or Path(subfolder).is_absolute():
         raise StitchError(f"the subfolder is {subfolder!r}: expected a path inside the repo")
     if Path(place).is_dir():
-        return Repo(str(place), None, subfolder)
+        return Repo(str(place), None, subfolder, options)
     name = f"{subfolder}/{config}" if subfolder else config
     with hub_errors(f"{place} is no folder here, and asking the Hub for its {name}"):
         file = Path(hf_hub_download(str(place), name, revision=revision, **options))
@@ -169,6 +168,8 @@ def hub_errors(doing: str, *others: type[Exception]) -> Iterator[None]:
     """Turn what the Hub's client raises, and `others`, into an error that says what failed and what to do."""
     try:
         yield
+    except StitchError:
+        raise
     except (*HUB_ERRORS, *others) as error:
         raise StitchError(f"{doing} failed: {explanation(error)}") from error
 

@@ -53,6 +53,7 @@ def hub() -> Iterator[HubServer]:
     server.repos.clear()
     server.requests.clear()
     server.faults.clear()
+    server.forget_contents()
     yield server
     assert not server.faults, "a fault that the test asked for did not happen"
 

@@ -374,6 +374,11 @@ class HubServer:
         digest = self.store(content)
         return lfs_file(digest, len(content)) if goes_to_lfs(path, len(content)) else regular_file(content)
 
+    def forget_contents(self) -> None:
+        """Forget what was uploaded, so that it has to be uploaded again."""
+        for blob in self._blobs.iterdir():
+            blob.unlink()
+
     def take(self, kind: str, request: Request, body: bytes = b"") -> Fault | None:
         """The first fault of that kind that fits, used up once."""
         with self._lock:
