@@ -268,7 +268,7 @@ print(model.config.id2label)
     (tmp_path / "texts.json").unlink()
     found, labels = printed(new_process(third, tmp_path / "c"))
     at_once = RelativeStitcher.from_parts(source_id, target_id, TEXTS, progress=False)
-    assert torch.allclose(torch.tensor(json.loads(found)), logits(at_once).double(), atol=1e-5)
+    assert torch.allclose(torch.tensor(json.loads(found), dtype=torch.float64), logits(at_once).double(), atol=1e-5)
     assert labels == str(pico.LABELS)
 
 

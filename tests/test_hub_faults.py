@@ -129,9 +129,9 @@ def test_push_over_somebody_elses_newer_commit(pushed: RelativeStitcher, hub: Hu
 
 
 def test_somebody_pushes_while_we_do(pushed: RelativeStitcher, hub: HubServer) -> None:
-    def write(folder: Path) -> None:
+    def write(folder: Path, repo_id: str) -> None:
         (folder / "config.json").write_text("{}")
-        HfApi().upload_file(path_or_fileobj=b"theirs", path_in_repo="notes.txt", repo_id=REPO)
+        HfApi().upload_file(path_or_fileobj=b"theirs", path_in_repo="notes.txt", repo_id=repo_id)
 
     with pytest.raises(StitchError, match=r"412.*somebody has pushed since"):
         push_folder(write, REPO, owned=[], message="ours")
