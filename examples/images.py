@@ -16,6 +16,7 @@ parser.add_argument("--target", default="google/vit-base-patch16-224", help="the
 parser.add_argument("--anchors", required=True, help="a folder of images of the kind to classify, some hundreds")
 parser.add_argument("--classify", required=True, help="an image to classify")
 parser.add_argument("--out", default="stitched-images")
+parser.add_argument("--push", help="a Hub repo to push to, such as me/stitched")
 options = parser.parse_args()
 
 anchors = read_inputs(options.anchors)
@@ -25,3 +26,5 @@ model.save_pretrained(options.out)
 
 for answer in pipeline("image-classification", model=options.out)(options.classify, top_k=3):
     print(f"{answer['score']:.3f}  {answer['label']}")
+if options.push:
+    print("pushed:", model.push_to_hub(options.push))

@@ -24,6 +24,7 @@ parser.add_argument("--target", default="sentence-transformers/all-mpnet-base-v2
 parser.add_argument("--data", default="fancyzhx/ag_news", help="columns text and label, 3 classes or more")
 parser.add_argument("--rows", type=int, default=1000, help="rows for the head, and as many anchors")
 parser.add_argument("--out", default="stitched-text")
+parser.add_argument("--push", help="a Hub repo to push to, such as me/stitched")
 options = parser.parse_args()
 
 rows = load_dataset(options.data, split="train").shuffle(seed=0)
@@ -50,3 +51,5 @@ name = Path(options.data).name
 result = {"task_type": "text-classification", "dataset_name": name, "dataset_id": options.data, "split": "train"}
 model.config.results = [result | {"metric": "accuracy", "value": float(stitched)}]
 model.save_pretrained(options.out)  # and so the card says it
+if options.push:
+    print("pushed:", model.push_to_hub(options.push))

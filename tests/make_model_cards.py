@@ -3,13 +3,14 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from example_runs import EXAMPLES, run_in
+from conftest import server
+from example_runs import EXAMPLES, pushed_card, run
 
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 
 if __name__ == "__main__":
-    MODEL_CARDS.mkdir(exist_ok=True)
-    for example in EXAMPLES:
-        with TemporaryDirectory() as folder:
-            _, made = run_in(Path(folder), example)
-            (made / "README.md").replace(MODEL_CARDS / Path(example).with_suffix(".md"))
+    with server:
+        for example in EXAMPLES:
+            with TemporaryDirectory() as folder:
+                _, arguments = run(example, Path(folder), server)
+                (MODEL_CARDS / example).with_suffix(".md").write_text(pushed_card(arguments))

@@ -10,7 +10,6 @@ from typing import Any
 import pico
 import pytest
 import yaml
-from example_runs import run_once
 from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard, ModelCardData, parse_eval_result_entries
 from hypothesis import given, settings
@@ -613,15 +612,6 @@ def alike(card: str) -> tuple[str, list[float]]:
     return re.sub(number, "NUMBER", card), [float(one.replace(",", "")) for one in re.findall(number, card)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_model_cards_are_what_the_examples_make(example: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    _, folder = run_once(example, tmp_path_factory)
-    kept, kept_numbers = alike((MODEL_CARDS / Path(example).with_suffix(".md")).read_text())
-    made, made_numbers = alike((folder / "README.md").read_text())
-    assert made == kept, "python tests/make_model_cards.py renders model_cards/ anew"
-    assert made_numbers == pytest.approx(kept_numbers, rel=0.02, abs=0.02)
-
-
 def test_model_cards_are_all_there() -> None:
-    assert {file.name for file in MODEL_CARDS.iterdir()} == {Path(name).with_suffix(".md").name for name in EXAMPLES}
+    names = {Path(name).with_suffix(".md").name for name in EXAMPLES} | {"README.md"}
+    assert {file.name for file in MODEL_CARDS.iterdir()} == names
