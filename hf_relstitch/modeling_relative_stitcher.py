@@ -56,7 +56,7 @@ class RelativeStitcher(SavedModel):
 
     config_class = RelativeStitcherConfig
     base_model_prefix = "relative_stitcher"
-    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"anchors"}
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["anchors"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
