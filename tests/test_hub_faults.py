@@ -117,6 +117,13 @@ def test_an_upload_that_is_asked_to_slow_down_goes_on(stitched: RelativeStitcher
     assert torch.equal(logits(RelativeStitcher.from_pretrained(REPO)), logits(stitched))
 
 
+def test_a_push_whose_answer_is_lost_has_come_whole(stitched: RelativeStitcher, hub: HubServer) -> None:
+    hub.cut("/commit/", after_bytes=0)
+    with pytest.raises(StitchError, match="pushing to alice/stitched failed"):
+        stitched.push_to_hub(REPO)
+    assert torch.equal(logits(RelativeStitcher.from_pretrained(REPO)), logits(stitched))
+
+
 def test_push_over_somebody_elses_newer_commit(pushed: RelativeStitcher, hub: HubServer) -> None:
     seen = HfApi().model_info(REPO).sha
     with torch.no_grad():
