@@ -245,6 +245,8 @@ def test_a_stranger_finds_what_to_do_and_what_to_expect() -> None:
     assert 'pipeline("text-classification", model="me/stitched")' in card
     assert "It chooses between 2 classes: calm, stormy." in card
     assert CONFIG["call"] in card
+    assert "from 500 unlabeled inputs" in card
+    assert "The 500 anchors" in card
     parts, report = tables(card)
     assert [row[:1] + row[2:] for row in parts[1:]] == [
         ["encoder", "mean", COMMIT, "mit"],
@@ -369,6 +371,15 @@ def test_foreign_text_is_inert(name: str) -> None:
     assert model_card(changed(id2label={"0": name}, source_license=name, call=f"f({name!r})"), existing=card) == card
 
 
+def test_remembered_metadata_cannot_leave_their_comment() -> None:
+    config = changed(source_model_id="a --> <b>c", source_revision="weights:0", results=[RESULT])
+    card = model_card(config)
+    comment, *_ = MarkdownIt().parse(ModelCard(card).text)
+    assert comment.content.rstrip().endswith("-->")
+    assert comment.content.count("-->") == 1
+    assert model_card(config, existing=card) == card
+
+
 def test_a_call_cannot_leave_its_block() -> None:
     card = model_card(changed(call=f"f('''\n```\n# free {END}\n''')"))
     fence = [node for node in MarkdownIt().parse(ModelCard(card).text) if node.type == "fence"][-1]
@@ -453,6 +464,8 @@ def test_a_licence_that_is_no_longer_known_goes() -> None:
     assert "license_name" not in metadata(model_card(CONFIG, existing=model_card(conflict)))
     kept = metadata(model_card(CONFIG, existing=edited(conflict, license="gpl-3.0", license_name=None)))
     assert (kept["license"], kept.get("license_name")) == ("gpl-3.0", None)
+    kept = metadata(model_card(conflict, existing=edited(CONFIG, license="cc0-1.0")))
+    assert (kept["license"], kept.get("license_name")) == ("cc0-1.0", None)
 
 
 def test_results_of_others_stay() -> None:
@@ -478,8 +491,9 @@ def test_a_broken_memory_makes_all_metadata_peoples() -> None:
 def test_a_lost_end_loses_no_text() -> None:
     card = model_card(CONFIG).replace(END, "my own words")
     anew = model_card(CONFIG, existing=card)
-    assert "my own words" in anew
+    assert anew.startswith(card)
     assert model_card(CONFIG, existing=anew) == anew
+    assert "my own words" in model_card(changed(num_anchors=77), existing=anew)
 
 
 @pytest.mark.parametrize(
