@@ -121,7 +121,8 @@ def test_folder_brings_back_the_same_logits_bit_for_bit(
 def test_folder_is_complete_and_can_be_saved_again(stitched: RelativeStitcher, tmp_path: Path) -> None:
     stitched.save_pretrained(tmp_path / "one")
     RelativeStitcher.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
-    expected = {"config.json", "model.safetensors", "relative_stitcher.py", "tokenizer.json", "tokenizer_config.json"}
+    processor = {"tokenizer.json", "tokenizer_config.json"}
+    expected = {"README.md", "config.json", "model.safetensors", "relative_stitcher.py", *processor}
     for folder in ("one", "two"):
         assert {file.name for file in (tmp_path / folder).iterdir()} == expected
     assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path / "two")), logits(stitched))
