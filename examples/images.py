@@ -16,11 +16,15 @@ parser.add_argument("--target", default="google/vit-base-patch16-224", help="the
 parser.add_argument("--anchors", required=True, help="a folder of images of the kind to classify, some hundreds")
 parser.add_argument("--classify", required=True, help="an image to classify")
 parser.add_argument("--out", default="stitched-images")
+parser.add_argument("--push", help="a Hub repo to push to, such as me/stitched")
 options = parser.parse_args()
 
-model = RelativeStitcher.from_parts(options.source, options.target, read_inputs(options.anchors))
+anchors = read_inputs(options.anchors)
+model = RelativeStitcher.from_parts(options.source, options.target, anchors, data=options.anchors)
 print("foretold agreement with the head's own answers:", round(model.report["agreement"], 3))
 model.save_pretrained(options.out)
 
 for answer in pipeline("image-classification", model=options.out)(options.classify, top_k=3):
     print(f"{answer['score']:.3f}  {answer['label']}")
+if options.push:
+    print("pushed:", model.push_to_hub(options.push))

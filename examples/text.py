@@ -7,6 +7,7 @@ never sees a label. Needs scikit-learn: pip install 'hf-relstitch[quickstart]'.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ parser.add_argument("--target", default="sentence-transformers/all-mpnet-base-v2
 parser.add_argument("--data", default="fancyzhx/ag_news", help="columns text and label, 3 classes or more")
 parser.add_argument("--rows", type=int, default=1000, help="rows for the head, and as many anchors")
 parser.add_argument("--out", default="stitched-text")
+parser.add_argument("--push", help="a Hub repo to push to, such as me/stitched")
 options = parser.parse_args()
 
 rows = load_dataset(options.data, split="train").shuffle(seed=0)
@@ -33,8 +35,9 @@ fitted = LogisticRegression(max_iter=1000).fit(target.encode(labeled["text"]).nu
 head = nn.Linear(fitted.coef_.shape[1], len(fitted.classes_))
 head.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
 
+labels = [str(name) for name in fitted.classes_]
 model = RelativeStitcher.from_parts(
-    options.source, target, unlabeled["text"], head=head, labels=[str(name) for name in fitted.classes_]
+    options.source, target, unlabeled["text"], head=head, labels=labels, data=options.data
 )
 print("foretold agreement with the head's own answers:", round(model.report["agreement"], 3))
 model.save_pretrained(options.out)
@@ -43,3 +46,10 @@ answers = pipeline("text-classification", model=options.out)(list(test["text"]),
 own = fitted.score(target.encode(test["text"]).numpy(), test["label"])
 stitched = np.mean([int(answer["label"]) == label for answer, label in zip(answers, test["label"], strict=True)])
 print(f"accuracy of the head: {own:.3f} on its own encoder, {stitched:.3f} on {options.source}")
+
+name = Path(options.data).name
+result = {"task_type": "text-classification", "dataset_name": name, "dataset_id": options.data, "split": "train"}
+model.config.results = [result | {"metric": "accuracy", "value": float(stitched)}]
+model.save_pretrained(options.out)  # and so the card says it
+if options.push:
+    print("pushed:", model.push_to_hub(options.push))

@@ -5,13 +5,15 @@ Importing registers `RelativeStitcher` with transformers' Auto classes, and does
 
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
-from hf_relstitch.anchors import AnchorSet, Provenance
+from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import TranslationSettings
 from hf_relstitch.encoders import Encoder
 from hf_relstitch.heads import Head, cut, load_target
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
+from hf_relstitch.provenance import Provenance
+from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.version import __version__
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Encoder",
     "Head",
     "Provenance",
+    "RelativeLatents",
     "RelativeStitcher",
     "RelativeStitcherConfig",
     "StitchError",

@@ -11,9 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
+from hf_relstitch.cards import ANCHORS_TAG, inputs_tag, write_card
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.halves import target_half
+from hf_relstitch.core.relative import to_working
 from hf_relstitch.files import check_format, checksum, read_json, verify_checksum, whole_folder, write_json
-from hf_relstitch.inputs import input_ids
+from hf_relstitch.hub import find_tagged, locate, push_folder
+from hf_relstitch.inputs import data_name, ids_fingerprint, input_ids, key_fingerprint
+from hf_relstitch.provenance import Provenance
+from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.version import __version__
 
 logger = logging.get_logger(__name__)
@@ -22,25 +28,6 @@ FORMAT_VERSION = 1
 MIN_ANCHORS = 32
 CONFIG_NAME = "anchor_config.json"
 LATENTS_NAME = "anchors.safetensors"
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where latents come from.
-
-    `revision` is the commit hash of a Hub model, or a hash of the weights of any other; `pooling` says how one
-    latent was made of a model's output, or at which layer a target model was cut; `data` names the inputs.
-    """
-
-    model_id: str
-    revision: str
-    pooling: str
-    data: str | None = None
-
-    def difference(self, other: "Provenance") -> str:
-        """What sets two models apart, in words; empty when latents of both lie in one space."""
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in ("model_id", "revision", "pooling")]
-        return ", ".join(f"{name} is {ours!r} and not {theirs!r}" for name, ours, theirs in pairs if ours != theirs)
 
 
 class LatentSource(Protocol):
@@ -62,6 +49,8 @@ class AnchorSet:
         latents: `(k, d)` float32, one row an anchor, as the encoder gives them (not centred, not normalised).
         ids: `(k,)` int64, a hash of each input; see `hf_relstitch.inputs.input_ids`.
         provenance: the model, its pooling, and the name of the data.
+        inputs: a fingerprint of all inputs that were given, in any order; of the ids, where none is given.
+        key: a fingerprint of the key of keyed ids; None where the ids are not keyed.
 
     Raises:
         StitchError: shapes that do not fit, fewer than 32 anchors, or anchors that carry nothing: not-a-number,
@@ -71,6 +60,8 @@ class AnchorSet:
     latents: Tensor
     ids: Tensor
     provenance: Provenance
+    inputs: str = ""
+    key: str | None = None
 
     def __post_init__(self) -> None:
         check_shapes(self.latents, self.ids)
@@ -78,6 +69,7 @@ class AnchorSet:
         object.__setattr__(self, "ids", self.ids.detach().to("cpu").contiguous())
         check_ids(self.ids)
         check_latents(self.latents)
+        object.__setattr__(self, "inputs", self.inputs or ids_fingerprint(self.ids))
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -94,32 +86,45 @@ class AnchorSet:
         inputs: Sequence[Any],
         *,
         data: str | None = None,
+        key: str | None = None,
         batch_size: int = 32,
         progress: bool = True,
     ) -> "AnchorSet":
         """Encode anchor inputs (texts, or images as PIL images or paths).
 
         Inputs that are repeated, or that the encoder cannot tell apart, are kept once; a log line says how many
-        were left out.
+        were left out. `data` names the data that they are from. An id is a hash of its input, so whoever has an input
+        can find out whether it is in the set; with a `key`, a secret that those who pair anchors share, only they can.
 
         Raises:
             StitchError: too few different inputs, or latents that cannot be anchors.
         """
-        ids = input_ids(inputs)
+        ids = input_ids(inputs, key=key)
         first = {int(one): row for row, one in reversed(list(enumerate(ids)))}
         rows = sorted(first.values())
         latents = encoder.encode([inputs[row] for row in rows], batch_size=batch_size, progress=progress)
         distinct = first_of_each(latents)
         if len(distinct) < len(inputs):
             logger.warning(f"{len(inputs) - len(distinct)} of {len(inputs)} anchor inputs repeat others: left out")
-        return cls(latents[distinct], ids[rows][distinct], replace(encoder.provenance, data=data))
+        return cls(
+            latents[distinct],
+            ids[rows][distinct],
+            replace(encoder.provenance, data=data_name(data)),
+            inputs=ids_fingerprint(ids),
+            key=key_fingerprint(key),
+        )
 
     def intersect(self, other: "AnchorSet") -> tuple["AnchorSet", "AnchorSet"]:
         """Both sets cut down to the inputs that they share, in the order of this one.
 
         Raises:
-            StitchError: fewer than 32 inputs are shared.
+            StitchError: fewer than 32 inputs are shared, or the ids were made with different keys.
         """
+        if self.key != other.key:
+            raise StitchError(
+                f"the anchor ids of {self.provenance.model_id} were made with {_key_name(self.key)}, those of "
+                f"{other.provenance.model_id} with {_key_name(other.key)}: encode both with the same key, or without"
+            )
         rows = {int(one): row for row, one in enumerate(other.ids)}
         ours = [row for row, one in enumerate(self.ids) if int(one) in rows]
         theirs = [rows[int(self.ids[row])] for row in ours]
@@ -131,30 +136,103 @@ class AnchorSet:
         return self._subset(ours), other._subset(theirs)
 
     def _subset(self, rows: list[int]) -> "AnchorSet":
-        return AnchorSet(self.latents[rows], self.ids[rows], self.provenance)
+        return AnchorSet(self.latents[rows], self.ids[rows], self.provenance, key=self.key)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `anchor_config.json` and `anchors.safetensors`; a failure leaves the folder as it was."""
-        with whole_folder(folder, last=CONFIG_NAME, owned=LATENTS_NAME) as written:
+    def invert(self, relative: RelativeLatents) -> Tensor:
+        """Target latents `(n, d)` float32 of relative latents that a stitched model made for this set's model.
+
+        The same as the folded translation gives, without the source's anchors (arXiv 2406.15057, sec. 3).
+
+        Raises:
+            StitchError: they were made for another model, or against anchors that are not in this set.
+        """
+        if difference := self.provenance.difference(relative.target):
+            raise StitchError(f"the relative latents were made for another target than these anchors' ({difference})")
+        rows = {int(one): row for row, one in enumerate(self.ids)}
+        if missing := [int(one) for one in relative.ids if int(one) not in rows]:
+            raise StitchError(
+                f"{len(missing)} of the {len(relative.ids)} anchors of the relative latents are not in this set: load "
+                "the set that the model was stitched with"
+            )
+        anchors = self.latents[[rows[int(one)] for one in relative.ids]]
+        inversion = target_half(anchors, settings=relative.settings)
+        if relative.values.shape[1:] != inversion.shape[:1]:
+            raise StitchError(
+                f"the relative latents have shape {tuple(relative.values.shape)}: (n, {len(inversion)}) was expected"
+            )
+        return (to_working(relative.values) @ inversion + to_working(anchors).mean(0)).float()
+
+    def save_pretrained(self, folder: str | Path, *, repo_id: str | None = None) -> None:
+        """Write `anchor_config.json`, `anchors.safetensors` and the card; a failure leaves the folder as it was.
+
+        Edits of a card that is there already stay; `repo_id` is what the card is to show.
+        """
+        with whole_folder(folder, last=CONFIG_NAME, owned=[LATENTS_NAME]) as written:
             save_file({"latents": self.latents, "ids": self.ids}, written / LATENTS_NAME, {"format": "pt"})
             config = {
                 "format_version": FORMAT_VERSION,
                 "hf_relstitch_version": __version__,
                 "num_anchors": len(self),
                 "dim": self.dim,
+                "inputs": self.inputs,
+                "key": self.key,
                 "provenance": asdict(self.provenance),
                 "checksums": {LATENTS_NAME: checksum(written / LATENTS_NAME)},
             }
             write_json(written / CONFIG_NAME, config)
+            write_card(config, written, folder=folder, repo_id=repo_id)
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "AnchorSet":
-        """Read a folder that `save_pretrained` wrote.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Push an anchor set",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        parent_commit: str | None = None,
+    ) -> str:
+        """Push the set as one commit, and give the commit's address; `find` finds it by its inputs.
 
         Raises:
-            StitchError: a file is missing, damaged or of a newer format.
+            StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
+                moved since this push began).
         """
-        folder = Path(folder)
+        return push_folder(
+            lambda folder, name: self.save_pretrained(folder, repo_id=name),
+            repo_id,
+            owned=[LATENTS_NAME],
+            message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent_commit,
+        )
+
+    @staticmethod
+    def find(like: "AnchorSet", *, token: str | bool | None = None) -> list[str]:
+        """Repo ids of the anchor sets on the Hub that were made of the same inputs as this one, with the same key.
+
+        Raises:
+            StitchError: the Hub cannot be reached.
+        """
+        return find_tagged([ANCHORS_TAG, inputs_tag(like.inputs)], token=token)
+
+    @classmethod
+    def from_pretrained(
+        cls, place: str | Path, *, revision: str | None = None, subfolder: str = "", **options: Any
+    ) -> "AnchorSet":
+        """Read a folder that `save_pretrained` wrote, or a repo that `push_to_hub` filled.
+
+        `options` are `token`, `cache_dir`, `local_files_only` and `force_download`.
+
+        Raises:
+            StitchError: there is no such set, or a file is missing, damaged or of a newer format.
+        """
+        repo = locate(place, config=CONFIG_NAME, revision=revision, subfolder=subfolder, **options)
+        folder = repo.folder()
         config = read_json(folder / CONFIG_NAME)
         check_format(
             config.get("format_version"),
@@ -165,7 +243,10 @@ class AnchorSet:
         try:
             verify_checksum(folder / LATENTS_NAME, config["checksums"][LATENTS_NAME])
             tensors = load_file(folder / LATENTS_NAME)
-            return cls(tensors["latents"], tensors["ids"], Provenance(**config["provenance"]))
+            provenance = Provenance(**config["provenance"])
+            return cls(
+                tensors["latents"], tensors["ids"], provenance, inputs=config.get("inputs", ""), key=config.get("key")
+            )
         except (KeyError, TypeError, SafetensorError) as error:
             raise StitchError(f"{folder} is not a whole anchor set ({error!r}): save or download it again") from error
 
@@ -226,6 +307,10 @@ def check_latents(latents: Tensor) -> None:
         raise StitchError(
             f"{_rows(central)} a latent at the mean of all, so without a direction: leave out these inputs"
         )
+
+
+def _key_name(key: str | None) -> str:
+    return f"the key of fingerprint {key}" if key else "no key"
 
 
 def _rows(mask: Tensor) -> str:

@@ -71,7 +71,7 @@ def stitch(
     from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
     inputs = read_inputs(anchors, column=column, split=split)[: 4 * limit]
-    name = Path(anchors).name if Path(anchors).exists() else f"{anchors} ({split})"
+    name = Path(anchors).name if Path(anchors).exists() else anchors
     settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "scale": scale}
     given = {name: value for name, value in settings.items() if value is not None}
     model = RelativeStitcher.from_parts(
@@ -102,17 +102,80 @@ def predict_command(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Folder of a stitched model or an anchor set.")],
+    place: Annotated[str, typer.Argument(help="A stitched model or an anchor set: folder or Hub id.")],
     as_json: AsJson = False,
 ) -> None:
     """Show sizes, provenance, condition numbers and effective ranks of a stitched model or an anchor set."""
     from hf_relstitch.inspection import describe
 
-    description = describe(folder)
+    description = describe(place)
     if as_json:
         typer.echo(json.dumps(description, indent=2))
     else:
         show(description)
+
+
+@app.command("card")
+def card_command(
+    place: Annotated[str, typer.Argument(help="A stitched model or an anchor set: folder or Hub id.")],
+    repo_id: Annotated[str | None, typer.Option(help="The repo id that the card is to show.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write it to the folder's README.md.")] = False,
+) -> None:
+    """Show the card of a stitched model or an anchor set, with the edits of the README.md that is there."""
+    from hf_relstitch.cards import CARD_NAME
+    from hf_relstitch.inspection import card
+
+    if write and not Path(place).is_dir():
+        raise typer.BadParameter(f"{place} is no folder here, so its README.md cannot be written: pull it first")
+    content = card(place, repo_id=repo_id)
+    if write:
+        Path(place, CARD_NAME).write_text(content, encoding="utf-8")
+    else:
+        typer.echo(content, nl=False)
+
+
+@app.command("push")
+def push_command(
+    folder: Annotated[str, typer.Argument(help="Folder of a stitched model or an anchor set.")],
+    repo: Annotated[str, typer.Argument(help="Hub repo to push to, made if it is not there.")],
+    share: Annotated[str, typer.Option(help="full, or adapter to leave the source encoder on the Hub.")] = "full",
+    private: Annotated[bool | None, typer.Option(help="Whether a new repo is private.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+) -> None:
+    """Push a folder to the Hub as one commit."""
+    from hf_relstitch.sharing import push
+
+    typer.echo(push(folder, repo, share=share, private=private, revision=revision))
+
+
+@app.command("pull")
+def pull_command(
+    repo: Annotated[str, typer.Argument(help="Hub id of a stitched model or an anchor set.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write it to.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+) -> None:
+    """Copy a repo from the Hub into a folder, whole and checked."""
+    from hf_relstitch.sharing import pull
+
+    pull(repo, folder, revision=revision)
+
+
+@app.command("find")
+def find_command(
+    anchors: Annotated[str, typer.Argument(help="An anchor set: folder or Hub id.")], as_json: AsJson = False
+) -> None:
+    """List the anchor sets on the Hub that were made of the same inputs."""
+    from hf_relstitch.sharing import find
+
+    rows = find(anchors)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    columns = ["repo", "model_id", "pooling", "data", "anchors", "dim"]
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    Console().print(table)
 
 
 def show(description: dict[str, Any]) -> None:

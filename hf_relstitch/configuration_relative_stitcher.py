@@ -12,6 +12,7 @@ from hf_relstitch.pooling import POOLINGS
 from hf_relstitch.version import __version__
 
 FORMAT_VERSION = 1
+SHARES = ("full", "adapter")
 
 
 class RelativeStitcherConfig(PretrainedConfig):
@@ -31,7 +32,13 @@ class RelativeStitcherConfig(PretrainedConfig):
         source: provenance of the source anchors.
         target: provenance of the target anchors.
         report: what was known of the translation when it was made, see `RelativeStitcher.report`.
+        call: the Python call that made the model.
+        results: what was measured on labeled data, a dict each with `task_type`, `dataset_name`, `dataset_id` (None if
+            the data are not on the Hub), `split`, `metric` and `value`; and `task_id`, if the data are one of the
+            Hub's benchmarks and the task there has another name than `default`.
         checksums: of the weight files.
+        share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
+        encoder_fingerprint: of an adapter's source encoder, a hash of its weights.
         format_version: of this layout; a newer one than this package knows is refused.
 
     Raises:
@@ -58,7 +65,11 @@ class RelativeStitcherConfig(PretrainedConfig):
         source: dict[str, Any] | None = None,
         target: dict[str, Any] | None = None,
         report: dict[str, Any] | None = None,
+        call: str | None = None,
+        results: list[dict[str, Any]] | None = None,
         checksums: dict[str, str] | None = None,
+        share: str = "full",
+        encoder_fingerprint: str | None = None,
         format_version: int = FORMAT_VERSION,
         hf_relstitch_version: str = __version__,
         **kwargs: Any,
@@ -66,9 +77,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         check_format(
             format_version, supported=FORMAT_VERSION, what="the stitched model", written_by=hf_relstitch_version
         )
-        if isinstance(source_config, dict):
-            source_config = AutoConfig.for_model(**source_config)
-        self.source_config: PretrainedConfig | None = source_config
+        self.source_config = read_source_config(source_config)
         self.modality = modality
         self.pooling = pooling
         self.d_source = d_source
@@ -81,7 +90,11 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.source = source or {}
         self.target = target or {}
         self.report = report or {}
+        self.call = call
+        self.results = results or []
         self.checksums = checksums or {}
+        self.share = share
+        self.encoder_fingerprint = encoder_fingerprint
         self.format_version = format_version
         self.hf_relstitch_version = hf_relstitch_version
         super().__init__(**kwargs)
@@ -90,9 +103,17 @@ class RelativeStitcherConfig(PretrainedConfig):
     def _check(self) -> None:
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
-        if self.head.get("kind") != "linear":
-            raise StitchError(f"the config's head is of kind {self.head.get('kind')!r}: expected 'linear'")
+        if self.head.get("kind") != "linear" or not isinstance(self.head.get("bias"), bool):
+            raise StitchError(f"the config's head is {self.head}: expected kind 'linear' and whether it has a bias")
+        if not isinstance(self.checksums, dict):
+            raise StitchError(f"the config's checksums are {self.checksums}: expected one for each weight file")
+        if self.share not in SHARES:
+            raise StitchError(f"share is {self.share!r}: expected one of {', '.join(SHARES)}")
         self.translation_settings  # noqa: B018  (its construction is the check)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: the code is the package's, and is not copied beside the weights."""
 
     @property
     def translation_settings(self) -> TranslationSettings:
@@ -101,3 +122,20 @@ class RelativeStitcherConfig(PretrainedConfig):
             return TranslationSettings(**self.translation)
         except TypeError as error:
             raise StitchError(f"the config's translation settings are not of this version: {error}") from error
+
+
+def read_source_config(content: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig | None:
+    """The source encoder's config, of one of the classes that transformers has or that the user registered.
+
+    Raises:
+        StitchError: its model type is not known here.
+    """
+    if not isinstance(content, dict):
+        return content
+    try:
+        return AutoConfig.for_model(**content)
+    except (TypeError, ValueError) as error:
+        raise StitchError(
+            f"the config's source_config is of model type {content.get('model_type')!r}, which this transformers does "
+            "not know: upgrade transformers, or register the encoder's classes with AutoConfig and AutoModel"
+        ) from error

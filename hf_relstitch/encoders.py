@@ -13,12 +13,12 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTraine
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
-from hf_relstitch.anchors import Provenance
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import accelerate_state
-from hf_relstitch.hub import Repo, locate
+from hf_relstitch.hub import Repo, hub_options, locate
 from hf_relstitch.inputs import load_image
 from hf_relstitch.pooling import pool, resolve_pooling
+from hf_relstitch.provenance import Provenance
 
 logger = logging.get_logger(__name__)
 
@@ -47,6 +47,7 @@ class Encoder:
         cut: str | None = None,
         model_id: str | None = None,
         revision: str | None = None,
+        license: str | None = None,  # noqa: A002  (the name that it has on the Hub)
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
@@ -56,6 +57,7 @@ class Encoder:
             model_id=model_id or type(model).__name__,
             revision=revision or fingerprint(model),
             pooling=cut or self.pooling,
+            license=license,
         )
 
     @classmethod
@@ -65,15 +67,13 @@ class Encoder:
         """Load the encoder of a folder or a Hub repo through `AutoModel`, with its processor.
 
         `pooling="auto"` is what a sentence-transformers repo asks for, or else the field's usual choice for the
-        architecture; a log line says which. Other keywords (`dtype`, `device_map`, …) go to `AutoModel`.
+        architecture; a log line says which. Other keywords (`token`, `dtype`, `device_map`, …) go to `AutoModel`.
 
         Raises:
             StitchError: no such model, one that is not for text or images, or a pooler without trained weights.
         """
-        repo = locate(model_id, revision=revision)
-        model, loading = AutoModel.from_pretrained(
-            repo.place, revision=repo.commit or "main", output_loading_info=True, **model_kwargs
-        )
+        repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
+        model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading | model_kwargs)
         chosen = resolve_pooling(pooling, model=model, repo=repo)
         if pooling == "auto":
             logger.info(f"{repo.name}: pooling is {chosen!r}")
@@ -89,6 +89,7 @@ class Encoder:
             pooling=chosen,
             model_id=repo.name,
             revision=repo.commit or fingerprint(model, without=untrained),
+            license=repo.license(),
         )
 
     @torch.no_grad()
@@ -169,7 +170,7 @@ def main_modality(model: nn.Module) -> str:
 
 def load_processor(repo: Repo, *, modality: str) -> Any:
     """The tokenizer (which pads with its end token where it has no padding token) or image processor of a repo."""
-    processor = LOADERS[modality].from_pretrained(repo.place, revision=repo.commit or "main")
+    processor = LOADERS[modality].from_pretrained(repo.place, **repo.loading)
     if modality == "text" and processor.pad_token is None:
         processor.pad_token = processor.eos_token
     return processor

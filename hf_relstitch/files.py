@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from hf_relstitch.core.errors import StitchError
 
 
 @contextmanager
-def whole_folder(folder: str | Path, *, last: str, owned: str) -> Iterator[Path]:
+def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
     """A temporary folder beside `folder` whose files are moved into it when the block ends without an error.
 
-    Files of the same name are replaced, older files that match the glob `owned` go, other files stay, and the
+    Files of the same name are replaced, older files that match a glob of `owned` go, other files stay, and the
     file named `last` (the one that says that the rest is there) is moved after all others.
     """
     folder = Path(folder)
@@ -32,7 +32,7 @@ def whole_folder(folder: str | Path, *, last: str, owned: str) -> Iterator[Path]
             written.rename(folder)
             return
         new = sorted(written.iterdir(), key=lambda entry: entry.name == last)
-        for old in {*folder.glob(owned)} - {folder / entry.name for entry in new}:
+        for old in {file for glob in owned for file in folder.glob(glob)} - {folder / entry.name for entry in new}:
             old.unlink()
         for entry in new:
             if entry.is_dir():

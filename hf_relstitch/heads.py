@@ -1,11 +1,13 @@
 """Heads: taking a target model apart, at the input of its last linear layer, into encoder and head."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -15,11 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_relstitch.anchors import Provenance
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import Encoder, load_processor, main_modality, modality_of, preprocess
-from hf_relstitch.hub import Repo, locate
+from hf_relstitch.files import read_json
+from hf_relstitch.hub import Repo, hub_options, is_commit, locate
 from hf_relstitch.pooling import last_token, mean_of_tokens
+from hf_relstitch.provenance import Provenance
 
 TASKS = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
@@ -68,6 +71,42 @@ class Head:
             raise StitchError(f"{len(names)} labels for a head of {linear.out_features} classes: name each class once")
         problem_type, provenance = (head.problem_type, head.provenance) if isinstance(head, cls) else (None, None)
         return cls(linear, dict(enumerate(names)), problem_type, provenance)
+
+    @classmethod
+    def of_model(cls, provenance: Provenance, **options: Any) -> "Head":
+        """The head of a classifier on the Hub, without its encoder: its last layer alone is read from the weights.
+
+        `provenance` is that of target anchors, which says where the model was cut; `options` are `token`,
+        `cache_dir`, `local_files_only` and `force_download`.
+
+        Raises:
+            StitchError: the anchors were not cut from a classifier on the Hub, or it is not there any more.
+        """
+        cut_at = re.fullmatch(r"input of (\S+), \w+", provenance.pooling)
+        if cut_at is None or not is_commit(provenance.revision):
+            raise StitchError(
+                f"the target anchors come from {provenance.model_id} ({provenance.pooling}), which is no classifier on "
+                "the Hub that its head could be read from: give the head"
+            )
+        repo = locate(provenance.model_id, revision=provenance.revision, **options)
+        weight, bias = (read_tensor(repo, f"{cut_at[1]}.{name}") for name in ("weight", "bias"))
+        if weight is None:
+            raise StitchError(f"{provenance.model_id} has no {cut_at[1]}.weight in its safetensors: give the head")
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+        config = AutoConfig.from_pretrained(repo.place, **repo.loading)
+        return cls(linear.requires_grad_(False), dict(config.id2label), config.problem_type, provenance)
+
+
+def read_tensor(repo: Repo, name: str) -> Tensor | None:
+    """One tensor of a repo's safetensors, or None where they do not hold it."""
+    file = "model.safetensors"
+    if (index := repo.file(f"{file}.index.json")) is not None:
+        file = read_json(index)["weight_map"].get(name, file)
+    if (weights := repo.file(file)) is None:
+        return None
+    with safe_open(weights, "pt") as opened:
+        return opened.get_tensor(name) if name in opened.keys() else None  # noqa: SIM118  (it is no mapping)
 
 
 def copy_linear(linear: nn.Linear) -> nn.Linear:
@@ -119,8 +158,8 @@ def load_target(model_id: str, *, revision: str | None = None, **model_kwargs: A
     Raises:
         StitchError: no such model, not a classifier that can be cut, or one whose head was never trained.
     """
-    repo = locate(model_id, revision=revision)
-    config = AutoConfig.from_pretrained(repo.place, revision=repo.commit or "main")
+    repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
+    config = AutoConfig.from_pretrained(repo.place, **repo.loading)
     architecture = (config.architectures or ["no architecture"])[0]
     task = next((name for name in TASKS if architecture.endswith(name)), None)
     if task is None:
@@ -128,9 +167,7 @@ def load_target(model_id: str, *, revision: str | None = None, **model_kwargs: A
             f"{repo.name} is {architecture}: the target has to be a …{' or …'.join(TASKS)} model, or give its head "
             "as an nn.Linear (head=)"
         )
-    model, loading = TASKS[task].from_pretrained(
-        repo.place, revision=repo.commit or "main", output_loading_info=True, **model_kwargs
-    )
+    model, loading = TASKS[task].from_pretrained(repo.place, output_loading_info=True, **repo.loading | model_kwargs)
     if loading["missing_keys"]:
         raise StitchError(
             f"{repo.name} lacks trained weights for {', '.join(sorted(loading['missing_keys']))}: train it first"
@@ -162,6 +199,7 @@ def cut(model: PreTrainedModel, processor: Any, *, repo: Repo | None = None) -> 
         cut=f"input of {name}, {rows}",
         model_id=repo.name if repo else None,
         revision=repo.commit if repo else None,
+        license=repo.license() if repo else None,
     )
     return encoder, Head(linear, dict(model.config.id2label), model.config.problem_type, encoder.provenance)
 

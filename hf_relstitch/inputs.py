@@ -1,6 +1,7 @@
 """Inputs, texts or images: reading them from where people keep them, and naming each by a hash."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def read_inputs(place: str, *, column: str | None = None, split: str = "train") 
     return inputs
 
 
+def data_name(data: str | None) -> str | None:
+    """The name of data as it may be published: of a path that is here, its last part."""
+    if data is None or not os.path.exists(data):  # noqa: PTH110  (Path.exists has an error for a long name)
+        return data
+    return Path(data).resolve().name
+
+
 def read_columns(name: str, columns: Sequence[str | None], *, split: str) -> list[list[Any]]:
     """Columns of a `datasets` data set, by its Hub name; `None` stands for a column that was not named.
 
@@ -69,19 +77,38 @@ def load_image(image: Path | Image.Image) -> Image.Image:
         raise StitchError(f"{image} cannot be read as an image: {error}") from error
 
 
-def input_ids(inputs: Sequence[Any]) -> Tensor:
+def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
     """A 64-bit id for each input, `(n,)` int64: BLAKE2b of a text's UTF-8, or of an image's size and RGB pixels.
 
     The same input has the same id everywhere, so two people can pair their anchor sets without showing the
-    inputs. Whoever has an input can compute its id, and so can find out whether it is in a set.
+    inputs. Whoever has an input can compute its id, and so can find out whether it is in a set; with a secret
+    `key` only those who have it can.
 
     Raises:
         StitchError: an input that is neither a text, an image nor the path of an image.
     """
-    return torch.tensor([_input_id(one) for one in inputs], dtype=torch.int64)
+    secret = _secret(key)
+    return torch.tensor([_input_id(one, secret) for one in inputs], dtype=torch.int64)
 
 
-def _input_id(one: Any) -> int:
+def ids_fingerprint(ids: Tensor) -> str:
+    """A fingerprint of a set of inputs by their ids, whatever their order and however often one comes."""
+    return hashlib.blake2b(ids.unique().numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def key_fingerprint(key: str | None) -> str | None:
+    """Tells keys apart without showing them; None for no key."""
+    return hashlib.blake2b(b"key", key=_secret(key), digest_size=8).hexdigest() if key is not None else None
+
+
+def _secret(key: str | None) -> bytes:
+    """BLAKE2b's key, of 64 bytes whatever the length of ours; empty for no key."""
+    if key == "":
+        raise StitchError("the key is empty: give a secret, or no key")
+    return hashlib.blake2b(key.encode()).digest() if key else b""
+
+
+def _input_id(one: Any, secret: bytes) -> int:
     if isinstance(one, str):
         content = b"text:" + one.encode()
     elif isinstance(one, Path | Image.Image):
@@ -89,4 +116,4 @@ def _input_id(one: Any) -> int:
         content = b"image:%dx%d:" % image.size + image.tobytes()
     else:
         raise StitchError(f"an input is a {type(one).__name__}: expected a text, a PIL image or the Path of an image")
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=secret).digest(), "little", signed=True)

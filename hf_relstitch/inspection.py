@@ -1,33 +1,47 @@
-"""What a stitched model or an anchor set is, read from its folder: sizes, provenance, conditioning."""
+"""What a stitched model or an anchor set is, read from its files: sizes, provenance, conditioning."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hf_relstitch.anchors import CONFIG_NAME, AnchorSet
+from hf_relstitch.cards import anchor_card, model_card, read_card
+from hf_relstitch.checkpoints import read_config
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
-from hf_relstitch.core.errors import StitchError
 from hf_relstitch.files import read_json
+from hf_relstitch.sharing import locate_artifact
 from hf_relstitch.stitching import conditioning
 
 SHOWN = 8
 """Candidates of the choice that are shown, the best first."""
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Everything that a folder says of itself, as nested plain values.
+def describe(place: str | Path) -> dict[str, Any]:
+    """Everything that a folder or a Hub repo says of itself, as nested plain values.
 
     Raises:
-        StitchError: the folder holds neither a stitched model nor an anchor set, or a damaged one.
+        StitchError: it holds neither a stitched model nor an anchor set, or a damaged one.
     """
-    if (folder / CONFIG_NAME).is_file():
+    repo, is_anchor_set = locate_artifact(str(place))
+    folder = repo.folder()
+    if is_anchor_set:
         return describe_anchors(AnchorSet.from_pretrained(folder))
-    if (config := read_json(folder / "config.json")).get("model_type") != RelativeStitcherConfig.model_type:
-        raise StitchError(
-            f"{folder} holds a {config.get('model_type')} model: expected a stitched model or an anchor set"
-        )
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return describe_model(RelativeStitcherConfig.from_dict(config)) | {"megabytes": round(size / 1e6, 1)}
+    return describe_model(read_config(folder)) | {"megabytes": round(size / 1e6, 1)}
+
+
+def card(place: str | Path, *, repo_id: str | None = None) -> str:
+    """The card of a folder or a Hub repo as this version makes it, with the edits of the README.md that is there.
+
+    Raises:
+        StitchError: it holds neither a stitched model nor an anchor set, or its README.md cannot be read.
+    """
+    repo, is_anchor_set = locate_artifact(str(place))
+    folder, repo_id = repo.folder(), repo_id or (repo.name if repo.commit else None)
+    if is_anchor_set:
+        return anchor_card(read_json(folder / CONFIG_NAME), existing=read_card(folder), repo_id=repo_id)
+    read_config(folder)
+    return model_card(read_json(folder / "config.json"), existing=read_card(folder), repo_id=repo_id)
 
 
 def describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
@@ -35,6 +49,8 @@ def describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
     return {
         "kind": "anchor set",
         "num_anchors": len(anchors),
+        "inputs": anchors.inputs,
+        "keyed": anchors.key is not None,
         "provenance": asdict(anchors.provenance),
         "conditioning": conditioning(anchors.latents),
     }
@@ -53,6 +69,7 @@ def describe_model(config: RelativeStitcherConfig) -> dict[str, Any]:
         "target": {**config.target, **report.pop("target", {})},
         "head": {**config.head, "num_labels": config.num_labels, "logit_temperature": config.logit_temperature},
         "translation": config.translation,
+        "share": config.share,
         "selection": selection,
         "best candidates": {name_of(candidate): candidate["score"] for candidate in best},
         "report": report,

@@ -2,27 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
-from transformers.utils import cached_file, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
-from hf_relstitch.encoders import LOADERS, Encoder
-from hf_relstitch.files import checksum, read_json, verify_checksum, whole_folder
+from hf_relstitch.core.halves import relative_half
+from hf_relstitch.encoders import Encoder, preprocess
 from hf_relstitch.heads import Head, copy_linear, load_target
 from hf_relstitch.pooling import pool
-from hf_relstitch.stitching import covered, stitch
+from hf_relstitch.provenance import Provenance
+from hf_relstitch.relative_latents import RelativeLatents
+from hf_relstitch.saving import SavedModel
+from hf_relstitch.stitching import covered, stitch, written_anchors, written_call
 
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput}
 
 
@@ -47,7 +48,7 @@ class AnchorPair(nn.Module):
         return pair
 
 
-class RelativeStitcher(PreTrainedModel):
+class RelativeStitcher(SavedModel):
     """inputs → source encoder → pooling → translation → target head → logits (arXiv 2406.15057).
 
     Made by `from_parts` or `from_anchor_sets`, without labels and without training; from there on a transformers
@@ -55,10 +56,8 @@ class RelativeStitcher(PreTrainedModel):
     """
 
     config_class = RelativeStitcherConfig
-    config: RelativeStitcherConfig
-    encoder: Any
     base_model_prefix = "relative_stitcher"
-    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"anchors"}
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["anchors"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -67,12 +66,12 @@ class RelativeStitcher(PreTrainedModel):
     def __init__(self, config: RelativeStitcherConfig) -> None:
         super().__init__(config)
         self.loss_type = "ForSequenceClassification"
-        self.encoder = AutoModel.from_config(config.source_config) if config.source_config else None
+        inside = config.source_config is not None and config.share == "full"
+        self.encoder = AutoModel.from_config(config.source_config) if inside else None
         self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
         sizes = config.num_anchors, config.d_source, config.d_target
         self.translation = empty_translation(*sizes, settings=config.translation_settings)
         self.head = nn.Linear(config.d_target, config.num_labels, bias=config.head["bias"])
-        self._processor: Any = None
         self.post_init()
 
     @classmethod
@@ -87,6 +86,7 @@ class RelativeStitcher(PreTrainedModel):
         num_anchors: int | None = None,
         inputs: Sequence[Any] | None = None,
         data: str | None = None,
+        key: str | None = None,
         batch_size: int = 32,
         progress: bool = True,
         **settings: Any,
@@ -103,6 +103,7 @@ class RelativeStitcher(PreTrainedModel):
             num_anchors: how many of the anchor inputs to keep, chosen by `choose_anchors`; None keeps all.
             inputs: some unlabeled inputs that the model is for: the report then says whether the anchors are like them.
             data: the name of the data that the anchors come from, for the record.
+            key: a secret for the anchors' ids, see `AnchorSet.encode`.
             batch_size: inputs to encode at a time.
             progress: whether to show progress bars.
             **settings: fields of `TranslationSettings`, used as they are; where none is given (`scale` and `seed`
@@ -112,7 +113,7 @@ class RelativeStitcher(PreTrainedModel):
         Raises:
             StitchError: parts that cannot be loaded, cut, or stitched to each other.
         """
-        options: dict[str, Any] = {"data": data, "batch_size": batch_size, "progress": progress}
+        options: dict[str, Any] = {"data": data, "key": key, "batch_size": batch_size, "progress": progress}
         if head is None and isinstance(target, Encoder):
             raise StitchError("the target is an encoder without a head: give the head, or a classifier as target")
         if head is None:
@@ -129,28 +130,50 @@ class RelativeStitcher(PreTrainedModel):
         model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
         if inputs is not None:
             model.config.report = model.check(inputs)
+        model.config.call = written_call(
+            "from_parts",
+            source.provenance,
+            head,
+            settings=model.config.translation_settings,
+            target=target_anchors.provenance,
+            anchors="anchors",
+            num_anchors=None if num_anchors is None else repr(num_anchors),
+            data=repr(target_anchors.provenance.data),
+            key="key" if key else None,
+            labels="labels" if labels else None,
+        )
         return model
 
     @classmethod
     def from_anchor_sets(
         cls,
         source: str | Encoder,
-        source_anchors: AnchorSet,
-        target_anchors: AnchorSet,
-        head: Head | nn.Linear,
+        source_anchors: str | AnchorSet,
+        target_anchors: str | AnchorSet,
+        head: Head | nn.Linear | None = None,
         *,
         labels: list[str] | None = None,
         **settings: Any,
     ) -> "RelativeStitcher":
-        """Stitch a source encoder to a head through two anchor sets; the target model is not needed.
+        """Stitch a source encoder to a head through two anchor sets; the target model is not loaded.
 
-        The sets are paired by id, so the order of their rows does not matter. Arguments are as in `from_parts`.
+        The sets (or their folders or Hub ids) are paired by id, so the order of their rows does not matter. Without
+        a head it is read from the classifier on the Hub that the target anchors come from. Other arguments are as in
+        `from_parts`.
 
         Raises:
             StitchError: anchors of another model or width than the encoder or the head, or too few in common.
         """
+        written: dict[str, Any] = {
+            "source_anchors": written_anchors(source_anchors, name="source_anchors"),
+            "target_anchors": written_anchors(target_anchors, name="target_anchors"),
+            "labels": "labels" if labels else None,
+        }
+        source_anchors, target_anchors = (
+            AnchorSet.from_pretrained(one) if isinstance(one, str) else one for one in (source_anchors, target_anchors)
+        )
+        named_head = Head.of(head or Head.of_model(target_anchors.provenance), labels=labels)
         encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
-        named_head = Head.of(head, labels=labels)
         made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, **settings)
         config = RelativeStitcherConfig(
             getattr(encoder.model, "config", None),
@@ -166,6 +189,7 @@ class RelativeStitcher(PreTrainedModel):
             source=asdict(made.source_anchors.provenance),
             target=asdict(made.target_anchors.provenance),
             report=made.report,
+            call=written_call("from_anchor_sets", encoder.provenance, head, settings=made.settings, **written),
             id2label=named_head.id2label,
             label2id={label: index for index, label in named_head.id2label.items()},
             problem_type=named_head.problem_type,
@@ -219,6 +243,31 @@ class RelativeStitcher(PreTrainedModel):
         """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype."""
         return self.translation(latents)
 
+    @torch.no_grad()
+    def relative(self, inputs: Sequence[Any], *, batch_size: int = 32) -> RelativeLatents:
+        """Relative latents of raw inputs, which whoever holds the target's anchors turns into target latents.
+
+        `AnchorSet.invert` of them is what `translate` gives, to rounding; see `core/halves.py` for the formula.
+
+        Raises:
+            StitchError: no inputs, or inputs of another kind than the source takes.
+        """
+        if not len(inputs):
+            raise StitchError("there are no inputs: give at least one")
+        latents = []
+        for start in range(0, len(inputs), batch_size):
+            batch = preprocess(self.encoder, self.processor, inputs[start : start + batch_size])
+            encoded = self.encoder(**batch)
+            latents.append(pool(encoded, attention_mask=batch.get("attention_mask"), pooling=self.config.pooling))
+        values = relative_half(
+            torch.cat(latents),
+            source_anchors=self.anchors.source,
+            target_anchors=self.anchors.target,
+            settings=self.config.translation_settings,
+        )
+        target = Provenance(**self.config.target)
+        return RelativeLatents(values.float().cpu(), self.anchors.ids.cpu(), self.config.translation_settings, target)
+
     @property
     def report(self) -> dict[str, Any]:
         """What was known when the model was made, before any label was seen.
@@ -244,73 +293,3 @@ class RelativeStitcher(PreTrainedModel):
         """Compute the translation again from the stored anchors, on the device the model is on."""
         made = fit(self.anchors.source, self.anchors.target, settings=self.config.translation_settings)
         self.translation.load_state_dict(made.state_dict())
-
-    @property
-    def processor(self) -> Any:
-        """The source's tokenizer or image processor."""
-        if self._processor is None:
-            place, options = self._origin
-            self._processor = LOADERS[self.config.modality].from_pretrained(place, **options)
-        return self._processor
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write the whole model: config, safetensors weights and processor; a failure leaves the folder as it was.
-
-        Raises:
-            StitchError: the source encoder is not a transformers model, so its architecture cannot be stored.
-        """
-        if self.config.source_config is None:
-            raise StitchError(
-                f"the source encoder is a {type(self.encoder).__name__}, whose architecture cannot be stored as data: "
-                "make it a PreTrainedModel and register it with AutoConfig and AutoModel to save the stitched model"
-            )
-        self.config.source_config.name_or_path = self.config.source["model_id"]  # and no path of this machine
-        with whole_folder(save_directory, last="config.json", owned="model*.safetensors*") as written:
-            super().save_pretrained(written, **kwargs)
-            self.processor.save_pretrained(written)
-            self.config.checksums = {file.name: checksum(file) for file in sorted(written.glob("*.safetensors"))}
-            self.config.save_pretrained(written)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any
-    ) -> Any:
-        """Load a folder or a Hub repo, as for any transformers model; only safetensors are read.
-
-        Raises:
-            StitchError: weights that are missing, damaged or of other shapes than the config says, or a newer format.
-        """
-        place = str(pretrained_model_name_or_path)
-        options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        config = kwargs.pop("config", None) or load_config(place, options)
-        for name, digest in config.checksums.items():
-            verify_checksum(weight_file(place, name, options), digest)
-        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, loading = super().from_pretrained(place, *args, config=config, **kwargs)
-        check_loaded(place, loading)
-        model._origin = place, options
-        return (model, loading) if output_loading_info else model
-
-
-def load_config(place: str, options: dict[str, Any]) -> RelativeStitcherConfig:
-    """The config of a folder or a Hub repo."""
-    folder = Path(place, options.get("subfolder", ""))
-    if folder.is_dir():
-        return RelativeStitcherConfig.from_dict(read_json(folder / "config.json"))
-    return RelativeStitcherConfig.from_pretrained(place, **options)
-
-
-def weight_file(place: str, name: str, options: dict[str, Any]) -> Path:
-    """The path of a weight file, downloaded where it has to be."""
-    folder = Path(place, options.get("subfolder", ""))
-    return folder / name if folder.is_dir() else Path(cached_file(place, name, **options))
-
-
-def check_loaded(place: str, loading: dict[str, Any]) -> None:
-    """Refuse a checkpoint that does not hold every tensor of the model in its right shape."""
-    faults = [f"no {name}" for name in sorted(loading["missing_keys"])]
-    faults += [f"{name} of shape {tuple(came)} and not {tuple(due)}" for name, came, due in loading["mismatched_keys"]]
-    if faults:
-        raise StitchError(
-            f"{place} is not a whole stitched model: it has {'; '.join(faults)}: save or download it again"
-        )

@@ -1,11 +1,13 @@
 """Two anchor sets and a head become a translation and what is known of it: pairing, checks, fit, report."""
 
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from hf_relstitch.anchors import AnchorSet, Provenance
+from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.cards import Base
 from hf_relstitch.core.confidence import apply_head, matching_temperature, probabilities
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import held_out_translations, mean_cosine, mean_reciprocal_rank
@@ -17,6 +19,7 @@ from hf_relstitch.core.selection import Choice, Prefer, choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.devices import accelerate_state
 from hf_relstitch.heads import Head
+from hf_relstitch.provenance import Provenance
 
 FREE = {"scale", "seed"}
 """Settings that may be given while the others are chosen."""
@@ -126,7 +129,7 @@ def foretold_report(x: Tensor, y: Tensor, head: Head, *, settings: TranslationSe
         "target": conditioning(y),
     }
     if head.linear.out_features == 1:
-        return report, 1.0
+        return report | {"agreement": None}, 1.0
     logits, true_logits = apply_head(head.linear, translated), apply_head(head.linear, target)
     told = foretell(logits, true_logits, multi_label=head.multi_label)
     report |= {
@@ -160,7 +163,7 @@ def covered(report: dict[str, Any], latents: Tensor, anchors: Tensor) -> dict[st
     """A report with the share of source latents that the source anchors cover, and the verdict that it leads to."""
     coverage = anchor_coverage(to_working(latents), to_working(anchors.to(latents.device)))
     found = {**report, "coverage": coverage}
-    return found | {"verdict": judged(report, coverage=coverage)} if "agreement" in report else found
+    return found | {"verdict": judged(report, coverage=coverage)} if report["agreement"] is not None else found
 
 
 def conditioning(anchors: Tensor) -> dict[str, Any]:
@@ -173,3 +176,34 @@ def conditioning(anchors: Tensor) -> dict[str, Any]:
         "condition_number": frame.condition_number,
         "effective_rank": frame.effective_rank,
     }
+
+
+def written_call(
+    method: str,
+    source: Provenance,
+    head: Head | nn.Linear | None,
+    *,
+    settings: TranslationSettings,
+    target: Provenance | None = None,
+    **arguments: str | None,
+) -> str:
+    """The call that makes a stitched model, as Python with every setting, and with no path of this machine.
+
+    `arguments` are Python too; None stands for one that was not given.
+    """
+    cut = head.provenance if isinstance(head, Head) else None
+    code = {
+        "source": Base.of(asdict(source)).call,
+        "target": target and ("target" if cut else Base.of(asdict(target)).call),
+        **arguments,
+        "head": "head" if head else None,
+        **{name: repr(value) for name, value in asdict(settings).items()},
+    }
+    given = [f"    {name}={value}," for name, value in code.items() if value is not None]
+    loaded = [f"target, head = load_target({Base.of(asdict(cut)).arguments})"] if cut else []
+    return "\n".join([*loaded, f"RelativeStitcher.{method}(", *given, ")"])
+
+
+def written_anchors(anchors: str | AnchorSet, *, name: str) -> str:
+    """Anchors as Python: the Hub id that was given, or a variable's name."""
+    return repr(anchors) if isinstance(anchors, str) and not Path(anchors).exists() else name

@@ -1,11 +1,26 @@
-"""Fixtures shared by all tests; the shapes that the core declares are checked while they run."""
+"""Fixtures shared by all tests; the shapes that the core declares are checked while they run.
 
+The Hub of the tests is a server on loopback, from before huggingface_hub is imported; nothing goes further.
+"""
+
+import atexit
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+from hub_server import HubServer
+
+scratch = tempfile.TemporaryDirectory(prefix="hf_relstitch-hub-")
+atexit.register(scratch.cleanup)
+server = HubServer(Path(scratch.name), tokens={"hf_alice": "alice", "hf_bob": "bob"})
+os.environ |= {
+    "HF_ENDPOINT": server.url,
+    "HF_HOME": str(Path(scratch.name, "home")),
+    "HF_TOKEN": "hf_alice",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
 
 import pytest
 import torch
@@ -24,6 +39,23 @@ transformers.utils.logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hub_server() -> Iterator[None]:
+    with server:
+        yield
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """The Hub, empty, with the users alice (whose token is in the environment) and bob."""
+    server.repos.clear()
+    server.requests.clear()
+    server.faults.clear()
+    server.forget_contents()
+    yield server
+    assert not server.faults, "a fault that the test asked for did not happen"
 
 
 @pytest.fixture(scope="session")

@@ -106,7 +106,9 @@ def test_folder_brings_back_the_set(anchor_set: AnchorSet, tmp_path: Path) -> No
     assert torch.equal(loaded.latents, anchor_set.latents)
     assert torch.equal(loaded.ids, anchor_set.ids)
     assert loaded.provenance == anchor_set.provenance
-    assert sorted(file.name for file in tmp_path.rglob("*")) == ["anchor_config.json", "anchors.safetensors", "set"]
+    assert sorted(file.name for file in tmp_path.rglob("*")) == [
+        *("README.md", "anchor_config.json", "anchors.safetensors", "set")
+    ]
 
 
 @pytest.mark.parametrize("name", ["anchor_config.json", "anchors.safetensors"])

@@ -151,3 +151,33 @@ def test_quickstart_of_ones_own_models(source_folder: str, target_folder: str, t
     )
     assert "source encoder, stitched" in done.stdout
     assert (tmp_path / "out" / "quickstart.png").is_file()
+
+
+def test_card_is_shown_and_written(model: Path) -> None:
+    card = model / "README.md"
+    written = card.read_text()
+    assert run("card", model).stdout == written
+    card.write_text(written.replace(f"{len(pico.LABELS)} classes", "many classes") + "\nMy note.\n")
+    run("card", model, "--write", "--repo-id", "me/stitched")
+    assert card.read_text() == written.replace("FOLDER_OR_REPO_ID", "me/stitched") + "\nMy note.\n"
+    assert "is no folder here" in run("card", "me/nothing", "--write", status=2).stderr
+
+
+def test_hf_runs_it_as_an_extension(tmp_path: Path) -> None:
+    """`hf relstitch` runs the console script that `hf extensions install` finds in an installed package."""
+    folder = tmp_path / ".local" / "share" / "hf" / "extensions" / "hf-relstitch"
+    manifest = {
+        "owner": "me",
+        "repo": "hf-relstitch",
+        "repo_id": "me/hf-relstitch",
+        "short_name": "relstitch",
+        "executable_path": str(Path(sys.executable).with_name("hf-relstitch")),
+        "type": "python",
+        "installed_at": "2026-01-01T00:00:00",
+    }
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    hf = str(Path(sys.executable).with_name("hf"))
+    env = os.environ | {"HOME": str(tmp_path), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    done = subprocess.run([hf, "relstitch", "--help"], env=env, capture_output=True, text=True, check=True, timeout=60)
+    assert all(command in done.stdout for command in ("stitch", "push", "pull", "find", "card"))

@@ -163,7 +163,7 @@ def test_a_head_of_one_logit_is_left_as_it_is(source: Encoder, tmp_path: Path) -
     model = RelativeStitcher.from_parts(source, place, pico.texts(60), progress=False)
     assert model.config.logit_temperature == 1
     assert model.config.selection["criterion"] == "cosine"
-    assert "agreement" not in model.report
+    assert model.report["agreement"] is None
     assert 0 < model.check(pico.texts(20, seed=5))["coverage"] <= 1
 
 
@@ -172,6 +172,15 @@ def test_sharpened_model_folds_into_no_matrix(source: Encoder, target_folder: st
     latents = torch.randn(4, 16)
     middle = model.translate(latents.mean(0, keepdim=True))
     assert (model.translate(latents).mean(0, keepdim=True) - middle).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("settings", [{"sharpness": 1.0}, {"identity": True}])
+def test_what_is_not_linear_in_relative_latents_has_no_relative_half(
+    source: Encoder, target_folder: str, settings: dict[str, Any]
+) -> None:
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **settings)
+    with pytest.raises(StitchError, match="has no relative half: stitch with prefer='linear'"):
+        model.relative(pico.texts(4, seed=5))
 
 
 def test_num_anchors_are_chosen_among_the_inputs(source: Encoder, target: tuple[Encoder, Head]) -> None:
@@ -215,7 +224,8 @@ def test_folder_brings_back_the_same_logits_bit_for_bit(
 def test_folder_is_complete_and_can_be_saved_again(stitched: RelativeStitcher, tmp_path: Path) -> None:
     stitched.save_pretrained(tmp_path / "one")
     RelativeStitcher.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
-    expected = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    processor = {"tokenizer.json", "tokenizer_config.json"}
+    expected = {"README.md", "config.json", "model.safetensors", "relative_stitcher.py", *processor}
     for folder in ("one", "two"):
         assert {file.name for file in (tmp_path / folder).iterdir()} == expected
     assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path / "two")), logits(stitched))
@@ -417,7 +427,7 @@ def test_refuses_weights_that_are_not_the_models(
     [
         ({"format_version": 9, "hf_relstitch_version": "3.1.0"}, r"format version 9, written by hf_relstitch 3\.1\.0"),
         ({"pooling": "max"}, "the config's pooling is 'max': expected one of mean, cls"),
-        ({"head": {"kind": "code"}}, "the config's head is of kind 'code': expected 'linear'"),
+        ({"head": {"kind": "code"}}, "expected kind 'linear'"),
         ({"translation": {"alpha": 2.0}}, r"alpha is 2\.0: it has to be in \[0, 1\]"),
         ({"translation": {"beta": 2.0}}, "the config's translation settings are not of this version"),
     ],

@@ -1,11 +1,14 @@
 """Real sentence encoders on real text: minilm and mpnet stitched to each other's heads, from strings to predictions."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import assets
 import pytest
 import torch
+from hub_server import HubServer
+from test_hub import new_process, printed
 from torch.nn import functional
 from trained import trained_head
 from transformers import pipeline
@@ -97,3 +100,34 @@ def test_stitched_head_keeps_its_accuracy_through_save_and_load(
     batch = model.processor(glosses.test[:8], padding=True, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("share", ["full", "adapter"])
+def test_pushed_model_is_the_same_in_a_fresh_process_with_a_fresh_cache(
+    sides: dict[str, Side], glosses: Glosses, hub: HubServer, tmp_path: Path, share: str
+) -> None:
+    source_id = "sentence-transformers/all-MiniLM-L6-v2"
+    files = [file for file in assets.minilm().rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    hub.put_files(source_id, {str(file.relative_to(assets.minilm())): file.read_bytes() for file in files})
+    source, theirs = Encoder.from_pretrained(source_id), sides["mpnet"]
+    anchors = replace(sides["minilm"].anchors, provenance=source.provenance)
+    head = trained_head(theirs.train, glosses.train_classes, C=10)
+    model = RelativeStitcher.from_anchor_sets(source, anchors, theirs.anchors, head)
+    model.push_to_hub("alice/glosses", share=share)
+    script = f"""
+import torch, hf_relstitch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+texts = {glosses.test[:8]!r}
+batch = AutoTokenizer.from_pretrained("alice/glosses")(texts, padding=True, return_tensors="pt")
+with torch.no_grad():
+    print(AutoModelForSequenceClassification.from_pretrained("alice/glosses")(**batch).logits.double().tolist())
+print(pipeline("text-classification", model="alice/glosses")(texts[0])[0]["label"])
+"""
+    hub.cut("model.safetensors", after_bytes=30_000_000)
+    found, label = printed(new_process(script, tmp_path / "home"))
+    assert 206 in {request.status for request in hub.requests}, "the download did not go on from where it was cut"
+    batch = model.processor(glosses.test[:8], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**batch).logits
+    assert json.loads(found) == expected.double().tolist()
+    assert label == model.config.id2label[int(expected[0].argmax())]

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from spaces import clusters, gaussian, isometry, linear, nearest_mean_head
 from torch.testing import assert_close
 
+from hf_relstitch.core.confidence import temperature_for
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import held_out_translations
 from hf_relstitch.core.fitting import fit
 from hf_relstitch.core.folds import FOLDS, Fold, assigned_folds, quick_frame
-from hf_relstitch.core.inversion import Frame, TranslationSettings
+from hf_relstitch.core.inversion import Frame, TranslationSettings, mean_norm
 from hf_relstitch.core.relative import directions
 from hf_relstitch.core.selection import choose_settings, grid
 
@@ -84,23 +85,32 @@ def test_the_scale_of_a_head_does_not_matter(noisy):
 
 
 @pytest.mark.parametrize("scale", ["carry", "mean"])
-def test_every_score_is_that_of_fits_on_the_other_folds(noisy, scale):
-    """Without a head, against the slow way: fit each candidate on four folds, and look at the fifth."""
-    x, y, _ = noisy
+@pytest.mark.parametrize("judged_by", ["head", "cosine"])
+def test_every_score_is_that_of_fits_on_the_other_folds(noisy, scale, judged_by):
+    """Against the slow way: fit each candidate on four folds, bring the fifth to the target's mean norm, and look."""
+    x, y, head = noisy
+    head = head if judged_by == "head" else None
     fold_of = assigned_folds(len(x), seed=3)
-    choice = choose_settings(x, y, prefer="accuracy", scale=scale, seed=3)
-    groups = [candidate.settings for candidate in choice.candidates if not candidate.settings.identity]
-    assert {bool(each.sharpness) for each in groups} == {True, False}
-    assert {each.pruning for each in groups} == {None, 0.3}
-    for candidate in choice.candidates[::7]:
-        cosines = torch.empty(len(x), dtype=x.dtype)
+    choice = choose_settings(x, y, head=head, prefer="accuracy", scale=scale, seed=3)
+    candidates = [candidate for candidate in choice.candidates if not candidate.settings.identity]
+    assert {bool(each.settings.sharpness) for each in candidates} == {True, False}
+    assert {each.settings.pruning for each in candidates} == {None, 0.3}
+    for candidate in candidates[::6]:
+        scores = torch.empty(len(x), dtype=x.dtype)
         for fold in range(FOLDS):
             held_out = fold_of == fold
             made = fit(x[~held_out], y[~held_out], settings=candidate.settings)(x[held_out])
-            centre = torch.zeros(16, dtype=y.dtype) if candidate.settings.identity else y[~held_out].mean(0)
-            cosines[held_out] = (directions(made, centre=centre) * directions(y[held_out], centre=centre)).sum(-1)
-        if not candidate.settings.identity:
-            assert candidate.score == pytest.approx(float(cosines.mean()), abs=1e-9), candidate
+            centre = y[~held_out].mean(0)
+            made = centre + (made - centre) * mean_norm(y[~held_out] - centre) / mean_norm(made - centre)
+            scores[held_out] = slow_scores(made, y[held_out], centre, head, y)
+        assert candidate.score == pytest.approx(float(scores.mean()), abs=1e-9), candidate
+
+
+def slow_scores(made, true, centre, head, anchors):
+    if head is None:
+        return torch.cosine_similarity(made - centre, true - centre)
+    temperature = temperature_for(head(anchors), confidence=0.8)
+    return (head(made) / temperature).softmax(-1).gather(1, head(true).argmax(1, keepdim=True))[:, 0]
 
 
 def test_the_best_is_chosen_and_stands_first(noisy):

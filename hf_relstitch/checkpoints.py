@@ -1,0 +1,123 @@
+"""A stitched model's folder: what is checked before it is loaded, and the encoder that an adapter leaves on the Hub."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoModel
+
+from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.encoders import fingerprint
+from hf_relstitch.files import read_json, verify_checksum
+from hf_relstitch.hub import HUB_OPTIONS, is_commit, locate
+
+WEIGHTS = "model*.safetensors*"
+INDEX = "model.safetensors.index.json"
+STUB_NAME = "relative_stitcher.py"
+STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch."""
+
+from hf_relstitch import RelativeStitcher, RelativeStitcherConfig  # noqa: F401
+'''
+AUTO_CLASSES = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
+
+
+def auto_map(modality: str) -> dict[str, str]:
+    """Where `trust_remote_code=True` finds the classes: in the stub, which only imports the installed package."""
+    stub = Path(STUB_NAME).stem
+    return {"AutoConfig": f"{stub}.RelativeStitcherConfig", AUTO_CLASSES[modality]: f"{stub}.RelativeStitcher"}
+
+
+def read_config(folder: Path) -> RelativeStitcherConfig:
+    """The config of a stitched model's folder.
+
+    Raises:
+        StitchError: there is none, it is of another kind of model, or of a newer format.
+    """
+    content = read_json(folder / "config.json")
+    if content.get("model_type") != RelativeStitcherConfig.model_type:
+        raise StitchError(f"{folder} holds a {content.get('model_type')} model: expected a stitched model")
+    return RelativeStitcherConfig.from_dict(content)
+
+
+def verify_weights(folder: Path, config: RelativeStitcherConfig) -> None:
+    """Compare the weight files with the checksums in the config.
+
+    Raises:
+        StitchError: no safetensors, a file that is missing or altered, or an index that names any other file.
+    """
+    if not config.checksums:
+        raise StitchError(f"{folder} lists no safetensors in its config, and nothing else is read: save it again")
+    for name, digest in config.checksums.items():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise StitchError(f"{folder} lists {name!r} as weights: expected a safetensors file in the same folder")
+        verify_checksum(folder / name, digest)
+    if (folder / INDEX).is_file():
+        weights = read_json(folder / INDEX).get("weight_map")
+        strange = set(weights.values() if isinstance(weights, dict) else ["no weight_map"]) - set(config.checksums)
+        if strange:
+            raise StitchError(
+                f"{folder / INDEX} names {', '.join(map(str, sorted(strange)))}, not in the config's list"
+            )
+
+
+def check_loaded(place: str, loading: dict[str, Any]) -> None:
+    """Refuse a checkpoint that does not hold every tensor of the model in its right shape."""
+    faults = [f"no {name}" for name in sorted(loading["missing_keys"])]
+    faults += [f"{name} of shape {tuple(came)} and not {tuple(due)}" for name, came, due in loading["mismatched_keys"]]
+    if faults:
+        raise StitchError(
+            f"{place} is not a whole stitched model: it has {'; '.join(faults)}: save or download it again"
+        )
+
+
+def pin_encoder(encoder: nn.Module, source: dict[str, Any], **options: Any) -> str:
+    """The fingerprint of an encoder that an adapter may leave out: it is the one on the Hub at the source's commit.
+
+    Raises:
+        StitchError: the source is not on the Hub at a commit, or its weights there are not the encoder's.
+    """
+    if not is_commit(source["revision"]):
+        raise StitchError(
+            f"the source {source['model_id']} was not loaded from the Hub, so an adapter has nothing to load it from "
+            "again: push the encoder and stitch from its Hub id, or use share='full'"
+        )
+    dtype = next(encoder.parameters()).dtype
+    pinned, untrained = load_pinned(source, dtype=dtype, **options)
+    digest = fingerprint(pinned, without=untrained)
+    if fingerprint(encoder, without=untrained) != digest:
+        raise StitchError(
+            f"the source encoder's weights are not those of {source['model_id']} at commit {source['revision']}: "
+            "share='full' keeps them as they are"
+        )
+    return digest
+
+
+def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **options: Any) -> nn.Module:
+    """The source encoder of an adapter, from the Hub, the same as when the adapter was saved.
+
+    Raises:
+        StitchError: it is not there at that commit any more, or its weights have changed.
+    """
+    encoder, untrained = load_pinned(config.source, dtype=config.dtype, **options)
+    quantised = options.get("quantization_config") is not None
+    offloaded = any(tensor.is_meta for tensor in encoder.state_dict().values())
+    if not (quantised or offloaded) and fingerprint(encoder, without=untrained) != config.encoder_fingerprint:
+        raise StitchError(
+            f"{config.source['model_id']} at commit {config.source['revision']} does not hold the weights that the "
+            "adapter was made for: ask its author for a model with share='full'"
+        )
+    return encoder if dtype in (None, "auto") else encoder.to(dtype)
+
+
+def load_pinned(source: dict[str, Any], **options: Any) -> tuple[nn.Module, set[str]]:
+    """An encoder from the Hub at one commit, and the names of its weights that no training has made."""
+    model_id, commit = source["model_id"], source["revision"]
+    repo = locate(model_id, revision=commit, **{name: options.pop(name) for name in HUB_OPTIONS if name in options})
+    if repo.commit != commit:
+        raise StitchError(
+            f"{model_id} at commit {commit} is wanted from the Hub, and "
+            + (f"the Hub gives commit {repo.commit}" if repo.commit else "a folder here has that name: move it away")
+        )
+    model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading, **options)
+    return model.eval().requires_grad_(False), set(loading["missing_keys"])

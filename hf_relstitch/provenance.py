@@ -1,0 +1,24 @@
+"""Where latents come from."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where latents come from.
+
+    `revision` is the commit hash of a Hub model, or a hash of the weights of any other; `pooling` says how one
+    latent was made of a model's output, or at which layer a target model was cut; `data` names the inputs;
+    `license` is the model's, None where it is not known.
+    """
+
+    model_id: str
+    revision: str
+    pooling: str
+    data: str | None = None
+    license: str | None = None
+
+    def difference(self, other: "Provenance") -> str:
+        """What sets two models apart, in words; empty when latents of both lie in one space."""
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in ("model_id", "revision", "pooling")]
+        return ", ".join(f"{name} is {ours!r} and not {theirs!r}" for name, ours, theirs in pairs if ours != theirs)

@@ -1,0 +1,150 @@
+"""SavedModel: a stitched model's folder and Hub repo, written whole and checked before it is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_relstitch.cards import RESULTS_NAME, write_card
+from hf_relstitch.checkpoints import (
+    STUB,
+    STUB_NAME,
+    WEIGHTS,
+    auto_map,
+    check_loaded,
+    pin_encoder,
+    pinned_encoder,
+    read_config,
+    verify_weights,
+)
+from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.encoders import LOADERS
+from hf_relstitch.files import checksum, read_json, whole_folder
+from hf_relstitch.hub import HUB_OPTIONS, hub_options, locate, push_folder
+
+ENCODER_OPTIONS = ("device_map", "max_memory", "offload_folder", "quantization_config", "attn_implementation")
+
+
+class SavedModel(PreTrainedModel):
+    """What a `RelativeStitcher` does with folders and repos."""
+
+    config: RelativeStitcherConfig
+    encoder: Any
+    _processor: Any = None
+    _processor_folder: Path
+
+    @property
+    def processor(self) -> Any:
+        """The source's tokenizer or image processor."""
+        if self._processor is None:
+            self._processor = LOADERS[self.config.modality].from_pretrained(self._processor_folder)
+        return self._processor
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, share: str = "full", repo_id: str | None = None, **kwargs: Any
+    ) -> None:
+        """Write the whole model: config, safetensors weights, processor, card; a failure leaves the folder as it was.
+
+        Edits of a card that is there already stay; `repo_id` is what the card is to show.
+
+        `share="adapter"` leaves the source encoder's weights out and names its Hub repo and commit instead, from
+        which loading gets them; that it holds the same weights is checked now and at each loading.
+
+        Raises:
+            StitchError: the source encoder is not a transformers model, so its architecture cannot be stored, or an
+                adapter's is not on the Hub.
+        """
+        if self.config.source_config is None:
+            raise StitchError(
+                f"the source encoder is a {type(self.encoder).__name__}, whose architecture cannot be stored as data: "
+                "make it a PreTrainedModel and register it with AutoConfig and AutoModel to save the stitched model"
+            )
+        if share not in SHARES or kwargs.get("push_to_hub"):
+            raise StitchError(
+                f"share is {share!r}: expected one of {', '.join(SHARES)}; push with push_to_hub(repo_id)"
+            )
+        self.config.share = share
+        self.config.encoder_fingerprint = None
+        if share == "adapter":
+            options = {"token": kwargs["token"]} if "token" in kwargs else {}
+            self.config.encoder_fingerprint = pin_encoder(self.encoder, self.config.source, **options)
+            kept = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
+            kwargs["state_dict"] = kept
+        self.config.auto_map = auto_map(self.config.modality)
+        self.config.source_config.name_or_path = self.config.source["model_id"]  # and no path of this machine
+        with whole_folder(save_directory, last="config.json", owned=[WEIGHTS, RESULTS_NAME]) as written:
+            super().save_pretrained(written, **kwargs)
+            self.processor.save_pretrained(written)
+            (written / STUB_NAME).write_text(STUB, encoding="utf-8")
+            self.config.checksums = {file.name: checksum(file) for file in sorted(written.glob("*.safetensors"))}
+            self.config.save_pretrained(written)
+            write_card(read_json(written / "config.json"), written, folder=save_directory, repo_id=repo_id)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        share: str = "full",
+        commit_message: str = "Push a stitched model",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        parent_commit: str | None = None,
+        max_shard_size: int | str = "50GB",
+    ) -> str:
+        """Push the whole model as one commit, and give the commit's address; see `save_pretrained` for `share`.
+
+        Raises:
+            StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
+                moved since this push began).
+        """
+        return push_folder(
+            lambda folder, name: self.save_pretrained(
+                folder, share=share, repo_id=name, max_shard_size=max_shard_size, token=token
+            ),
+            repo_id,
+            owned=[WEIGHTS, RESULTS_NAME],
+            message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent_commit,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a folder or a Hub repo, as for any transformers model; only safetensors are read.
+
+        Raises:
+            StitchError: no such model, weights that are missing, damaged or of other shapes than the config says, a
+                newer format, or an adapter whose source encoder is not what it was.
+        """
+        options = hub_options(kwargs)
+        repo = locate(pretrained_model_name_or_path, revision=kwargs.get("revision"), **options)
+        folder = repo.folder()
+        kwargs = {name: value for name, value in kwargs.items() if name not in (*HUB_OPTIONS, "revision", "subfolder")}
+        config = kwargs.pop("config", None) or read_config(folder)
+        verify_weights(folder, config)
+        elsewhere = {name: kwargs.pop(name) for name in ENCODER_OPTIONS if name in kwargs and config.share == "adapter"}
+        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, loading = super().from_pretrained(str(folder), *args, config=config, **kwargs)
+        check_loaded(repo.name, loading)
+        if config.share == "adapter":
+            model.attach(pinned_encoder(config, dtype=kwargs.get("dtype"), **elsewhere, **repo.options))
+        model.config.name_or_path = repo.place
+        model._processor_folder = folder
+        return (model, loading) if output_loading_info else model
+
+    def attach(self, encoder: nn.Module) -> None:
+        """Put the source encoder in, and the rest on its device."""
+        self.to(next(encoder.parameters()).device)
+        self.encoder = encoder
+        self.config.source_config = encoder.config
+        if (device_map := getattr(encoder, "hf_device_map", None)) is not None:
+            self.hf_device_map = device_map

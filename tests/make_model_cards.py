@@ -1,0 +1,16 @@
+"""Render the cards in model_cards/ anew, from the examples on the packaged models: python tests/make_model_cards.py"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from conftest import server
+from example_runs import EXAMPLES, pushed_card, run
+
+MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
+
+if __name__ == "__main__":
+    with server:
+        for example in EXAMPLES:
+            with TemporaryDirectory() as folder:
+                _, arguments = run(example, Path(folder), server)
+                (MODEL_CARDS / example).with_suffix(".md").write_text(pushed_card(arguments))
