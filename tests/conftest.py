@@ -3,28 +3,15 @@
 The Hub of the tests is a server on loopback, from before huggingface_hub is imported; nothing goes further.
 """
 
-import atexit
-import os
-import tempfile
+from loopback_hub import server  # isort: skip  (it says to huggingface_hub where the Hub is)
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from hub_server import HubServer
-
-scratch = tempfile.TemporaryDirectory(prefix="hf_relstitch-hub-")
-atexit.register(scratch.cleanup)
-server = HubServer(Path(scratch.name), tokens={"hf_alice": "alice", "hf_bob": "bob"})
-os.environ |= {
-    "HF_ENDPOINT": server.url,
-    "HF_HOME": str(Path(scratch.name, "home")),
-    "HF_TOKEN": "hf_alice",
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
 
 import pytest
 import torch
 import transformers
+from hub_server import HubServer
 from jaxtyping import install_import_hook
 
 install_import_hook("hf_relstitch.core", "beartype.beartype")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from conftest import server
+from loopback_hub import server  # isort: skip  (before huggingface_hub)
 from example_runs import EXAMPLES, pushed_card, run
 
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"

@@ -85,7 +85,7 @@ def test_refuses_a_pooler_that_was_never_trained(target_folder: str) -> None:
 
 
 def test_refuses_a_place_where_no_model_is(tmp_path: Path) -> None:
-    with pytest.raises(StitchError, match=r"is no folder here, and asking the Hub for its config.json failed"):
+    with pytest.raises(StitchError, match="is no folder here, and asking the Hub"):
         Encoder.from_pretrained(str(tmp_path / "nothing"))
 
 
