@@ -13,7 +13,15 @@ from hf_relstitch.core.confidence import (
     temperature_for,
 )
 from hf_relstitch.core.fidelity import held_out_translations
-from hf_relstitch.core.foretelling import Foretold, anchor_coverage, answers_used, foretell, scale_invariance, verdict
+from hf_relstitch.core.foretelling import (
+    Foretold,
+    anchor_coverage,
+    answers_used,
+    foretell,
+    scale_invariance,
+    share_near,
+    verdict,
+)
 from hf_relstitch.core.selection import choose_settings
 
 
@@ -108,6 +116,15 @@ def test_coverage_tells_inputs_like_the_anchors_from_others():
     latents, _ = clusters(count=600)
     assert anchor_coverage(latents[300:], latents[:300]) > 0.9
     assert anchor_coverage(gaussian(7, 300, 16) - 8 * latents[:1], latents[:300]) < 0.1
+
+
+def test_coverage_tells_inputs_between_the_anchors_by_their_angle():
+    """Anchors along five lines through their centre; latents near it in other directions, as near as anchors are."""
+    along = torch.arange(0.05, 20, 0.4, dtype=torch.float64)
+    lines = torch.cat([sign * along[:, None] * torch.eye(16)[line].double() for line in range(5) for sign in (1, -1)])
+    between = 0.2 * torch.nn.functional.normalize(gaussian(0, 200, 16), dim=1)
+    assert share_near(between, lines) == 1
+    assert anchor_coverage(between, lines) < 0.1
 
 
 def judged(x, y, head, **known):
