@@ -1,7 +1,7 @@
 """latentis's own Procrustes on the anchors, heads and tests of `selection.py`: one line for each number of anchors.
 
 pip install latentis
-python perf/latentis_peer.py ../shared/latents [--anchors 100 200 500] [--draws 3]
+python perf/latentis_peer.py LATENTS [--anchors 100 200 500] [--draws 3]
 
 latentis 0.0.8 has no inverse relative projection; its `Procrustes` standardises both sides and zero-pads the narrower.
 """

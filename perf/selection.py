@@ -1,6 +1,6 @@
 """The choice of a translation without labels against peers: one table, one picture.
 
-python perf/selection.py ../shared/latents [--held-out FOLDER] [--anchors 100 200 500 1500] [--draws 3] [--jobs 2]
+python perf/selection.py LATENTS [--held-out FOLDER] [--anchors 100 200 500 1500] [--draws 3] [--jobs 2]
 
 With `--held-out` it measures on pairs made here instead of the stored ones.
 """
