@@ -12,6 +12,7 @@ from yaml import safe_dump
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.edits import Generated
+from hf_relstitch.hub import is_commit
 
 CARD_NAME = "README.md"
 RESULTS_NAME = ".eval_results/hf_relstitch.yaml"
@@ -190,7 +191,7 @@ class Base:
     def of(cls, provenance: Mapping[str, Any]) -> "Base":
         """From the fields of a `Provenance`."""
         model_id, revision = str(provenance.get("model_id", "")), str(provenance.get("revision", ""))
-        on_hub = bool(re.fullmatch("[0-9a-f]{40}", revision) and re.fullmatch(f"({NAMESPACE})?{NAME}", model_id))
+        on_hub = is_commit(revision) and re.fullmatch(f"({NAMESPACE})?{NAME}", model_id) is not None
         name = model_id if on_hub else " ".join(PureWindowsPath(model_id).name.split()) or "an unnamed model"
         data = provenance.get("data") and public_data_name(provenance["data"])
         return cls(name, on_hub, revision, str(provenance.get("pooling", "")), data, provenance.get("license"))

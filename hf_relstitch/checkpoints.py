@@ -6,13 +6,15 @@ from typing import Any
 from torch import nn
 from transformers import AutoModel
 
+from hf_relstitch.cards import RESULTS_NAME
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import fingerprint
 from hf_relstitch.files import read_json, verify_checksum
-from hf_relstitch.hub import HUB_OPTIONS, is_commit, locate
+from hf_relstitch.hub import hub_options, is_commit, locate
 
-WEIGHTS = "model*.safetensors*"
+OWNED = ["model*.safetensors*", RESULTS_NAME]
+"""Files of a stitched model that go when a newer one is saved over it without them."""
 INDEX = "model.safetensors.index.json"
 STUB_NAME = "relative_stitcher.py"
 STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch."""
@@ -113,11 +115,11 @@ def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **optio
 def load_pinned(source: dict[str, Any], **options: Any) -> tuple[nn.Module, set[str]]:
     """An encoder from the Hub at one commit, and the names of its weights that no training has made."""
     model_id, commit = source["model_id"], source["revision"]
-    repo = locate(model_id, revision=commit, **{name: options.pop(name) for name in HUB_OPTIONS if name in options})
+    repo = locate(model_id, revision=commit, **hub_options(options))
     if repo.commit != commit:
         raise StitchError(
             f"{model_id} at commit {commit} is wanted from the Hub, and "
             + (f"the Hub gives commit {repo.commit}" if repo.commit else "a folder here has that name: move it away")
         )
-    model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading, **options)
+    model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading | options)
     return model.eval().requires_grad_(False), set(loading["missing_keys"])

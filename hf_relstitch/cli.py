@@ -71,11 +71,10 @@ def stitch(
     from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
     inputs = read_inputs(anchors, column=column, split=split)[: 4 * limit]
-    name = Path(anchors).name if Path(anchors).exists() else anchors
     settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "scale": scale}
     given = {name: value for name, value in settings.items() if value is not None}
     model = RelativeStitcher.from_parts(
-        source, target, inputs, num_anchors=limit, data=name, batch_size=batch_size, **given
+        source, target, inputs, num_anchors=limit, data=anchors, batch_size=batch_size, **given
     )
     model.save_pretrained(out)
     show(describe(out))
@@ -123,13 +122,15 @@ def card_command(
 ) -> None:
     """Show the card of a stitched model or an anchor set, with the edits of the README.md that is there."""
     from hf_relstitch.cards import CARD_NAME
+    from hf_relstitch.files import whole_file
     from hf_relstitch.inspection import card
 
     if write and not Path(place).is_dir():
         raise typer.BadParameter(f"{place} is no folder here, so its README.md cannot be written: pull it first")
     content = card(place, repo_id=repo_id)
     if write:
-        Path(place, CARD_NAME).write_text(content, encoding="utf-8")
+        with whole_file(Path(place, CARD_NAME)) as written:
+            written.write_text(content, encoding="utf-8")
     else:
         typer.echo(content, nl=False)
 

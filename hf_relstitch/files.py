@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and checksums of what is in them."""
+"""Folders and files that appear whole or not at all, and checksums of what is in them."""
 
 import json
 import shutil
@@ -39,6 +39,16 @@ def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iter
                 shutil.copytree(entry, folder / entry.name, dirs_exist_ok=True)
             else:
                 entry.replace(folder / entry.name)
+
+
+@contextmanager
+def whole_file(file: str | Path) -> Iterator[Path]:
+    """A temporary file beside `file` that takes its place when the block ends without an error, and else is gone."""
+    file = Path(file)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as temporary:
+        written = Path(temporary, file.name)
+        yield written
+        written.replace(file)
 
 
 def checksum(file: Path) -> str:

@@ -252,15 +252,8 @@ class RelativeStitcher(SavedModel):
         Raises:
             StitchError: no inputs, or inputs of another kind than the source takes.
         """
-        if not len(inputs):
-            raise StitchError("there are no inputs: give at least one")
-        latents = []
-        for start in range(0, len(inputs), batch_size):
-            batch = preprocess(self.encoder, self.processor, inputs[start : start + batch_size])
-            encoded = self.encoder(**batch)
-            latents.append(pool(encoded, attention_mask=batch.get("attention_mask"), pooling=self.config.pooling))
         values = relative_half(
-            torch.cat(latents),
+            self._latents(inputs, batch_size=batch_size),
             source_anchors=self.anchors.source,
             target_anchors=self.anchors.target,
             settings=self.config.translation_settings,
@@ -285,8 +278,19 @@ class RelativeStitcher(SavedModel):
 
         The agreement that a report expects holds only for inputs like the anchors.
         """
-        encoder = Encoder(self.encoder, self.processor, pooling=self.config.pooling)
-        return covered(self.report, encoder.encode(inputs, progress=False), self.anchors.source)
+        return covered(self.report, self._latents(inputs, batch_size=32), self.anchors.source)
+
+    @torch.no_grad()
+    def _latents(self, inputs: Sequence[Any], *, batch_size: int) -> Tensor:
+        """Source latents `(n, d_source)` of raw inputs, on the device that the model is on."""
+        if not len(inputs):
+            raise StitchError("there are no inputs to encode: give at least one")
+        latents = []
+        for start in range(0, len(inputs), batch_size):
+            batch = preprocess(self.encoder, self.processor, inputs[start : start + batch_size])
+            encoded = self.encoder(**batch)
+            latents.append(pool(encoded, attention_mask=batch.get("attention_mask"), pooling=self.config.pooling))
+        return torch.cat(latents)
 
     @torch.no_grad()
     def refit(self) -> None:

@@ -6,10 +6,9 @@ from typing import Any
 
 from transformers import Pipeline, pipeline
 
+from hf_relstitch.cards import TASKS
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.inputs import read_inputs
-
-TASKS = {"text": "text-classification", "image": "image-classification"}
 
 
 def classifier(model: str) -> Pipeline:

@@ -3,15 +3,14 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import TranslationSettings
-from hf_relstitch.files import check_format
+from hf_relstitch.files import check_format, whole_file
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.version import __version__
 
@@ -43,15 +42,8 @@ class RelativeLatents:
             "relative_latents": json.dumps(content, sort_keys=True),
         }
         tensors = {"values": self.values.cpu().contiguous(), "ids": self.ids.cpu().contiguous()}
-        with NamedTemporaryFile(dir=Path(file).parent, prefix=f".{Path(file).name}-", delete=False) as temporary:
-            written = Path(temporary.name)
-            try:
-                temporary.write(save(tensors, metadata))
-                temporary.close()
-                written.replace(file)
-            except BaseException:
-                written.unlink()
-                raise
+        with whole_file(file) as written:
+            save_file(tensors, written, metadata)
 
     @classmethod
     def load(cls, file: str | Path) -> "RelativeLatents":

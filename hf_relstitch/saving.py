@@ -6,11 +6,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_relstitch.cards import RESULTS_NAME, write_card
+from hf_relstitch.cards import write_card
 from hf_relstitch.checkpoints import (
+    OWNED,
     STUB,
     STUB_NAME,
-    WEIGHTS,
     auto_map,
     check_loaded,
     pin_encoder,
@@ -74,7 +74,7 @@ class SavedModel(PreTrainedModel):
             kwargs["state_dict"] = kept
         self.config.auto_map = auto_map(self.config.modality)
         self.config.source_config.name_or_path = self.config.source["model_id"]  # and no path of this machine
-        with whole_folder(save_directory, last="config.json", owned=[WEIGHTS, RESULTS_NAME]) as written:
+        with whole_folder(save_directory, last="config.json", owned=OWNED) as written:
             super().save_pretrained(written, **kwargs)
             self.processor.save_pretrained(written)
             (written / STUB_NAME).write_text(STUB, encoding="utf-8")
@@ -106,7 +106,7 @@ class SavedModel(PreTrainedModel):
                 folder, share=share, repo_id=name, max_shard_size=max_shard_size, token=token
             ),
             repo_id,
-            owned=[WEIGHTS, RESULTS_NAME],
+            owned=OWNED,
             message=commit_message,
             private=private,
             token=token,

@@ -10,8 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
 
 from hf_relstitch.anchors import CONFIG_NAME, LATENTS_NAME, AnchorSet
-from hf_relstitch.cards import RESULTS_NAME
-from hf_relstitch.checkpoints import WEIGHTS
+from hf_relstitch.checkpoints import OWNED
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.files import whole_folder
 from hf_relstitch.hub import Repo, locate
@@ -37,10 +36,10 @@ def locate_artifact(place: str, *, revision: str | None = None) -> tuple[Repo, b
 
 def push(place: str, repo_id: str, *, share: str, private: bool | None, revision: str | None) -> str:
     """Push a folder's model or anchor set, whole and checked, and give the commit's address."""
-    repo, is_anchor_set = locate_artifact(place)
+    _, is_anchor_set = locate_artifact(place)
     if is_anchor_set:
         return AnchorSet.from_pretrained(place).push_to_hub(repo_id, private=private, revision=revision)
-    model = RelativeStitcher.from_pretrained(repo.place)
+    model = RelativeStitcher.from_pretrained(place)
     return model.push_to_hub(repo_id, share=share, private=private, revision=revision)
 
 
@@ -49,7 +48,7 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:
     repo, is_anchor_set = locate_artifact(repo_id, revision=revision)
     load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
     load(repo.place, revision=repo.commit)
-    last, owned = (CONFIG_NAME, [LATENTS_NAME]) if is_anchor_set else ("config.json", [WEIGHTS, RESULTS_NAME])
+    last, owned = (CONFIG_NAME, [LATENTS_NAME]) if is_anchor_set else ("config.json", OWNED)
     with whole_folder(folder, last=last, owned=owned) as written:
         shutil.copytree(repo.folder(), written, dirs_exist_ok=True)
 

@@ -93,7 +93,7 @@ def as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:
     candidates = []
     for candidate in choice.candidates:
         settings = asdict(candidate.settings)
-        named = {name for name in varied if settings[name] != plain[name]} or set()
+        named = {name for name in varied if settings[name] != plain[name]}
         named = named if settings["identity"] else named | {"alpha", "ridge"}
         candidates.append({name: settings[name] for name in sorted(named)} | {"score": candidate.score})
     return {

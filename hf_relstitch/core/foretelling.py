@@ -19,7 +19,6 @@ USABLE_KAPPA = 0.25
 FEW_ANSWERS = 0.25
 COVERED = 0.7
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-SAME_ANSWERS = "the head is expected to answer as on its own encoder on {:.0%} of inputs"
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def verdict(
         answers_used: what `answers_used` gave.
         coverage: what `anchor_coverage` gave for inputs that the model is for; None where there are none.
     """
-    reason = SAME_ANSWERS.format(foretold.agreement)
+    reason = f"the head is expected to answer as on its own encoder on {foretold.agreement:.0%} of inputs"
     sure = foretold.kappa(foretold.low)
     if coverage is not None and coverage < COVERED:
         return Verdict(

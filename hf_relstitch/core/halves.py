@@ -29,20 +29,16 @@ def relative_half(
             "the translation leaves latents as they are or sharpens them, and has no relative half: "
             "stitch with prefer='linear', or with alpha and ridge given"
         )
-    anchors = to_working(source_anchors)
-    centre, unit = anchors.mean(0), directions(anchors, centre=anchors.mean(0))
-    target = to_working(target_anchors)
-    target_unit = directions(target, centre=target.mean(0))
-    projections = []
-    for rows in anchor_subsets(target_unit, settings):
-        frame = Frame.of(unit[rows], precision=precision_of(source_anchors))
-        projections.append((frame.vh.T * frame.gains(exponent=settings.alpha, ridge=settings.ridge)) @ frame.u.T)
-    projection = torch.cat(projections, 1)
+    anchors, target = to_working(source_anchors), to_working(target_anchors)
+    centre, target_centre = anchors.mean(0), target.mean(0)
+    unit, target_unit = directions(anchors, centre=centre), directions(target, centre=target_centre)
+    subsets = anchor_subsets(target_unit, settings)
+    powers = half(unit, subsets, precision=precision_of(source_anchors), exponent=settings.alpha, ridge=settings.ridge)
     inputs, latents = anchors - centre, to_working(x) - centre
     if settings.scale == "mean":
         inputs, latents = unit, directions(to_working(x), centre=centre)
-    translated = inputs @ projection @ target_half(target_anchors, settings=settings)
-    return latents @ projection * (settings.stretch * mean_norm(target - target.mean(0)) / mean_norm(translated))
+    translated = inputs @ powers.T @ inversion(target_anchors, target_unit, subsets, settings)
+    return latents @ powers.T * (settings.stretch * mean_norm(target - target_centre) / mean_norm(translated))
 
 
 @torch.no_grad()
@@ -52,10 +48,23 @@ def target_half(
     """What takes relative latents to target latents: `(YYᵀ + λ_y I)^(−(1−α)) Y`, the mean of it over subspaces."""
     anchors = to_working(target_anchors)
     unit = directions(anchors, centre=anchors.mean(0))
-    subsets = anchor_subsets(unit, settings)
-    inversions = []
-    for rows in subsets:
-        frame = Frame.of(unit[rows], precision=precision_of(target_anchors))
-        gains = frame.gains(exponent=1 - settings.alpha, ridge=settings.ridge)
-        inversions.append(frame.u @ (gains[:, None] * frame.vh))
-    return torch.cat(inversions) / len(subsets)
+    return inversion(target_anchors, unit, anchor_subsets(unit, settings), settings)
+
+
+def inversion(
+    target_anchors: Float[Tensor, "k d_target"],
+    unit: Float[Tensor, "k d_target"],
+    subsets: list[Tensor],
+    settings: TranslationSettings,
+) -> Float[Tensor, "m d_target"]:
+    """`target_half` of anchors whose directions and subsets are known."""
+    precision, exponent = precision_of(target_anchors), 1 - settings.alpha
+    return half(unit, subsets, precision=precision, exponent=exponent, ridge=settings.ridge) / len(subsets)
+
+
+def half(
+    unit: Float[Tensor, "k d"], subsets: list[Tensor], *, precision: float, exponent: float, ridge: float
+) -> Float[Tensor, "m d"]:
+    """`(XXᵀ + λI)^(−exponent) X` of each subset of centred and normalised anchors, one under the other."""
+    frames = [Frame.of(unit[rows], precision=precision) for rows in subsets]
+    return torch.cat([frame.u @ (frame.gains(exponent=exponent, ridge=ridge)[:, None] * frame.vh) for frame in frames])
