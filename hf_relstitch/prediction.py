@@ -7,9 +7,9 @@ from typing import Any
 from transformers import Pipeline, pipeline
 
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
-from hf_relstitch.inputs import read_inputs
+from hf_relstitch.inputs import load_audio, read_inputs
 
-TASKS = {"text": "text-classification", "image": "image-classification"}
+TASKS = {"text": "text-classification", "image": "image-classification", "audio": "audio-classification"}
 
 
 def classifier(model: str) -> Pipeline:
@@ -25,5 +25,6 @@ def predict(model: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
         inputs += read_inputs(argument) if Path(argument).exists() else [argument]
     classify = classifier(model)
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
-    answers = classify([str(one) for one in inputs], top_k=1, **options)
+    given = [load_audio(Path(one)) if classify.task == TASKS["audio"] else str(one) for one in inputs]
+    answers = classify(given, top_k=1, **options)
     return [{"input": str(one), **answer[0]} for one, answer in zip(inputs, answers, strict=True)]
