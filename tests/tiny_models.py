@@ -123,7 +123,7 @@ def classifier(task: str, model_type: str, architecture: str | None = None) -> P
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "norm" not in name.lower():
-                parameter.normal_(std=0.2)
+                parameter.normal_(std=2 / (parameter.numel() / len(parameter)) ** 0.5)
     return model.eval()
 
 
