@@ -109,7 +109,5 @@ def render(tables: dict[str, list[Row]]) -> str:
         lines += ["| type | architecture | cut at the input of | row | exact |", "| --- | --- | --- | --- | --- |"]
         for row in table:
             layer = " and ".join(f"`{name}`" for name in row.layer.split(" and ")) if row.layer else ""
-            lines.append(
-                f"| {row.model_type} | {row.architecture} | {layer} | {row.row} | {'yes' if row.exact else row.reason} |"
-            )
+            lines.append(f"| {row.model_type} | {row.architecture} | {layer} | {row.row} | {row.reason or 'yes'} |")
     return "\n".join(lines) + "\n"
