@@ -3,7 +3,12 @@
 Importing registers `RelativeStitcher` with transformers' Auto classes, and does nothing else.
 """
 
-from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
@@ -34,3 +39,4 @@ __all__ = [
 AutoConfig.register("relative_stitcher", RelativeStitcherConfig)
 AutoModelForSequenceClassification.register(RelativeStitcherConfig, RelativeStitcher)
 AutoModelForImageClassification.register(RelativeStitcherConfig, RelativeStitcher)
+AutoModelForAudioClassification.register(RelativeStitcherConfig, RelativeStitcher)

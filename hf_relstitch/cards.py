@@ -17,7 +17,7 @@ from hf_relstitch.hub import is_commit
 CARD_NAME = "README.md"
 RESULTS_NAME = ".eval_results/hf_relstitch.yaml"
 TEMPLATES = Path(__file__).with_name("templates")
-TASKS = {"text": "text-classification", "image": "image-classification"}
+TASKS = {"text": "text-classification", "image": "image-classification", "audio": "audio-classification"}
 ANCHORS_TAG = "relative-anchors"
 TAGS = ["model-stitching", "relative-representations"]
 NAMESPACE, NAME = "[A-Za-z0-9][A-Za-z0-9._-]*/", "[A-Za-z0-9._-]+"

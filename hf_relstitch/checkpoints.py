@@ -21,7 +21,11 @@ STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch
 
 from hf_relstitch import RelativeStitcher, RelativeStitcherConfig  # noqa: F401
 '''
-AUTO_CLASSES = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
+AUTO_CLASSES = {
+    "text": "AutoModelForSequenceClassification",
+    "image": "AutoModelForImageClassification",
+    "audio": "AutoModelForAudioClassification",
+}
 
 
 def auto_map(modality: str) -> dict[str, str]:

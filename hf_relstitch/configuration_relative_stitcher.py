@@ -20,7 +20,7 @@ class RelativeStitcherConfig(PretrainedConfig):
 
     Args:
         source_config: configuration of the source encoder.
-        modality: `text` or `image`, of the source.
+        modality: `text`, `image` or `audio`, of the source.
         pooling: how a latent is made of the source encoder's output; one of `hf_relstitch.pooling.POOLINGS`.
         d_source: width of the source latents.
         d_target: width of the target latents, which the head takes.

@@ -1,30 +1,39 @@
 """Encoder: a frozen model with its processor and pooling, which turns inputs into latents."""
 
 from collections.abc import Collection, Mapping, Sequence
+from inspect import signature
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import accelerate_state
 from hf_relstitch.hub import Repo, hub_options, locate
-from hf_relstitch.inputs import load_image
-from hf_relstitch.pooling import pool, resolve_pooling
+from hf_relstitch.inputs import length_of, load_audio, load_image
+from hf_relstitch.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.provenance import Provenance
 
 logger = logging.get_logger(__name__)
 
-MODALITIES = {"input_ids": "text", "pixel_values": "image"}
-LOADERS = {"text": AutoTokenizer, "image": AutoImageProcessor}
-KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin}
+MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
+LOADERS = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
+KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin, "audio": SequenceFeatureExtractor}
+INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "text": ("texts", (str,)),
+    "image": ("PIL images or Paths of images", (Image.Image, Path)),
+    "audio": ("numpy arrays of sound or Paths of sound files", (np.ndarray, Path)),
+}
 
 
 class Encoder:
@@ -32,8 +41,8 @@ class Encoder:
 
     Attributes:
         model: a transformers model, or any module that takes the processor's output by keyword.
-        processor: a tokenizer or an image processor.
-        modality: `text` or `image`.
+        processor: a tokenizer, an image processor or a feature extractor of sound.
+        modality: `text`, `image` or `audio`.
         pooling: one of `hf_relstitch.pooling.POOLINGS`, already resolved.
         provenance: which model this is, and where it was `cut` if it was; anchors carry it, and stitching compares it.
     """
@@ -70,7 +79,7 @@ class Encoder:
         architecture; a log line says which. Other keywords (`token`, `dtype`, `device_map`, …) go to `AutoModel`.
 
         Raises:
-            StitchError: no such model, one that is not for text or images, or a pooler without trained weights.
+            StitchError: no such model, one that is not for text, images or audio, or a pooler without trained weights.
         """
         repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
         model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading | model_kwargs)
@@ -106,21 +115,18 @@ class Encoder:
             raise StitchError("there are no inputs to encode: give at least one")
         state = accelerate_state()
         self.to_device(state.device)
-        order = sorted(range(len(inputs)), key=lambda row: -len(inputs[row]) if isinstance(inputs[row], str) else 0)
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        batches = batched(inputs, processor=self.processor, batch_size=batch_size)
         mine = batches[state.process_index :: state.num_processes]
         bar = logging.tqdm(mine, desc="encoding", unit="batch", disable=not (progress and state.is_main_process))
         encoded = [
             (rows, self.latents(preprocess(self.model, self.processor, [inputs[row] for row in rows])).cpu())
             for rows in bar
         ]
-        gathered = gather_object(encoded) if state.num_processes > 1 else encoded
-        latents = torch.cat([latents for _, latents in gathered])
-        return latents[torch.tensor([row for rows, _ in gathered for row in rows]).argsort()]
+        return in_order(gather_object(encoded) if state.num_processes > 1 else encoded)
 
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Latents `(n, d)` of one batch that the processor made."""
-        return pool(self.model(**batch), attention_mask=batch.get("attention_mask"), pooling=self.pooling)
+        return encode_batch(self.model, batch, pooling=self.pooling)[0]
 
     def to_device(self, device: torch.device) -> None:
         """Move the model, unless accelerate has spread it over devices already."""
@@ -129,20 +135,27 @@ class Encoder:
 
 
 def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[str, Tensor]:
-    """What the processor makes of a batch of texts or images, on the model's device and in its dtype.
+    """What the processor makes of a batch of texts, images or sounds, on the model's device and in its dtype.
 
     Raises:
         StitchError: inputs of another kind than the processor takes.
     """
     modality = modality_of(processor)
-    kinds = (str,) if modality == "text" else (Image.Image, Path)
+    expected, kinds = INPUTS[modality]
     if strange := [one for one in inputs if not isinstance(one, kinds)]:
-        expected = "texts" if modality == "text" else "PIL images or Paths of images"
-        raise StitchError(f"the model takes {expected} and one input is a {type(strange[0]).__name__}")
+        raise StitchError(
+            f"the model takes {expected} and one input is a {type(strange[0]).__name__}: give it its own kind of "
+            "input, or stitch a source that takes yours"
+        )
     if modality == "text":
         batch = processor(list(inputs), padding=True, truncation=True, return_tensors="pt")
-    else:
+    elif modality == "image":
         batch = processor(images=[load_image(one) for one in inputs], return_tensors="pt")
+    else:
+        rate = processor.sampling_rate
+        sounds = [load_audio(one, sampling_rate=rate) for one in inputs]
+        padding = {} if pads_by_itself(processor) else {"padding": True}
+        batch = processor(sounds, sampling_rate=rate, return_tensors="pt", **padding)
     weights = next(model.parameters())
     return {
         name: tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
@@ -150,26 +163,79 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
     }
 
 
+def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[list[int]]:
+    """The rows of the inputs that go into each batch: by length, so that little of a batch is padding.
+
+    Sounds of different lengths come together only where the processor pads on its own account: in many speech models
+    the first layers normalise over the padding too, and a latent must not depend on what else is in its batch.
+    """
+    lengths = [length_of(one, modality=modality_of(processor)) for one in inputs]
+    order = sorted(range(len(inputs)), key=lambda row: -lengths[row])
+    alike = modality_of(processor) == "audio" and not pads_by_itself(processor)
+    groups = [list(rows) for _, rows in groupby(order, key=lambda row: lengths[row] if alike else None)]
+    return [rows[start : start + batch_size] for rows in groups for start in range(0, len(rows), batch_size)]
+
+
+def in_order(encoded: Sequence[tuple[list[int], Tensor]]) -> Tensor:
+    """Latents `(n, d)` in the order of the inputs, from batches with their rows."""
+    latents = torch.cat([latents for _, latents in encoded])
+    return latents[torch.tensor([row for rows, _ in encoded for row in rows]).argsort()]
+
+
+def pads_by_itself(processor: Any) -> bool:
+    """Whether a feature extractor pads a batch without being told to, as those of fixed length do."""
+    padding = signature(processor.__call__).parameters.get("padding")
+    return padding is None or padding.default is not False
+
+
+def encode_batch(model: nn.Module, batch: Mapping[str, Any], *, pooling: str, **options: Any) -> tuple[Tensor, Any]:
+    """Latents `(n, d)` of one batch, and the output that they come from: of an encoder-decoder, its encoder's."""
+    config = getattr(model, "config", None)
+    encoder: Any = model
+    if getattr(config, "is_encoder_decoder", False):
+        encoder = encoder.get_encoder()
+    output = encoder(**batch, **options)
+    mask = token_mask(model, output, batch.get("attention_mask"))
+    return pool(output, attention_mask=mask, pooling=pooling), output
+
+
+def check_inputs(given: Collection[str], *, modality: str) -> None:
+    """Refuse what another kind of processor made.
+
+    Raises:
+        StitchError: there is no main input of this modality, or one of another.
+    """
+    main = {name for name in given if name in MODALITIES} | ({"inputs_embeds"} & set(given))
+    if not main or any(MODALITIES.get(name, modality) != modality for name in main):
+        raise StitchError(
+            f"the model takes {INPUTS[modality][0]}, and what came is {', '.join(sorted(main)) or 'nothing'}: make "
+            "its inputs with model.processor, and use the pipeline of its modality"
+        )
+
+
 def modality_of(processor: Any) -> str:
-    """`text` for a tokenizer, `image` for an image processor."""
+    """`text` for a tokenizer, `image` for an image processor, `audio` for a feature extractor of sound."""
     for modality, kind in KINDS.items():
         if isinstance(processor, kind):
             return modality
-    raise StitchError(f"the processor is a {type(processor).__name__}: expected a tokenizer or an image processor")
+    raise StitchError(
+        f"the processor is a {type(processor).__name__}: expected a tokenizer, an image processor or a "
+        "feature extractor of sound"
+    )
 
 
 def main_modality(model: nn.Module) -> str:
-    """`text` or `image`, by a transformers model's main input."""
+    """`text`, `image` or `audio`, by a transformers model's main input."""
     name = getattr(model, "main_input_name", None)
     if name not in MODALITIES:
         raise StitchError(
-            f"{type(model).__name__} takes {name}: supported are {' and '.join(MODALITIES)} (text and image models)"
+            f"{type(model).__name__} takes {name}: supported are {', '.join(MODALITIES)} (text, image and audio models)"
         )
     return MODALITIES[name]
 
 
 def load_processor(repo: Repo, *, modality: str) -> Any:
-    """The tokenizer (which pads with its end token where it has no padding token) or image processor of a repo."""
+    """The processor of a repo; a tokenizer without padding token pads with its end token."""
     processor = LOADERS[modality].from_pretrained(repo.place, **repo.loading)
     if modality == "text" and processor.pad_token is None:
         processor.pad_token = processor.eos_token

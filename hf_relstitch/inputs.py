@@ -1,4 +1,4 @@
-"""Inputs, texts or images: reading them from where people keep them, and naming each by a hash."""
+"""Inputs, texts, images or sounds: reading them from where people keep them, and naming each by a hash."""
 
 import hashlib
 import os
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import load_dataset
 from datasets.exceptions import DatasetNotFoundError
@@ -14,15 +15,17 @@ from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
 
+SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"}
+
 
 def read_inputs(place: str, *, column: str | None = None, split: str = "train") -> list[Any]:
-    """Inputs from a text file (one a line), an image, a folder of images, or a column of a `datasets` data set.
+    """Inputs from a text file (one a line), an image or sound, a folder of them, or a column of a `datasets` data set.
 
     Raises:
         StitchError: nothing is there, or it holds no input.
     """
     path = Path(place)
-    known = Image.registered_extensions()
+    known = Image.registered_extensions().keys() | SOUNDS
     inputs: list[Any]
     if path.is_dir():
         inputs = sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
@@ -33,7 +36,9 @@ def read_inputs(place: str, *, column: str | None = None, split: str = "train") 
     else:
         inputs = read_columns(place, [column], split=split)[0]
     if not inputs:
-        raise StitchError(f"{place} holds no input: expected a text file with one a line or a folder of images")
+        raise StitchError(
+            f"{place} holds no input: expected a text file with one a line or a folder of images or sounds"
+        )
     return inputs
 
 
@@ -77,15 +82,66 @@ def load_image(image: Path | Image.Image) -> Image.Image:
         raise StitchError(f"{image} cannot be read as an image: {error}") from error
 
 
+def load_audio(audio: Path | np.ndarray, *, sampling_rate: int | None = None) -> np.ndarray:
+    """A sound as samples `(n,)`, float32 from -1 to 1, from memory or from a file (its channels' mean).
+
+    An array has to be at the sampling rate already.
+
+    Raises:
+        StitchError: a file that cannot be read or has another sampling rate, or no array of one axis of floats.
+    """
+    if isinstance(audio, np.ndarray):
+        samples = audio
+    else:
+        with open_sound(audio) as opened:
+            rate, samples = opened.samplerate, opened.read(dtype="float32", always_2d=True).mean(1)
+        if sampling_rate not in (None, rate):
+            raise StitchError(f"{audio} has {rate} samples a second and the model takes {sampling_rate}: resample it")
+    if samples.ndim != 1 or not samples.size or not np.issubdtype(samples.dtype, np.floating):
+        raise StitchError(
+            f"a sound is a {samples.dtype} array of shape {samples.shape}: expected the samples of one channel, (n,), "
+            "floats from -1 to 1"
+        )
+    return samples.astype("<f4")
+
+
+def open_sound(path: Path) -> Any:
+    """A sound file, opened by soundfile.
+
+    Raises:
+        StitchError: soundfile is not installed, or cannot read the file.
+    """
+    try:
+        import soundfile  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise StitchError(
+            f"reading {path} needs soundfile: pip install soundfile, or give the samples as a numpy array"
+        ) from error
+    try:
+        return soundfile.SoundFile(path)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise StitchError(f"{path} cannot be read as a sound: {error}") from error
+
+
+def length_of(one: Any, *, modality: str) -> int:
+    """Characters of a text, samples of a sound; 0 for an image, and for what is no input of this kind."""
+    if modality == "audio" and isinstance(one, Path):
+        with open_sound(one) as opened:
+            return opened.frames
+    return len(one) if isinstance(one, str | np.ndarray) else 0
+
+
 def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
-    """A 64-bit id for each input, `(n,)` int64: BLAKE2b of a text's UTF-8, or of an image's size and RGB pixels.
+    """A 64-bit id for each input, `(n,)` int64.
+
+    It is the BLAKE2b of a text's UTF-8, of an image's size and RGB pixels, or of a sound's float32 samples.
 
     The same input has the same id everywhere, so two people can pair their anchor sets without showing the
     inputs. Whoever has an input can compute its id, and so can find out whether it is in a set; with a secret
     `key` only those who have it can.
 
     Raises:
-        StitchError: an input that is neither a text, an image nor the path of an image.
+        StitchError: an input that is neither a text, an image, a sound, nor the path of one.
     """
     secret = _secret(key)
     return torch.tensor([_input_id(one, secret) for one in inputs], dtype=torch.int64)
@@ -111,9 +167,13 @@ def _secret(key: str | None) -> bytes:
 def _input_id(one: Any, secret: bytes) -> int:
     if isinstance(one, str):
         content = b"text:" + one.encode()
+    elif isinstance(one, np.ndarray) or (isinstance(one, Path) and one.suffix.lower() in SOUNDS):
+        content = b"audio:" + load_audio(one).tobytes()
     elif isinstance(one, Path | Image.Image):
         image = load_image(one)
         content = b"image:%dx%d:" % image.size + image.tobytes()
     else:
-        raise StitchError(f"an input is a {type(one).__name__}: expected a text, a PIL image or the Path of an image")
+        raise StitchError(
+            f"an input is a {type(one).__name__}: expected a text, a PIL image, a numpy array of sound, or a Path"
+        )
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=secret).digest(), "little", signed=True)

@@ -16,15 +16,15 @@ from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.core.halves import relative_half
-from hf_relstitch.encoders import Encoder, preprocess
-from hf_relstitch.heads import Head, copy_linear, load_target
-from hf_relstitch.pooling import pool
+from hf_relstitch.cuts import linear_of
+from hf_relstitch.encoders import Encoder, batched, check_inputs, encode_batch, in_order, preprocess
+from hf_relstitch.heads import Head, load_target
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
 from hf_relstitch.stitching import covered, stitch, written_anchors, written_call
 
-OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput}
+OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "audio": SequenceClassifierOutput}
 
 
 class AnchorPair(nn.Module):
@@ -95,9 +95,10 @@ class RelativeStitcher(SavedModel):
 
         Args:
             source: the new encoder: a folder, a Hub id, or an `Encoder`.
-            target: a text or image classifier (a folder or a Hub id), which is cut into encoder and head; or, with
-                `head`, the encoder that the head was trained on.
-            anchors: unlabeled inputs that both models take: texts, PIL images, or paths of images.
+            target: a text, image or audio classifier (a folder or a Hub id), which is cut into encoder and head; or,
+                with `head`, the encoder that the head was trained on.
+            anchors: unlabeled inputs that both models take: texts, PIL images, numpy
+                arrays of sound, or Paths of images or sounds.
             head: the linear layer from target latents to logits, where `target` is an encoder.
             labels: the names of a bare layer's classes.
             num_anchors: how many of the anchor inputs to keep, chosen by `choose_anchors`; None keeps all.
@@ -199,7 +200,7 @@ class RelativeStitcher(SavedModel):
         weights = next(encoder.model.parameters())
         model.encoder = encoder.model
         model.translation = made.translation.to(weights.device, weights.dtype)
-        model.head = copy_linear(named_head.linear).to(weights.device, weights.dtype)
+        model.head = linear_of(named_head.linear.weight, named_head.linear.bias).to(weights.device, weights.dtype)
         model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(weights.device)
         model._processor = encoder.processor
         return model.eval()
@@ -211,23 +212,27 @@ class RelativeStitcher(SavedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        input_features: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput | ImageClassifierOutput:
         """Logits for what the source's processor makes of inputs, and a loss where labels are given.
 
         Returns:
-            A `SequenceClassifierOutput` (text) or `ImageClassifierOutput` (images) with logits `(n, num_labels)`.
+            A `SequenceClassifierOutput`, for images an `ImageClassifierOutput`, with logits `(n, num_labels)`.
         """
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "pixel_values": pixel_values,
+            "input_values": input_values,
+            "input_features": input_features,
         }
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        encoded = self.encoder(**given, **kwargs)
-        latents = pool(encoded, attention_mask=attention_mask, pooling=self.config.pooling)
+        check_inputs(given, modality=self.config.modality)
+        latents, encoded = encode_batch(self.encoder, given, pooling=self.config.pooling, **kwargs)
         logits = self.head(self.translate(latents)) / self.config.logit_temperature
         loss = None
         if labels is not None:
@@ -285,12 +290,11 @@ class RelativeStitcher(SavedModel):
         """Source latents `(n, d_source)` of raw inputs, on the device that the model is on."""
         if not len(inputs):
             raise StitchError("there are no inputs to encode: give at least one")
-        latents = []
-        for start in range(0, len(inputs), batch_size):
-            batch = preprocess(self.encoder, self.processor, inputs[start : start + batch_size])
-            encoded = self.encoder(**batch)
-            latents.append(pool(encoded, attention_mask=batch.get("attention_mask"), pooling=self.config.pooling))
-        return torch.cat(latents)
+        encoded = []
+        for rows in batched(inputs, processor=self.processor, batch_size=batch_size):
+            batch = preprocess(self.encoder, self.processor, [inputs[row] for row in rows])
+            encoded.append((rows, encode_batch(self.encoder, batch, pooling=self.config.pooling)[0]))
+        return in_order(encoded)
 
     @torch.no_grad()
     def refit(self) -> None:

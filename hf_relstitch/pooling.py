@@ -11,7 +11,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub import Repo
 
 POOLINGS = {
-    "mean": "the mean over tokens that are not padding, or over an image's patches",
+    "mean": "the mean over tokens or frames that are not padding, or over an image's patches",
     "cls": "the first token",
     "pooler": "the model's own pooler_output",
     "last": "the last token that is not padding",
@@ -36,6 +36,25 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
         return hidden.mean((2, 3)) if hidden.ndim == 4 else mean_of_tokens(hidden, attention_mask)
     hidden = require(hidden, ndim=(3,), pooling=pooling)
     return hidden[:, 0] if pooling == "cls" else last_token(hidden, attention_mask)
+
+
+def token_mask(model: nn.Module, output: Any, attention_mask: Tensor | None) -> Tensor | None:
+    """The attention mask of an output's rows, fewer than the samples where a model of sound downsamples.
+
+    Raises:
+        StitchError: the model does not say which of its rows are padding.
+    """
+    hidden = getattr(output, "last_hidden_state", None)
+    if attention_mask is None or hidden is None or hidden.ndim != 3 or hidden.shape[1] == attention_mask.shape[1]:
+        return attention_mask
+    lengths: Any = getattr(model, "_get_feat_extract_output_lengths", None)
+    if lengths is None:
+        raise StitchError(
+            f"{type(model).__name__} makes {hidden.shape[1]} rows of {attention_mask.shape[1]} inputs and does not say "
+            "which are padding: give a feature extractor with return_attention_mask=False"
+        )
+    rows = torch.arange(hidden.shape[1], device=attention_mask.device)
+    return (rows < lengths(attention_mask.sum(1))[:, None]).int()
 
 
 def require(output: Any, *, ndim: tuple[int, ...], pooling: str) -> Tensor:

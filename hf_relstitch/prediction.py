@@ -8,7 +8,7 @@ from transformers import Pipeline, pipeline
 
 from hf_relstitch.cards import TASKS
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
-from hf_relstitch.inputs import read_inputs
+from hf_relstitch.inputs import load_audio, read_inputs
 
 
 def classifier(model: str) -> Pipeline:
@@ -24,5 +24,6 @@ def predict(model: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
         inputs += read_inputs(argument) if Path(argument).exists() else [argument]
     classify = classifier(model)
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
-    answers = classify([str(one) for one in inputs], top_k=1, **options)
+    given = [load_audio(Path(one)) if classify.task == TASKS["audio"] else str(one) for one in inputs]
+    answers = classify(given, top_k=1, **options)
     return [{"input": str(one), **answer[0]} for one, answer in zip(inputs, answers, strict=True)]

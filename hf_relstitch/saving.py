@@ -37,7 +37,7 @@ class SavedModel(PreTrainedModel):
 
     @property
     def processor(self) -> Any:
-        """The source's tokenizer or image processor."""
+        """The source's tokenizer, image processor or feature extractor."""
         if self._processor is None:
             self._processor = LOADERS[self.config.modality].from_pretrained(self._processor_folder)
         return self._processor

@@ -66,7 +66,7 @@ def test_a_plain_module_is_an_encoder_too() -> None:
 
 
 def test_refuses_a_processor_that_is_none() -> None:
-    with pytest.raises(StitchError, match="the processor is a function: expected a tokenizer or an image processor"):
+    with pytest.raises(StitchError, match="the processor is a function: expected a tokenizer, an image processor or a"):
         Encoder(nn.Linear(2, 2), pico.texts)
 
 
@@ -90,11 +90,10 @@ def test_refuses_a_place_where_no_model_is(tmp_path: Path) -> None:
 
 
 def test_refuses_a_model_of_another_modality(tmp_path: Path) -> None:
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
+    from transformers import PatchTSTConfig, PatchTSTModel
 
-    config = Wav2Vec2Config(**pico.TINY, conv_dim=(8,), conv_stride=(2,), conv_kernel=(2,), num_feat_extract_layers=1)
-    Wav2Vec2Model(config).save_pretrained(tmp_path)
-    with pytest.raises(StitchError, match="takes input_values: supported are input_ids and pixel_values"):
+    PatchTSTModel(PatchTSTConfig(d_model=8, num_attention_heads=2, num_hidden_layers=1)).save_pretrained(tmp_path)
+    with pytest.raises(StitchError, match="takes past_values: supported are input_ids, pixel_values, input_values"):
         Encoder.from_pretrained(str(tmp_path))
 
 

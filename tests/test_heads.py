@@ -71,20 +71,48 @@ def test_a_decoder_without_padding_token_pads_with_its_end(tmp_path: Path) -> No
 
 
 class TwoBranches(nn.Module):
-    """A head whose logits are the mean of two linear layers: the last of them is not the whole head."""
+    """A head of two linear layers, whose logits are their sum times a factor."""
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(16, 3), nn.Linear(16, 3)
+        self.factor = factor
+        self.first, self.second = nn.Linear(16, 3), nn.Linear(16, 3, bias=False)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        return (self.first(latents) + self.second(latents)) / 2
+        return self.factor * (self.first(latents) + self.second(latents.tanh()))
+
+
+def test_the_mean_of_two_layers_is_one_head_of_both_their_inputs() -> None:
+    model = pico.classifier("Bert")
+    model.classifier = TwoBranches(1 / 2)
+    encoder, head = cut(model, pico.tokenizer())
+    batch = preprocess(model, pico.tokenizer(), pico.texts(5))
+    assert head.linear.in_features == 32
+    assert encoder.provenance.pooling == "input of classifier.first and classifier.second, pooled"
+    with torch.no_grad():
+        torch.testing.assert_close(head.linear(encoder.latents(batch)), model(**batch).logits)
 
 
 def test_refuses_a_layer_that_is_not_the_whole_head() -> None:
     model = pico.classifier("Bert")
-    model.classifier = TwoBranches()
-    with pytest.raises(StitchError, match=r"classifier\.second gives logits that differ from the model's own"):
+    model.classifier = TwoBranches(1)
+    with pytest.raises(StitchError, match=r"classifier\.second gives logits that differ from the model's own.*by hand"):
+        cut(model, pico.tokenizer())
+
+
+def test_refuses_a_head_on_each_token() -> None:
+    from transformers import BertConfig, BertForTokenClassification
+
+    model = BertForTokenClassification(BertConfig(**pico.TINY, vocab_size=64))
+    with pytest.raises(StitchError, match="other shapes, as from a head on each token"):
+        cut(model, pico.tokenizer())
+
+
+def test_refuses_a_model_that_takes_more_than_its_processor_makes() -> None:
+    model = pico.classifier("ViT")
+    with pytest.raises(
+        StitchError, match="ViTForImageClassification does not run on input_ids and attention_mask alone"
+    ):
         cut(model, pico.tokenizer())
 
 
@@ -98,7 +126,9 @@ def test_refuses_a_head_that_does_not_end_in_a_linear_layer() -> None:
 def test_refuses_a_target_that_is_no_classifier(tmp_path: Path) -> None:
     pico.classifier("Bert").base_model.save_pretrained(tmp_path)
     pico.tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(StitchError, match=r"is BertModel: the target has to be a …ForSequenceClassification or"):
+    with pytest.raises(
+        StitchError, match=r"is BertModel: the target has to be a …ForSequenceClassification, …ForImage"
+    ):
         load_target(str(tmp_path))
 
 

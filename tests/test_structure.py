@@ -17,7 +17,7 @@ ROOMS = [  # each may import from those before it, and not from those after it
     {"cards"},
     {"relative_latents"},
     {"anchors", "pooling"},
-    {"encoders"},
+    {"encoders", "cuts"},
     {"heads"},
     {"stitching"},
     {"configuration_relative_stitcher"},

@@ -1,0 +1,163 @@
+"""Where a classifier is cut: the linear layers whose mean is its logits, and what they take of each input."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.pooling import last_token, mean_of_tokens
+
+TOLERANCE = 1e-5
+ROWS = ("last", "mean", "first", "next")
+BY_HAND = (
+    "give the parts by hand instead: target=Encoder(…), a model that gives what the head takes, and head=, an nn.Linear"
+)
+
+
+class Body(nn.Module):
+    """A target model up to the input of its last linear layers: `(n, d_target)` latents from its own inputs."""
+
+    def __init__(self, model: PreTrainedModel, *, layers: Sequence[str], rows: str) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = tuple(layers)
+        self.rows = rows
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The latent of each input, with what several layers take side by side."""
+        taken, _ = run(self.model, self.layers, inputs)
+        return torch.cat([select_row(self.rows, one, inputs, pad_token_id(self.model)) for one in taken], 1)
+
+
+def select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_token_id: int | None) -> Tensor:
+    """The row of each input, `(n, d)`, that a model takes from what goes into its last layer, `(n, d)` or `(n, t, d)`.
+
+    transformers' decoders take the last token whose id is not that of padding, so an end token that also pads is
+    passed over; `next` is the row after it, for decoders whose input is the text shifted by one.
+    """
+    if rows == "pooled":
+        return latents
+    if rows == "first":
+        return latents[:, 0]
+    if rows == "mean":
+        return mean_of_tokens(latents, inputs.get("attention_mask"))
+    ids = inputs.get("input_ids")
+    mask = None if ids is None or pad_token_id is None else (ids != pad_token_id).int()
+    if rows == "next" and mask is not None:
+        mask = mask | mask.roll(1, 1) & (mask.cumsum(1) > 0)
+    return last_token(latents, mask)
+
+
+def pad_token_id(model: PreTrainedModel) -> int | None:
+    """The id that a text model takes for padding."""
+    return getattr(model.config.get_text_config(), "pad_token_id", None)
+
+
+def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[str], str]:
+    """The linear layers that make a classifier's logits, nearly always one, and the row that they take; proved.
+
+    They are the last modules that a forward pass calls: the mean of what they make of their inputs has to be the
+    model's own logits on the probe batch.
+
+    Raises:
+        StitchError: the model cannot be run on the probe, its last module is not linear, or no row gives the logits.
+    """
+    try:
+        called = calls(model, probe)
+    except Exception as error:  # whatever transformers' models raise for an input that they lack
+        raise StitchError(
+            f"{type(model).__name__} does not run on {' and '.join(probe)} alone ({error}), so its head cannot be "
+            f"found: {BY_HAND}"
+        ) from error
+    last = model.get_submodule(called[-1])
+    if not isinstance(last, nn.Linear):
+        raise StitchError(
+            f"{type(model).__name__} ends in {called[-1]}, a {type(last).__name__}: only heads that end in a linear "
+            f"layer can be cut; {BY_HAND}"
+        )
+    linears = [name for name in dict.fromkeys(reversed(called)) if is_like(model.get_submodule(name), last)]
+    differences: dict[str, float] = {}
+    for layers in (linears[:1], linears[1::-1]):
+        rows, found = closest(model, layers, probe)
+        if rows:
+            return layers, rows
+        differences = differences or found
+    raise StitchError(
+        f"{type(model).__name__}: {called[-1]} gives logits that differ from the model's own (largest differences: "
+        f"{differences or 'other shapes, as from a head on each token'}; {TOLERANCE} is allowed), so it is not the "
+        f"whole head; {BY_HAND}"
+    )
+
+
+def is_like(module: nn.Module, last: nn.Linear) -> bool:
+    """Whether a module is a linear layer of as many classes as the last one."""
+    return isinstance(module, nn.Linear) and module.out_features == last.out_features
+
+
+def calls(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> list[str]:
+    """The innermost modules in the order in which a forward pass calls them, dropout and identity aside."""
+    called: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+        for name, module in model.named_modules()
+        if not any(module.children()) and not isinstance(module, nn.Dropout | nn.Identity)
+    ]
+    try:
+        model(**probe)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
+def closest(
+    model: PreTrainedModel, layers: Sequence[str], probe: Mapping[str, Tensor]
+) -> tuple[str | None, dict[str, float]]:
+    """Which row makes the mean of these layers the model's own logits, if any, and how far each row is from them."""
+    taken, logits = run(model, layers, probe)
+    differences: dict[str, float] = {}
+    if len({one.shape[:-1] for one in taken}) > 1:
+        return None, differences
+    for rows in ROWS if taken[0].ndim == 3 else ("pooled",):
+        latents = [select_row(rows, one, probe, pad_token_id(model)) for one in taken]
+        found = folded([model.get_submodule(name) for name in layers])(torch.cat(latents, 1))
+        if found.shape == logits.shape:
+            differences[rows] = float((found - logits).abs().max())
+    best = min(differences, key=lambda rows: differences[rows], default=None)
+    exact = best is not None and differences[best] <= TOLERANCE * max(1.0, float(logits.abs().max()))
+    return best if exact else None, differences
+
+
+def folded(linears: Sequence[nn.Linear]) -> nn.Linear:
+    """The mean of linear layers as one layer, from their inputs side by side."""
+    if len(linears) == 1:
+        return linears[0]
+    biases: list[Tensor] = [one.bias for one in linears if one.bias is not None]
+    return linear_of(
+        torch.cat([one.weight for one in linears], 1) / len(linears),
+        torch.stack(biases).sum(0) / len(linears) if biases else None,
+    )
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of its own with these weights."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+    return linear.to(weight.device)
+
+
+def run(model: PreTrainedModel, layers: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+    """What goes into each layer in one forward pass, and the logits that come out of the model."""
+    taken: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: taken.update({name: args[0]}))
+        for name in layers
+    ]
+    try:
+        output = model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [taken[name] for name in layers], output.logits if "logits" in output else output[0]

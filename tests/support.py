@@ -1,0 +1,113 @@
+"""The support table: every classifier of transformers that can be built tiny is cut, and tried on new inputs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pico
+import tiny_models
+import torch
+import transformers
+from PIL import Image
+
+from hf_relstitch import StitchError, cut
+from hf_relstitch.encoders import preprocess
+
+BLIND = {"MraForSequenceClassification"}  # whose attention gives zeros where its CUDA kernel is not built
+VERSION = transformers.__version__
+HEADINGS = {"sequence": "Text", "image": "Image", "audio": "Audio"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one architecture: built or not, where it is cut, and why not if it is not."""
+
+    model_type: str
+    architecture: str
+    layer: str = ""
+    row: str = ""
+    built: bool = True
+    reason: str = ""
+
+    @property
+    def exact(self) -> bool:
+        return bool(self.layer)
+
+
+def architectures(task: str) -> Iterator[tuple[str, str]]:
+    """Model types and architectures of a task's mapping."""
+    for model_type, names in tiny_models.TASKS[task].items():
+        for name in [names] if isinstance(names, str) else names:
+            yield model_type, name
+
+
+def inputs(task: str) -> list[object]:
+    """Four inputs that the cut has not seen, of different lengths."""
+    random = np.random.default_rng(7)
+    if task == "sequence":
+        return pico.texts(4, seed=7)
+    if task == "image":
+        return [Image.fromarray(random.integers(256, size=(32, 32, 3), dtype=np.uint8)) for _ in range(4)]
+    return [random.normal(0, 0.1, length).astype(np.float32) for length in (4_000, 5_000, 6_000, 8_000)]
+
+
+def try_cut(task: str, model_type: str, architecture: str) -> Row:
+    """Build one architecture, cut it, and compare head(latent) with its own logits on new inputs."""
+    try:
+        model = tiny_models.classifier(task, model_type, architecture)
+    except ImportError as error:
+        library = str(error).split("requires the ")[1].split(" ")[0]
+        return Row(model_type, architecture, built=False, reason=f"not built: needs {library}")
+    processor = tiny_models.processor(task, model_type)
+    try:
+        encoder, head = cut(model, processor)
+    except StitchError as error:
+        return Row(model_type, architecture, reason=str(error).split(", so its head")[0])
+    batch = preprocess(model, processor, inputs(task))
+    with torch.no_grad():
+        output = model(**batch)
+        own = output.logits if "logits" in output else output[0]
+        difference = float((head.linear(encoder.latents(batch)) - own).abs().max())
+    differ = own.std(0).min() > 1e-3 * float(own.abs().max())
+    assert differ or architecture in BLIND, f"{architecture}: logits that hardly differ would prove nothing"
+    if difference > 1e-5 * max(1.0, float(own.abs().max())):
+        return Row(model_type, architecture, reason=f"differs by {difference:.1e} on new inputs")
+    layer, row = encoder.provenance.pooling.removeprefix("input of ").split(", ")
+    return Row(model_type, architecture, layer, row)
+
+
+def rows(task: str) -> list[Row]:
+    """A row for each architecture of a task."""
+    return [try_cut(task, *one) for one in architectures(task)]
+
+
+def render(tables: dict[str, list[Row]]) -> str:
+    """docs/support.md."""
+    lines = [
+        "# Which classifiers give a head",
+        "",
+        "Each architecture of transformers' classification mappings as a tiny random model: cut by the one general",
+        "rule (`hf_relstitch/cuts.py`), then compared with the model's own logits, to 1e-5 of the largest, on new",
+        f"inputs of different lengths. Made by `python tests/make_support_table.py` with transformers {VERSION}.",
+        "",
+        "| task | architectures | built | exact |",
+        "| --- | --- | --- | --- |",
+    ]
+    everything = [row for table in tables.values() for row in table]
+    for name, table in [*((HEADINGS[task], table) for task, table in tables.items()), ("all", everything)]:
+        built, exact = sum(row.built for row in table), sum(row.exact for row in table)
+        lines.append(f"| {name.lower()} | {len(table)} | {built} | {exact} |")
+    lines += [
+        "",
+        "*Row*: what the layer takes of each input: it is `pooled` already, or the row of the `first` or the `last`",
+        "token that is not padding, the `next` one (of a decoder whose input is shifted by one), or the `mean`. Two",
+        "layers: the logits are their mean. What gives no head by itself does with the parts by hand: `target=` an",
+        "`Encoder` of what the head takes, and `head=` an `nn.Linear`.",
+    ]
+    for task, table in tables.items():
+        lines += ["", f"## {HEADINGS[task]}", ""]
+        lines += ["| type | architecture | cut at the input of | row | exact |", "| --- | --- | --- | --- | --- |"]
+        for row in table:
+            layer = " and ".join(f"`{name}`" for name in row.layer.split(" and ")) if row.layer else ""
+            lines.append(f"| {row.model_type} | {row.architecture} | {layer} | {row.row} | {row.reason or 'yes'} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,48 @@
+"""docs/support.md says what is: a handful of architectures of each kind here, and all of them where there is time."""
+
+import re
+from pathlib import Path
+
+import pytest
+import support
+
+TABLE = Path(__file__).parent.parent / "docs" / "support.md"
+HANDFUL = {
+    ("sequence", "t5gemma", "T5GemmaForSequenceClassification"): ("score.out_proj", "next"),
+    ("sequence", "llama", "LlamaForSequenceClassification"): ("score", "last"),
+    ("sequence", "eurobert", "EuroBertForSequenceClassification"): ("classifier", "mean"),
+    ("sequence", "perceiver", "PerceiverForSequenceClassification"): ("perceiver.decoder.decoder.final_layer", "last"),
+    ("image", "swiftformer", "SwiftFormerForImageClassification"): ("head and dist_head", "pooled"),
+    ("image", "hgnet_v2", "HGNetV2ForImageClassification"): ("fc", "pooled"),
+    ("image", "pp_lcnet", "PPLCNetForImageClassification"): ("head", "pooled"),
+    ("audio", "whisper", "WhisperForAudioClassification"): ("classifier", "pooled"),
+}
+
+
+@pytest.mark.parametrize("case", HANDFUL)
+def test_is_cut_at(case: tuple[str, str, str]) -> None:
+    row = support.try_cut(*case)
+    assert (row.layer, row.row, row.reason) == (*HANDFUL[case], "")
+
+
+def test_what_cannot_be_cut_says_why() -> None:
+    row = support.try_cut("image", "shieldgemma2", "ShieldGemma2ForImageClassification")
+    assert row.built
+    assert not row.exact
+    assert row.reason.startswith("ShieldGemma2ForImageClassification does not run on pixel_values alone")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")  # inside transformers
+def test_the_table_is_up_to_date() -> None:
+    tables = {task: support.rows(task) for task in support.HEADINGS}
+    built = [row for table in tables.values() for row in table if row.built]
+    types = {task: len({row.model_type for row in table if row.built}) for task, table in tables.items()}
+    assert sum(row.exact for row in built) >= 0.98 * len(built)
+    kept = TABLE.read_text(encoding="utf-8")
+    if f"with transformers {support.VERSION}." not in kept:
+        pytest.skip(f"the table was made with transformers {re.search('with transformers ([^ ]+)[.]', kept)[1]}")
+    assert types["sequence"] >= 115
+    assert types["image"] >= 38
+    assert types["audio"] >= 12
+    assert support.render(tables) == kept, "run python tests/make_support_table.py"
