@@ -41,6 +41,18 @@ def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iter
                 entry.replace(folder / entry.name)
 
 
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A temporary file beside `file` that takes its place when the block ends without an error, and else is gone."""
+    written = file.with_name(f".{file.name}.partial")
+    try:
+        yield written
+        written.replace(file)
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
+
+
 def checksum(file: Path) -> str:
     """XXH3 of a file's bytes; it finds damage, it does not prove who wrote the file."""
     digest = xxhash.xxh3_128()
