@@ -59,10 +59,11 @@ class Manifest:
         now = cls(model, settings)
         manifest = cls.read(folder) if (folder / MANIFEST_NAME).is_file() else now
         if manifest.identity != now.identity and manifest.shards:
+            then = manifest.identity
             differences = [
-                f"{name} {value!r} and not {now.identity[name]!r}"
-                for name, value in manifest.identity.items()
-                if value != now.identity[name]
+                f"{name} {then.get(name)!r} and not {value!r}"
+                for name, value in now.identity.items()
+                if then.get(name) != value
             ]
             raise StitchError(
                 f"{folder} was begun with {', '.join(differences)}: "

@@ -130,18 +130,21 @@ def _translate_missing(
     """Translate each file, and write it down in the manifest as soon as it is in its place."""
     total = sum(source.size for source in missing)
     with logging.tqdm(total=total, desc="translating", unit="B", unit_scale=True, disable=not progress) as bar:
-        begun, rows, size = time.perf_counter(), 0, 0
+        begun, rows, size, shown = time.perf_counter(), 0, 0, 0
 
         def advance(more_rows: int, more_bytes: int) -> None:
-            nonlocal rows
+            nonlocal rows, shown
             rows += more_rows
             bar.set_postfix_str(f"{rows / (time.perf_counter() - begun):,.0f} rows/s", refresh=False)
-            bar.update(min(more_bytes, size - bar.n))  # a file may be smaller than what is in it
+            step = min(more_bytes, size - shown)  # compressed, a file is smaller than what is in it
+            bar.update(step)
+            shown += step
 
         for source in missing:
             size += source.size
             manifest.shards[source.name] = translate_file(source, folder, translator, advance=advance)
-            bar.update(size - bar.n)
+            bar.update(size - shown)
+            shown = size
             manifest.write(folder)
 
 

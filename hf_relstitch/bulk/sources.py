@@ -39,7 +39,7 @@ class Source:
 
     def open_for_arrow(self) -> pa.NativeFile:
         """The file's bytes, without Python in between where it is a local file."""
-        return pa.OSFile(self.path) if isinstance(self.files, LocalFileSystem) else pa.PythonFile(self.open())
+        return pa.OSFile(self.path) if isinstance(self.files, LocalFileSystem) else pa.PythonFile(self.open(), mode="r")
 
 
 def find_sources(places: Sequence[str | Path], output: Path) -> list[Source]:
