@@ -674,7 +674,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, suffix: str) -> None
     command = [sys.executable, "-c", MEMORY, tmp_path / "out", *files]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
     small, large = map(int, done.stdout.split())
-    assert large - small < 25, f"{small} MB for 10 MB of latents and {large} MB for 100 MB"
+    assert large - small < 50, f"{small} MB for 10 MB of latents and {large} MB for 100 MB"
 
 
 def test_command_line(model: RelativeStitcher, model_folder: Path, tmp_path: Path) -> None:
