@@ -56,9 +56,12 @@ def stitch(
     ],
     column: Annotated[str | None, typer.Option(help="Column of the inputs in the data set.")] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    limit: Annotated[int, typer.Option(help="Use at most this many inputs.", min=32)] = 1000,
-    alpha: Annotated[float, typer.Option(help="α of the inversion family.", min=0, max=1)] = 0.7,
-    ridge: Annotated[float, typer.Option(help="λ, relative to the mean squared singular value.", min=0)] = 0.3,
+    limit: Annotated[
+        int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times.", min=32)
+    ] = 1000,
+    prefer: Annotated[str | None, typer.Option(help="linear (one matrix, the default) or accuracy.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="α of the family, instead of choosing.", min=0, max=1)] = None,
+    ridge: Annotated[float | None, typer.Option(help="λ of the family, instead of choosing.", min=0)] = None,
     scale: Annotated[str, typer.Option(help="carry (each latent keeps its norm) or mean.")] = "carry",
     batch_size: Annotated[int, typer.Option(help="Inputs to encode at a time.", min=1)] = 32,
 ) -> None:
@@ -67,10 +70,12 @@ def stitch(
     from hf_relstitch.inspection import describe
     from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
-    inputs = read_inputs(anchors, column=column, split=split)[:limit]
+    inputs = read_inputs(anchors, column=column, split=split)[: 4 * limit]
     name = Path(anchors).name if Path(anchors).exists() else anchors
+    settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "scale": scale}
+    given = {name: value for name, value in settings.items() if value is not None}
     model = RelativeStitcher.from_parts(
-        source, target, inputs, data=name, batch_size=batch_size, alpha=alpha, ridge=ridge, scale=scale
+        source, target, inputs, num_anchors=limit, data=name, batch_size=batch_size, **given
     )
     model.save_pretrained(out)
     show(describe(out))

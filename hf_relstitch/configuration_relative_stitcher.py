@@ -26,6 +26,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         d_target: width of the target latents, which the head takes.
         num_anchors: how many anchors are stored for each side.
         translation: the fields of a `TranslationSettings`.
+        selection: how they were chosen: the criterion, and each candidate with its score; None where they were given.
+        logit_temperature: what the head's logits are divided by; 1 leaves them as they are.
         head: the head as data, `{"kind": "linear", "bias": bool}`.
         source: provenance of the source anchors.
         target: provenance of the target anchors.
@@ -57,6 +59,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         d_target: int = 1,
         num_anchors: int = 0,
         translation: dict[str, Any] | None = None,
+        selection: dict[str, Any] | None = None,
+        logit_temperature: float = 1.0,
         head: dict[str, Any] | None = None,
         source: dict[str, Any] | None = None,
         target: dict[str, Any] | None = None,
@@ -80,6 +84,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.d_target = d_target
         self.num_anchors = num_anchors
         self.translation = translation or asdict(TranslationSettings())
+        self.selection = selection
+        self.logit_temperature = logit_temperature
         self.head = head or {"kind": "linear", "bias": True}
         self.source = source or {}
         self.target = target or {}

@@ -47,6 +47,11 @@ class Head:
     problem_type: str | None = None
     provenance: Provenance | None = None
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether each class is answered yes or no by itself."""
+        return self.problem_type == "multi_label_classification"
+
     @classmethod
     def of(cls, head: "Head | nn.Linear", *, labels: list[str] | None = None) -> "Head":
         """A head as it is, or a bare linear layer as a head whose classes have these names.
@@ -102,6 +107,13 @@ def read_tensor(repo: Repo, name: str) -> Tensor | None:
         return None
     with safe_open(weights, "pt") as opened:
         return opened.get_tensor(name) if name in opened.keys() else None  # noqa: SIM118  (it is no mapping)
+
+
+def copy_linear(linear: nn.Linear) -> nn.Linear:
+    """A layer of its own with the same weights."""
+    copy = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+    copy.load_state_dict(linear.state_dict())
+    return copy
 
 
 def select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_token_id: int | None) -> Tensor:

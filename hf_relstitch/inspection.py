@@ -12,6 +12,9 @@ from hf_relstitch.files import read_json
 from hf_relstitch.sharing import locate_artifact
 from hf_relstitch.stitching import conditioning
 
+SHOWN = 8
+"""Candidates of the choice that are shown, the best first."""
+
 
 def describe(place: str | Path) -> dict[str, Any]:
     """Everything that a folder or a Hub repo says of itself, as nested plain values.
@@ -54,16 +57,25 @@ def describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
 
 
 def describe_model(config: RelativeStitcherConfig) -> dict[str, Any]:
-    """Parts, provenance, settings and report of a stitched model."""
+    """Parts, provenance, settings, the choice of these and report of a stitched model."""
     report = dict(config.report)
     architecture = config.source_config and config.source_config.model_type
+    selection = dict(config.selection or {"criterion": "none: the settings were given"})
+    best = selection.pop("candidates", [])[:SHOWN]
     return {
         "kind": "stitched model",
         "modality": config.modality,
         "source": {"architecture": architecture, **config.source, **report.pop("source", {})},
         "target": {**config.target, **report.pop("target", {})},
-        "head": {**config.head, "num_labels": config.num_labels},
+        "head": {**config.head, "num_labels": config.num_labels, "logit_temperature": config.logit_temperature},
         "translation": config.translation,
         "share": config.share,
+        "selection": selection,
+        "best candidates": {name_of(candidate): candidate["score"] for candidate in best},
         "report": report,
     }
+
+
+def name_of(candidate: dict[str, Any]) -> str:
+    """What sets a candidate apart, in a line."""
+    return ", ".join(f"{name} {value}" for name, value in candidate.items() if name != "score")

@@ -12,16 +12,17 @@ from transformers.utils import can_return_tuple
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.core.halves import relative_half
-from hf_relstitch.core.inversion import Translation, TranslationSettings, fit_translation
 from hf_relstitch.encoders import Encoder, preprocess
-from hf_relstitch.heads import Head, load_target
+from hf_relstitch.heads import Head, copy_linear, load_target
 from hf_relstitch.pooling import pool
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
-from hf_relstitch.stitching import stitch, written_anchors, written_call
+from hf_relstitch.stitching import covered, stitch, written_anchors, written_call
 
 OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput}
 
@@ -68,7 +69,8 @@ class RelativeStitcher(SavedModel):
         inside = config.source_config is not None and config.share == "full"
         self.encoder = AutoModel.from_config(config.source_config) if inside else None
         self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
-        self.translation = Translation(config.d_source, config.d_target, scale=config.translation_settings.scale)
+        sizes = config.num_anchors, config.d_source, config.d_target
+        self.translation = empty_translation(*sizes, settings=config.translation_settings)
         self.head = nn.Linear(config.d_target, config.num_labels, bias=config.head["bias"])
         self.post_init()
 
@@ -81,6 +83,8 @@ class RelativeStitcher(SavedModel):
         *,
         head: Head | nn.Linear | None = None,
         labels: list[str] | None = None,
+        num_anchors: int | None = None,
+        inputs: Sequence[Any] | None = None,
         data: str | None = None,
         key: str | None = None,
         batch_size: int = 32,
@@ -96,11 +100,15 @@ class RelativeStitcher(SavedModel):
             anchors: unlabeled inputs that both models take: texts, PIL images, or paths of images.
             head: the linear layer from target latents to logits, where `target` is an encoder.
             labels: the names of a bare layer's classes.
+            num_anchors: how many of the anchor inputs to keep, chosen by `choose_anchors`; None keeps all.
+            inputs: some unlabeled inputs that the model is for: the report then says whether the anchors are like them.
             data: the name of the data that the anchors come from, for the record.
             key: a secret for the anchors' ids, see `AnchorSet.encode`.
             batch_size: inputs to encode at a time.
             progress: whether to show progress bars.
-            **settings: `alpha`, `ridge`, `scale`, `pruning`, `subspaces`, `seed`: see `TranslationSettings`.
+            **settings: fields of `TranslationSettings`, used as they are; where none is given (`scale` and `seed`
+                aside) they are chosen on the anchors, by `choose_settings`, with `prefer="linear"` (one matrix) or
+                `prefer="accuracy"` (may sharpen, which does not fold into a matrix).
 
         Raises:
             StitchError: parts that cannot be loaded, cut, or stitched to each other.
@@ -112,11 +120,16 @@ class RelativeStitcher(SavedModel):
             target, head = load_target(str(target))
         elif not isinstance(target, Encoder):
             target = Encoder.from_pretrained(target)
+        if num_anchors is not None and num_anchors < len(anchors):
+            candidates = target.encode(anchors, batch_size=batch_size, progress=progress)
+            anchors = [anchors[row] for row in choose_anchors(candidates, num_anchors).tolist()]
         target_anchors = AnchorSet.encode(target, anchors, **options)
         del target
         source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
         source_anchors = AnchorSet.encode(source, anchors, **options)
         model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
+        if inputs is not None:
+            model.config.report = model.check(inputs)
         model.config.call = written_call(
             "from_parts",
             source.provenance,
@@ -124,6 +137,7 @@ class RelativeStitcher(SavedModel):
             settings=model.config.translation_settings,
             target=target_anchors.provenance,
             anchors="anchors",
+            num_anchors=None if num_anchors is None else repr(num_anchors),
             data=repr(target_anchors.provenance.data),
             key="key" if key else None,
             labels="labels" if labels else None,
@@ -160,8 +174,7 @@ class RelativeStitcher(SavedModel):
         )
         named_head = Head.of(head or Head.of_model(target_anchors.provenance), labels=labels)
         encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
-        how = TranslationSettings(**settings)
-        made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, settings=how)
+        made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, **settings)
         config = RelativeStitcherConfig(
             getattr(encoder.model, "config", None),
             modality=encoder.modality,
@@ -169,12 +182,14 @@ class RelativeStitcher(SavedModel):
             d_source=made.source_anchors.dim,
             d_target=made.target_anchors.dim,
             num_anchors=len(made.source_anchors),
-            translation=asdict(how),
+            translation=asdict(made.settings),
+            selection=made.selection,
+            logit_temperature=made.temperature,
             head={"kind": "linear", "bias": named_head.linear.bias is not None},
             source=asdict(made.source_anchors.provenance),
             target=asdict(made.target_anchors.provenance),
             report=made.report,
-            call=written_call("from_anchor_sets", encoder.provenance, head, settings=how, **written),
+            call=written_call("from_anchor_sets", encoder.provenance, head, settings=made.settings, **written),
             id2label=named_head.id2label,
             label2id={label: index for index, label in named_head.id2label.items()},
             problem_type=named_head.problem_type,
@@ -213,7 +228,7 @@ class RelativeStitcher(SavedModel):
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         encoded = self.encoder(**given, **kwargs)
         latents = pool(encoded, attention_mask=attention_mask, pooling=self.config.pooling)
-        logits = self.head(self.translate(latents))
+        logits = self.head(self.translate(latents)) / self.config.logit_temperature
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -257,21 +272,24 @@ class RelativeStitcher(SavedModel):
     def report(self) -> dict[str, Any]:
         """What was known when the model was made, before any label was seen.
 
-        `cosine`, `mean_reciprocal_rank` and `agreement` (the share of anchors on which the head answers as it does
-        on the target's own latent) are measured on anchors held out of the fit, in five folds; `source` and `target`
-        give each side's width, rank, condition number and effective rank.
+        Measured on anchors held out of the fit, in five folds: `cosine` and `mean_reciprocal_rank` between translated
+        and true target latents; `agreement`, the share of inputs on which the head is expected to answer as on the
+        target's own latent, with its 95 % interval and what chance would give. `scale_invariance` is the share of
+        answers that the head keeps when latents are scaled; `verdict` is good, usable or do not use, with the reason
+        and the likely remedy. `source` and `target` give each side's width, rank, condition number and effective rank.
         """
         return self.config.report
+
+    def check(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """The report with `coverage`, the share of these inputs that are like the anchors, and a verdict that knows it.
+
+        The agreement that a report expects holds only for inputs like the anchors.
+        """
+        encoder = Encoder(self.encoder, self.processor, pooling=self.config.pooling)
+        return covered(self.report, encoder.encode(inputs, progress=False), self.anchors.source)
 
     @torch.no_grad()
     def refit(self) -> None:
         """Compute the translation again from the stored anchors, on the device the model is on."""
-        made = fit_translation(self.anchors.source, self.anchors.target, settings=self.config.translation_settings)
+        made = fit(self.anchors.source, self.anchors.target, settings=self.config.translation_settings)
         self.translation.load_state_dict(made.state_dict())
-
-
-def copy_linear(linear: nn.Linear) -> nn.Linear:
-    """A layer of its own with the same weights."""
-    copy = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
-    copy.load_state_dict(linear.state_dict())
-    return copy

@@ -1,6 +1,6 @@
 """Two anchor sets and a head become a translation and what is known of it: pairing, checks, fit, report."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +8,33 @@ from torch import Tensor, nn
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.cards import Base
+from hf_relstitch.core.confidence import apply_head, matching_temperature, probabilities
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fidelity import agreement, held_out_translations, mean_cosine, mean_reciprocal_rank
-from hf_relstitch.core.inversion import Frame, Translation, TranslationSettings, fit_translation
+from hf_relstitch.core.fidelity import held_out_translations, mean_cosine, mean_reciprocal_rank
+from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.foretelling import Foretold, anchor_coverage, answers_used, foretell, scale_invariance, verdict
+from hf_relstitch.core.inversion import Frame, Translation, TranslationSettings
 from hf_relstitch.core.relative import directions, precision_of, to_working
+from hf_relstitch.core.selection import Choice, Prefer, choose_settings
+from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.devices import accelerate_state
 from hf_relstitch.heads import Head
 from hf_relstitch.provenance import Provenance
 
+FREE = {"scale", "seed"}
+"""Settings that may be given while the others are chosen."""
+
 
 @dataclass(frozen=True)
 class Stitch:
-    """A fitted translation with the paired anchors that it comes from, and its report."""
+    """A fitted translation with the paired anchors that it comes from, and what is known of it."""
 
     source_anchors: AnchorSet
     target_anchors: AnchorSet
-    translation: Translation
+    settings: TranslationSettings
+    selection: dict[str, Any] | None
+    translation: Translation | SharpenedTranslation
+    temperature: float
     report: dict[str, Any]
 
 
@@ -33,13 +44,17 @@ def stitch(
     head: Head,
     *,
     source: Provenance,
-    settings: TranslationSettings,
+    prefer: Prefer | None = None,
+    **settings: Any,
 ) -> Stitch:
     """Fit the translation from a source encoder to a head, on the device that accelerate gives.
 
+    Settings that are given are used as they are; where none is (`scale` and `seed` aside) they are chosen on the
+    anchors, among linear translations or, with `prefer="accuracy"`, sharpened ones too.
+
     Raises:
         StitchError: anchors of another model than the encoder or the head, of another width than the head takes,
-            or too few inputs in common.
+            or too few inputs in common; `prefer` together with settings that leave nothing to choose.
     """
     check_same_model(source_anchors, source, side="source")
     if head.provenance is not None:
@@ -49,11 +64,45 @@ def stitch(
             f"the head takes latents {head.linear.in_features} wide and the target anchors are {target_anchors.dim}: "
             "encode the anchors with the model that the head was trained on, at the head's input"
         )
+    if prefer is not None and (given := sorted(settings.keys() - FREE)):
+        raise StitchError(f"prefer is {prefer!r} and {given[0]} is given: prefer chooses it, so leave one of them out")
     source_anchors, target_anchors = source_anchors.intersect(target_anchors)
     device = accelerate_state().device
     x, y = source_anchors.latents.to(device), target_anchors.latents.to(device)
-    translation = fit_translation(x, y, settings=settings)
-    return Stitch(source_anchors, target_anchors, translation, report(x, y, head, settings=settings))
+    how, selection = TranslationSettings(**settings), None
+    if not settings.keys() - FREE:
+        choice = choose_settings(
+            x,
+            y,
+            head=head.linear.to(device),
+            prefer=prefer or "linear",
+            scale=how.scale,
+            multi_label=head.multi_label,
+            seed=how.seed,
+        )
+        how, selection = choice.settings, as_data(choice, prefer=prefer or "linear")
+    report, temperature = foretold_report(x, y, head, settings=how)
+    translation = fit(x, y, settings=how)
+    return Stitch(source_anchors, target_anchors, how, selection, translation, temperature, report)
+
+
+def as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:
+    """A choice as plain values: of each candidate what sets it apart, and its score."""
+    plain = {field.name: field.default for field in fields(TranslationSettings)} | {"seed": choice.settings.seed}
+    varied = {"alpha", "ridge", "sharpness", "pruning", "subspaces", "identity"}
+    candidates = []
+    for candidate in choice.candidates:
+        settings = asdict(candidate.settings)
+        named = {name for name in varied if settings[name] != plain[name]} or set()
+        named = named if settings["identity"] else named | {"alpha", "ridge"}
+        candidates.append({name: settings[name] for name in sorted(named)} | {"score": candidate.score})
+    return {
+        "prefer": prefer,
+        "criterion": choice.criterion,
+        "score": choice.score,
+        "standard_error": choice.standard_error,
+        "candidates": candidates,
+    }
 
 
 def check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> None:
@@ -65,26 +114,56 @@ def check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> Non
         )
 
 
-def report(x: Tensor, y: Tensor, head: Head, *, settings: TranslationSettings) -> dict[str, Any]:
-    """How good the translation is on anchors held out of its fit, and how well conditioned both sides are.
+def foretold_report(x: Tensor, y: Tensor, head: Head, *, settings: TranslationSettings) -> tuple[dict[str, Any], float]:
+    """How good the translation is on anchors held out of its fit, and the temperature that its logits need.
 
-    `cosine` and `mean_reciprocal_rank` compare translated with true target latents; `agreement` is the share of
-    answers that the head gives alike on both.
+    See `RelativeStitcher.report` for what it holds.
     """
     translated, target = held_out_translations(x, y, settings=settings), to_working(y)
     centre = target.mean(0)
-    weight = head.linear.weight.detach().to(target)
-    bias = 0 if head.linear.bias is None else head.linear.bias.detach().to(target)
-    multi_label = head.problem_type == "multi_label_classification"
-    logits = translated @ weight.T + bias, target @ weight.T + bias
-    return {
+    report = {
         "num_anchors": len(x),
         "cosine": mean_cosine(translated, target, centre=centre),
         "mean_reciprocal_rank": mean_reciprocal_rank(translated, target, centre=centre),
-        "agreement": agreement(*logits, multi_label=multi_label) if head.linear.out_features > 1 else None,
         "source": conditioning(x),
         "target": conditioning(y),
     }
+    if head.linear.out_features == 1:
+        return report | {"agreement": None}, 1.0
+    logits, true_logits = apply_head(head.linear, translated), apply_head(head.linear, target)
+    told = foretell(logits, true_logits, multi_label=head.multi_label)
+    report |= {
+        "agreement": told.agreement,
+        "agreement_interval": [told.low, told.high],
+        "chance_agreement": told.chance,
+        "answers_used": answers_used(true_logits, multi_label=head.multi_label),
+        "scale_invariance": scale_invariance(head.linear, target, multi_label=head.multi_label),
+    }
+    report["verdict"] = judged(report)
+    answers = probabilities(true_logits, multi_label=head.multi_label)
+    return report, matching_temperature(logits, answers, multi_label=head.multi_label)
+
+
+def judged(report: dict[str, Any], *, coverage: float | None = None) -> dict[str, str]:
+    """The verdict on what a report says and, where it is known, on how much of the inputs the anchors cover."""
+    low, high = report["agreement_interval"]
+    told = Foretold(report["agreement"], low, high, report["chance_agreement"])
+    return asdict(
+        verdict(
+            told,
+            num_anchors=report["num_anchors"],
+            rank=report["source"]["rank"],
+            answers_used=report["answers_used"],
+            coverage=coverage,
+        )
+    )
+
+
+def covered(report: dict[str, Any], latents: Tensor, anchors: Tensor) -> dict[str, Any]:
+    """A report with the share of source latents that the source anchors cover, and the verdict that it leads to."""
+    coverage = anchor_coverage(to_working(latents), to_working(anchors.to(latents.device)))
+    found = {**report, "coverage": coverage}
+    return found | {"verdict": judged(report, coverage=coverage)} if report["agreement"] is not None else found
 
 
 def conditioning(anchors: Tensor) -> dict[str, Any]:

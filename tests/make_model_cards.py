@@ -11,6 +11,7 @@ MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 if __name__ == "__main__":
     with server:
         for example in EXAMPLES:
+            server.repos.clear()
             with TemporaryDirectory() as folder:
                 _, arguments = run(example, Path(folder), server)
                 (MODEL_CARDS / example).with_suffix(".md").write_text(pushed_card(arguments))

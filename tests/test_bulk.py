@@ -290,6 +290,16 @@ def test_only_the_translation_is_read(
     assert which["fingerprint"] == load_translation(model)[1]["fingerprint"]
 
 
+def test_a_sharpened_translation(source_folder: str, wide_target: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"progress": False, "alpha": 0.7, "ridge": 0.3, "sharpness": 1.0}
+    sharpened = RelativeStitcher.from_parts(source_folder, wide_target, pico.texts(80), **options)
+    sharpened.save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "x.npy", latents().numpy())
+    translate(tmp_path / "model", tmp_path / "x.npy", tmp_path / "out")
+    assert torch.allclose(load(tmp_path / "out" / "x.npy"), sharpened.translate(latents()), atol=1e-5)
+    assert json.loads((tmp_path / "out" / MANIFEST_NAME).read_text())["model"]["sharpness"] == 1.0
+
+
 def test_a_model_that_is_damaged_is_refused(
     model: RelativeStitcher, tmp_path: Path, altered: Callable[[Path], None]
 ) -> None:

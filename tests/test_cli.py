@@ -41,6 +41,7 @@ def test_stitch_records_where_the_anchors_come_from(model: Path) -> None:
     assert description["source"]["data"] == description["target"]["data"] == "texts.txt"
     assert description["report"]["num_anchors"] == 80
     assert description["translation"]["alpha"] == 0.5
+    assert description["selection"] == {"criterion": "none: the settings were given"}
     assert description["source"]["effective_rank"] > 1
     assert description["target"]["pooling"] == "input of classifier.out_proj, pooled"
 
@@ -48,6 +49,19 @@ def test_stitch_records_where_the_anchors_come_from(model: Path) -> None:
 def test_inspect_shows_a_table(model: Path) -> None:
     shown = run("inspect", model).stdout
     assert all(word in shown for word in ("stitched model", "tiny-bert", "agreement", "effective_rank"))
+
+
+def test_a_choice_is_shown_with_its_best_candidates(source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(pico.texts(80)))
+    arguments = ("--anchors", tmp_path / "texts.txt", "--limit", "40", "--prefer", "accuracy")
+    shown = run("stitch", source_folder, target_folder, tmp_path / "model", *arguments).stdout
+    assert all(word in shown for word in ("best candidates", "alpha", "agreement_interval", "do not use"))
+    description = json.loads(run("inspect", tmp_path / "model", "--json").stdout)
+    assert description["report"]["num_anchors"] == 40
+    assert description["selection"]["prefer"] == "accuracy"
+    scores = list(description["best candidates"].values())
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == description["selection"]["score"]
 
 
 def test_inspect_describes_an_anchor_set(source: Encoder, tmp_path: Path) -> None:
@@ -89,7 +103,7 @@ def test_a_column_of_a_data_set_is_read(tmp_path: Path) -> None:
 
 
 def test_an_error_is_one_message_and_leaves_nothing(source_folder: str, target_folder: str, tmp_path: Path) -> None:
-    (tmp_path / "few.txt").write_text("one\ntwo\n")
+    (tmp_path / "few.txt").write_text("storm hits\nquiet day\n")
     done = run("stitch", source_folder, target_folder, tmp_path / "model", "--anchors", tmp_path / "few.txt", status=1)
     assert "error: 2 anchors: at least 32 different inputs are needed" in done.stderr
     assert "Traceback" not in done.stderr

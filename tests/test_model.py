@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pico
 import pytest
@@ -27,8 +28,10 @@ from hf_relstitch import (
     StitchError,
     load_target,
 )
+from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.inversion import TranslationSettings, fit_translation
 from hf_relstitch.files import checksum
+from hf_relstitch.inputs import input_ids
 
 
 def batch(model: RelativeStitcher, count: int = 6) -> dict[str, torch.Tensor]:
@@ -51,10 +54,12 @@ def test_logits_are_the_head_of_translated_latents(
     """The same by hand: encode, centre, normalise, translate by the anchors of both sides, head."""
     encoder, head = target
     anchors = [AnchorSet.encode(one, pico.texts(100), progress=False) for one in (source, encoder)]
-    translation = fit_translation(anchors[0].latents, anchors[1].latents, settings=TranslationSettings())
+    settings = stitched.config.translation_settings
+    translation = fit_translation(anchors[0].latents, anchors[1].latents, settings=settings)
     latents = source.encode(pico.texts(6, seed=9), batch_size=6, progress=False)
     with torch.no_grad():
-        torch.testing.assert_close(logits(stitched), head.linear(translation(latents)), rtol=1e-4, atol=1e-4)
+        expected = head.linear(translation(latents)) / stitched.config.logit_temperature
+    torch.testing.assert_close(logits(stitched), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_stitched_to_itself_keeps_its_answers(target_folder: str) -> None:
@@ -98,17 +103,115 @@ def test_report_is_of_held_out_anchors(stitched: RelativeStitcher) -> None:
     report = stitched.report
     assert report["num_anchors"] == 100
     assert set(report["source"]) == set(report["target"]) == {"dim", "rank", "condition_number", "effective_rank"}
-    assert 0 < report["agreement"] <= 1
+    low, high = report["agreement_interval"]
+    assert 0 < low < report["agreement"] < high < 1
+    assert 0 < report["chance_agreement"] < 1
+    assert report["scale_invariance"]["1.0"] == 1.0
+    assert set(report["verdict"]) == {"grade", "reason", "remedy"}
     assert report["cosine"] < 0.999, "an in-sample report would be nearly perfect: 100 anchors, 16 dimensions"
 
 
-@pytest.mark.parametrize("scale", ["carry", "mean"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_random_networks_are_not_to_be_used(stitched: RelativeStitcher) -> None:
+    assert stitched.report["verdict"]["grade"] == "do not use"
+
+
+def test_an_encoder_stitched_to_itself_is_good_and_inputs_of_another_domain_are_not(
+    source: Encoder,
+) -> None:
+    head = nn.Linear(16, 3)
+    anchors = [text for text in pico.texts(400) if "storm" not in text][:200]
+    others = ["storm storm storm", "storm hits storm", "storm storm", "the storm storm storm storm"]
+    model = RelativeStitcher.from_parts(source, source, anchors, head=head, inputs=others, progress=False)
+    plain = RelativeStitcher.from_parts(source, source, anchors, head=head, progress=False)
+    assert plain.report["verdict"]["grade"] == "good"
+    assert plain.config.translation_settings.identity
+    assert model.report["coverage"] < 0.5
+    assert model.report["verdict"]["grade"] == "do not use"
+    likewise = plain.check([text for text in pico.texts(100, seed=3) if "storm" not in text])
+    assert likewise["coverage"] > 0.7
+    assert likewise["verdict"] == plain.report["verdict"]
+
+
+def test_shuffled_pairing_is_not_to_be_used(target: tuple[Encoder, Head]) -> None:
+    encoder, head = target
+    anchors = AnchorSet.encode(encoder, pico.texts(200), progress=False)
+    shuffled = AnchorSet(anchors.latents, anchors.ids.roll(1), anchors.provenance)
+    model = RelativeStitcher.from_anchor_sets(encoder, anchors, shuffled, head)
+    assert model.report["verdict"]["grade"] == "do not use"
+    assert "the same inputs in the same order" in model.report["verdict"]["remedy"]
+
+
+def test_choice_is_stored_with_its_candidates(stitched: RelativeStitcher) -> None:
+    selection = json.loads(json.dumps(stitched.config.selection))
+    best, *others = selection["candidates"]
+    assert (selection["prefer"], selection["criterion"], selection["score"]) == ("linear", "head", best["score"])
+    assert all(other["score"] <= best["score"] for other in others)
+    assert len(others) > 40
+    chosen = {name: value for name, value in best.items() if name != "score"}
+    assert chosen.items() <= stitched.config.translation.items()
+
+
+def test_logits_are_as_sure_as_the_head_on_its_own_latents(stitched: RelativeStitcher) -> None:
+    assert stitched.config.logit_temperature != 1
+    tempered = logits(stitched)
+    temperature, stitched.config.logit_temperature = stitched.config.logit_temperature, 1.0
+    torch.testing.assert_close(logits(stitched) / temperature, tempered)
+
+
+def test_a_head_of_one_logit_is_left_as_it_is(source: Encoder, tmp_path: Path) -> None:
+    place = pico.saved("Roberta", tmp_path, id2label={0: "score"}, problem_type="regression")
+    model = RelativeStitcher.from_parts(source, place, pico.texts(60), progress=False)
+    assert model.config.logit_temperature == 1
+    assert model.config.selection["criterion"] == "cosine"
+    assert model.report["agreement"] is None
+    assert 0 < model.check(pico.texts(20, seed=5))["coverage"] <= 1
+
+
+def test_sharpened_model_folds_into_no_matrix(source: Encoder, target_folder: str) -> None:
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), sharpness=1.0, progress=False)
+    latents = torch.randn(4, 16)
+    middle = model.translate(latents.mean(0, keepdim=True))
+    assert (model.translate(latents).mean(0, keepdim=True) - middle).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("settings", [{"sharpness": 1.0}, {"identity": True}])
+def test_what_is_not_linear_in_relative_latents_has_no_relative_half(
+    source: Encoder, target_folder: str, settings: dict[str, Any]
+) -> None:
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **settings)
+    with pytest.raises(StitchError, match="has no relative half: stitch with prefer='linear'"):
+        model.relative(pico.texts(4, seed=5))
+
+
+def test_num_anchors_are_chosen_among_the_inputs(source: Encoder, target: tuple[Encoder, Head]) -> None:
+    inputs = pico.texts(90)
+    encoder, head = target
+    model = RelativeStitcher.from_parts(source, encoder, inputs, head=head, num_anchors=40, progress=False)
+    rows = choose_anchors(encoder.encode(inputs, progress=False), 40)
+    assert model.anchors.ids.tolist() == input_ids([inputs[row] for row in rows]).tolist()
+    assert model.report["num_anchors"] == 40
+
+
+def test_prefer_and_settings_contradict_each_other(source: Encoder, target_folder: str) -> None:
+    with pytest.raises(StitchError, match="prefer is 'accuracy' and alpha is given"):
+        RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, prefer="accuracy", alpha=0.5)
+
+
+def test_scale_and_seed_leave_the_rest_to_be_chosen(source: Encoder, target_folder: str) -> None:
+    model = RelativeStitcher.from_parts(
+        source, target_folder, pico.texts(60), progress=False, prefer="accuracy", scale="mean", seed=3
+    )
+    assert (model.config.translation["scale"], model.config.translation["seed"]) == ("mean", 3)
+    assert any("sharpness" in candidate for candidate in model.config.selection["candidates"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"scale": "mean"}, {"sharpness": 1.0}, {"sharpness": 2.0, "scale": "mean"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_folder_brings_back_the_same_logits_bit_for_bit(
-    source_folder: str, target_folder: str, tmp_path: Path, scale: str, dtype: torch.dtype
+    source_folder: str, target_folder: str, tmp_path: Path, settings: dict[str, Any], dtype: torch.dtype
 ) -> None:
     source = Encoder.from_pretrained(source_folder, dtype=dtype)
-    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), scale=scale, progress=False)
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **settings)
     model.save_pretrained(tmp_path / "model")
     loaded = RelativeStitcher.from_pretrained(tmp_path / "model")
     assert loaded.dtype == model.dtype == dtype
@@ -168,14 +271,17 @@ def test_images_through_the_stock_pipeline(tmp_path: Path) -> None:
     assert [one[0]["label"] for one in answers] == [pico.LABELS[i] for i in output.logits.argmax(1).tolist()]
 
 
-def test_refit_from_the_stored_anchors_is_the_stored_translation(stitched: RelativeStitcher, tmp_path: Path) -> None:
-    stitched.save_pretrained(tmp_path)
+@pytest.mark.parametrize("settings", [{}, {"sharpness": 1.0}])
+def test_refit_from_the_stored_anchors_is_the_stored_translation(
+    source: Encoder, target_folder: str, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(100), progress=False, **settings)
+    model.save_pretrained(tmp_path)
     loaded = RelativeStitcher.from_pretrained(tmp_path)
-    loaded.translation.weight.zero_()
-    loaded.translation.bias.zero_()
+    for tensor in loaded.translation.buffers():
+        tensor.zero_()
     loaded.refit()
-    torch.testing.assert_close(loaded.translation.weight, stitched.translation.weight, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(loaded.translation.bias, stitched.translation.bias, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loaded.translation.state_dict(), model.translation.state_dict(), rtol=1e-6, atol=1e-6)
 
 
 def test_refit_follows_the_anchors(stitched: RelativeStitcher) -> None:
@@ -186,9 +292,10 @@ def test_refit_follows_the_anchors(stitched: RelativeStitcher) -> None:
 
 
 def test_settings_reach_the_translation(source: Encoder, target_folder: str) -> None:
-    settings = {"alpha": 0.0, "ridge": 0.0, "scale": "mean", "pruning": 0.9, "subspaces": 2, "seed": 3}
+    settings = {"alpha": 0.0, "ridge": 0.0, "scale": "mean", "pruning": 0.9, "subspaces": 2, "seed": 3, "stretch": 1.1}
     model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **settings)
-    assert model.config.translation == settings
+    assert model.config.translation == settings | {"sharpness": 0.0, "identity": False}
+    assert model.config.selection is None
     expected = fit_translation(
         model.anchors.source, model.anchors.target, settings=TranslationSettings(**settings)
     ).weight

@@ -37,7 +37,7 @@ class Manifest:
     """The content of an output folder.
 
     Attributes:
-        model: name, revision, fingerprint and scale of the translation.
+        model: name, revision, fingerprint, scale and sharpness of the translation.
         settings: how it was applied.
         inputs: size and etag of each input, by its name.
         shards: rows, size and checksum of each output that is there, by its name.
@@ -96,7 +96,8 @@ class Manifest:
     @property
     def identity(self) -> dict[str, Any]:
         """What two runs into one folder have to have in common."""
-        return {"model": self.model["fingerprint"], "scale": self.model["scale"], **self.settings}
+        model = {name: self.model[name] for name in ("scale", "sharpness")}
+        return {"model": self.model["fingerprint"], **model, **self.settings}
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

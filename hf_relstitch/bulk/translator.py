@@ -10,14 +10,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_relstitch.checkpoints import INDEX, read_config
+from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.fitting import empty_translation
 from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.encoders import fingerprint
 from hf_relstitch.files import verify_checksum
-from hf_relstitch.hub import locate
+from hf_relstitch.hub import Repo, locate
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+AnyTranslation = Translation | SharpenedTranslation
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Translator:
         keep_nonfinite: whether rows that are not finite go through, and come out not finite, or are refused.
     """
 
-    translation: Translation
+    translation: AnyTranslation
     column: str = "latents"
     batch_size: int = 16384
     dtype: str | None = None
@@ -47,12 +53,12 @@ class Translator:
     @property
     def d_source(self) -> int:
         """Width of the latents that it takes."""
-        return self.translation.weight.shape[0]
+        return len(self.translation.centre)
 
     @property
     def d_target(self) -> int:
         """Width of the latents that it gives."""
-        return self.translation.weight.shape[1]
+        return len(self.translation.bias)
 
     def output_dtype(self, stored: torch.dtype) -> torch.dtype:
         """The dtype of translated latents."""
@@ -66,7 +72,7 @@ class Translator:
             StitchError: a row that is not finite, or whose translation is too large for the output's dtype.
         """
         dtype = self.output_dtype(latents.dtype)
-        wide = latents.to(self.translation.weight.device, torch.promote_types(latents.dtype, dtype))
+        wide = latents.to(self.translation.bias.device, torch.promote_types(latents.dtype, dtype))
         translated = self.translation(wide).to(dtype)
         # one pass says it of nearly every block: a sum of finite values may overflow, one that is not finite stays so
         suspect = not self.keep_nonfinite and not translated.sum().isfinite()
@@ -93,7 +99,7 @@ class Translator:
 
 def load_translation(
     model: str | Path | RelativeStitcher, *, revision: str | None = None
-) -> tuple[Translation, dict[str, Any]]:
+) -> tuple[AnyTranslation, dict[str, Any]]:
     """The translation of a stitched model (of its folder or Hub repo only these tensors are read), and which it is.
 
     Raises:
@@ -105,25 +111,26 @@ def load_translation(
         repo = locate(model, revision=revision)
         translation, name, commit = _read_translation(repo), repo.name, repo.commit
     name = Path(name).name if name and Path(name).is_dir() else name
-    which = {"fingerprint": fingerprint(translation), "scale": translation.scale}
+    which = {
+        "fingerprint": fingerprint(translation),
+        "scale": translation.scale,
+        "sharpness": translation.sharpness if isinstance(translation, SharpenedTranslation) else 0.0,
+    }
     return translation, {"name": name, "revision": commit, **which}
 
 
-def _read_translation(repo: Any) -> Translation:
+def _read_translation(repo: Repo) -> AnyTranslation:
     config_file = repo.file("config.json")
     if config_file is None:
         raise StitchError(f"{repo.place} has no file config.json: give the place of a stitched model")
     config = read_config(config_file.parent)
-    translation = Translation(config.d_source, config.d_target, scale=config.translation_settings.scale)
+    sizes = config.num_anchors, config.d_source, config.d_target
+    translation = empty_translation(*sizes, settings=config.translation_settings)
     index = repo.file(INDEX)
     files = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index else {}
-    tensors = {}
-    for name in translation.state_dict():
-        inside = files.get(f"translation.{name}", "model.safetensors")
-        file = repo.file(inside)
-        if file is None or inside not in config.checksums:
-            raise StitchError(f"{repo.place} has no weights {inside} that its config lists: save or download it again")
-        tensors[name] = _read_tensor(file, f"translation.{name}", config.checksums[inside])
+    inside = {name: files.get(f"translation.{name}", "model.safetensors") for name in translation.state_dict()}
+    paths = {file: _checked(repo, file, config) for file in sorted(set(inside.values()))}
+    tensors = {name: _read_tensor(paths[file], f"translation.{name}") for name, file in inside.items()}
     try:
         translation.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
@@ -131,8 +138,16 @@ def _read_translation(repo: Any) -> Translation:
     return translation
 
 
-def _read_tensor(file: Path, name: str, checksum: str) -> Tensor:
-    verify_checksum(file, checksum)
+def _checked(repo: Repo, name: str, config: RelativeStitcherConfig) -> Path:
+    """The path of a file of weights whose checksum is the one in the config."""
+    file = repo.file(name) if name in config.checksums else None
+    if file is None:
+        raise StitchError(f"{repo.place} has no weights {name} that its config lists: save or download it again")
+    verify_checksum(file, config.checksums[name])
+    return file
+
+
+def _read_tensor(file: Path, name: str) -> Tensor:
     try:
         with safe_open(file, "pt") as opened:
             return opened.get_tensor(name)

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_relstitch.core.inversion import TranslationSettings, fit_translation
+from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.inversion import TranslationSettings
 from hf_relstitch.core.relative import directions, to_working
 
 
@@ -22,7 +23,7 @@ def held_out_translations(
     for held_out in order.chunk(folds):
         fitted = torch.ones_like(order, dtype=torch.bool)
         fitted[held_out] = False
-        translation = fit_translation(source_anchors[fitted], target_anchors[fitted], settings=settings)
+        translation = fit(source_anchors[fitted], target_anchors[fitted], settings=settings)
         translated[held_out] = translation(to_working(source_anchors[held_out]))
     return translated
 

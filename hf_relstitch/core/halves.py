@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import Frame, TranslationSettings, anchor_subsets, mean_norm
 from hf_relstitch.core.relative import directions, precision_of, to_working
 
@@ -19,7 +20,15 @@ def relative_half(
     """Relative latents, `r = c·(x − μ_x) Xᵀ (XXᵀ + λ_x I)^(−α)`, one column an anchor.
 
     Of pruned subspaces the coordinates stand side by side. The scale c is all that they hold of the target.
+
+    Raises:
+        StitchError: settings of a translation that is not linear in relative coordinates, or that leaves latents alone.
     """
+    if settings.identity or settings.sharpness:
+        raise StitchError(
+            "the translation leaves latents as they are or sharpens them, and has no relative half: "
+            "stitch with prefer='linear', or with alpha and ridge given"
+        )
     anchors = to_working(source_anchors)
     centre, unit = anchors.mean(0), directions(anchors, centre=anchors.mean(0))
     target = to_working(target_anchors)
@@ -33,7 +42,7 @@ def relative_half(
     if settings.scale == "mean":
         inputs, latents = unit, directions(to_working(x), centre=centre)
     translated = inputs @ projection @ target_half(target_anchors, settings=settings)
-    return latents @ projection * (mean_norm(target - target.mean(0)) / mean_norm(translated))
+    return latents @ projection * (settings.stretch * mean_norm(target - target.mean(0)) / mean_norm(translated))
 
 
 @torch.no_grad()

@@ -27,6 +27,14 @@ class TranslationSettings:
 
     `pruning` keeps anchors by farthest-point sampling until each one left out has an |cosine| above it to one
     kept; `subspaces` averages that many prunings, each with its own first anchor drawn from `seed`.
+
+    `stretch` is the mean norm that translated anchors get, relative to that of the target anchors: above 1 it makes
+    up for what a fit loses on latents that it has not seen.
+
+    `sharpness` is γ of `sharpening.py`: above 0 the relative coordinates are bent before they are decoded, and the
+    translation is no longer one matrix.
+
+    `identity` leaves latents as they are, for two encoders whose spaces are one already; nothing is fitted.
     """
 
     alpha: float = 0.7
@@ -35,21 +43,31 @@ class TranslationSettings:
     pruning: float | None = None
     subspaces: int = 1
     seed: int = 0
+    stretch: float = 1.0
+    sharpness: float = 0.0
+    identity: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise StitchError(f"alpha is {self.alpha}: it has to be in [0, 1]")
-        if not 0 <= self.ridge < float("inf"):
-            raise StitchError(f"ridge is {self.ridge}: it has to be 0 or more, and finite")
-        if self.scale not in ("carry", "mean"):
-            raise StitchError(f"scale is {self.scale!r}: it has to be 'carry' or 'mean'")
-        if self.pruning is not None and not 0 < self.pruning <= 1:
-            raise StitchError(f"pruning is {self.pruning}: it is an |cosine|, in (0, 1], or None")
-        if self.subspaces < 1 or (self.subspaces > 1 and self.pruning is None):
-            raise StitchError(
-                f"subspaces is {self.subspaces} with pruning {self.pruning}: "
-                "it has to be 1 or more, and more than 1 only with a pruning threshold"
-            )
+        infinite = float("inf")
+        rules = {
+            f"alpha is {self.alpha}: it has to be in [0, 1]": 0 <= self.alpha <= 1,
+            f"ridge is {self.ridge}: it has to be 0 or more, and finite": 0 <= self.ridge < infinite,
+            f"scale is {self.scale!r}: it has to be 'carry' or 'mean'": self.scale in ("carry", "mean"),
+            f"pruning is {self.pruning}: it is an |cosine|, in (0, 1], or None": self.pruning is None
+            or 0 < self.pruning <= 1,
+            f"subspaces is {self.subspaces} with pruning {self.pruning}: it has to be 1 or more, and more than 1 only "
+            "with a pruning threshold": self.subspaces == 1 or (self.subspaces > 1 and self.pruning is not None),
+            f"stretch is {self.stretch}: it has to be above 0, and finite": 0 < self.stretch < infinite,
+            f"sharpness is {self.sharpness}: it has to be 0 or more, and finite": 0 <= self.sharpness < infinite,
+            "a sharpened translation is not pruned: set sharpness to 0 or pruning to None": not self.sharpness
+            or self.pruning is None,
+            "identity=True leaves latents as they are: it goes with no sharpness, no pruning and scale='carry'": not (
+                self.identity and (self.sharpness or self.pruning or self.scale != "carry")
+            ),
+        }
+        for message, kept in rules.items():
+            if not kept:
+                raise StitchError(message)
 
 
 @dataclass(frozen=True)
@@ -89,8 +107,12 @@ class Frame:
 
     def gains(self, *, exponent: float, ridge: float) -> Float[Tensor, " r"]:
         """Diagonal of `Uᵀ (XXᵀ + λI)^(−exponent) X V`, with λ relative to the mean squared singular value."""
-        squared = self.singular_values**2
-        return self.singular_values * (squared + ridge * squared.mean()) ** -exponent
+        return self.singular_values * shrinkage(self.singular_values**2, exponent=exponent, ridge=ridge)
+
+
+def shrinkage(eigenvalues: Float[Tensor, " r"], *, exponent: float, ridge: float) -> Float[Tensor, " r"]:
+    """Eigenvalues of `(G + λI)^(−exponent)`, with λ relative to the mean of the eigenvalues of G that are not null."""
+    return (eigenvalues + ridge * eigenvalues.mean()) ** -exponent
 
 
 def fold(source: Frame, target: Frame, *, alpha: float, ridge: float) -> Float[Tensor, "d_source d_target"]:
@@ -143,14 +165,9 @@ def fit_translation(
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
     """
-    if len(source_anchors) != len(target_anchors):
-        raise StitchError(
-            f"{len(source_anchors)} source anchors and {len(target_anchors)} target anchors: "
-            "they are paired row for row, so encode the same inputs with both models"
-        )
-    x, y = to_working(source_anchors), to_working(target_anchors)
-    if not (varied(x) and varied(y)):
-        raise StitchError("anchors have to be finite and not all the same: look at the inputs and at both encoders")
+    x, y = paired(source_anchors, target_anchors)
+    if settings.identity:
+        return unchanged(x, y)
     x_precision, y_precision = precision_of(source_anchors), precision_of(target_anchors)
     x_centre, y_centre = x.mean(0), y.mean(0)
     x_unit, y_unit = directions(x, centre=x_centre), directions(y, centre=y_centre)
@@ -161,11 +178,47 @@ def fit_translation(
         weight += fold(*frames, alpha=settings.alpha, ridge=settings.ridge) / len(subsets)
 
     inputs = x - x_centre if settings.scale == "carry" else x_unit
-    weight *= mean_norm(y - y_centre) / mean_norm(inputs @ weight)
+    weight *= settings.stretch * mean_norm(y - y_centre) / mean_norm(inputs @ weight)
     translation = Translation(x.shape[1], y.shape[1], scale=settings.scale)
     translation.weight = weight
     translation.centre = x_centre
     translation.bias = y_centre - x_centre @ weight if settings.scale == "carry" else y_centre
+    return translation
+
+
+def paired(
+    source_anchors: Float[Tensor, "k d_source"], target_anchors: Float[Tensor, "m d_target"]
+) -> tuple[Float[Tensor, "k d_source"], Float[Tensor, "k d_target"]]:
+    """Both sides' anchors in the working dtype.
+
+    Raises:
+        StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
+    """
+    if len(source_anchors) != len(target_anchors):
+        raise StitchError(
+            f"{len(source_anchors)} source anchors and {len(target_anchors)} target anchors: "
+            "they are paired row for row, so encode the same inputs with both models"
+        )
+    x, y = to_working(source_anchors), to_working(target_anchors)
+    if not (varied(x) and varied(y)):
+        raise StitchError("anchors have to be finite and not all the same: look at the inputs and at both encoders")
+    return x, y
+
+
+def unchanged(x: Float[Tensor, "k d_source"], y: Float[Tensor, "k d_target"]) -> Translation:
+    """The translation that changes nothing, in the dtype and on the device of the anchors.
+
+    Raises:
+        StitchError: the two spaces differ in width, so they cannot be one.
+    """
+    if x.shape[1] != y.shape[1]:
+        raise StitchError(
+            f"identity=True with latents {x.shape[1]} and {y.shape[1]} wide: only spaces of one width can be the same"
+        )
+    translation = Translation(x.shape[1], y.shape[1], scale="carry")
+    translation.weight = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    translation.centre = x.mean(0)
+    translation.bias = torch.zeros(y.shape[1], dtype=x.dtype, device=x.device)
     return translation
 
 

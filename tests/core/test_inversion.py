@@ -416,6 +416,13 @@ def test_directions_made_by_rounding_a_large_shift_are_not_inverted():
         ({"subspaces": 0}, r"subspaces is 0 with pruning None: .* 1 or more"),
         ({"pruning": 0.5, "subspaces": -1}, r"subspaces is -1 with pruning 0\.5: .* 1 or more"),
         ({"subspaces": 2}, r"subspaces is 2 with pruning None: .* only with a pruning threshold"),
+        ({"stretch": 0.0}, "stretch is 0.0"),
+        ({"sharpness": -1.0}, "sharpness is -1.0"),
+        ({"sharpness": float("inf")}, "sharpness is inf"),
+        ({"sharpness": 1.0, "pruning": 0.5}, "a sharpened translation is not pruned"),
+        ({"identity": True, "sharpness": 1.0}, "identity=True leaves latents as they are"),
+        ({"identity": True, "pruning": 0.5}, "identity=True leaves latents as they are"),
+        ({"identity": True, "scale": "mean"}, "identity=True leaves latents as they are"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(shapes_unchecked, bad, message):
@@ -434,3 +441,8 @@ def test_settings_at_the_edge_are_accepted(edge):
 def test_anchors_that_are_not_paired_are_refused(shapes_unchecked):
     with pytest.raises(StitchError, match=r"5 source anchors and 4 target anchors: .* encode the same inputs"):
         fit_translation(gaussian(0, 5, 3), gaussian(1, 4, 3), settings=TranslationSettings())
+
+
+def test_spaces_of_two_widths_are_not_one():
+    with pytest.raises(StitchError, match="identity=True with latents 3 and 2 wide"):
+        fit_translation(gaussian(0, 5, 3), gaussian(1, 5, 2), settings=TranslationSettings(identity=True))

@@ -1,0 +1,88 @@
+"""What a head's logits say about how sure it is, and one temperature that corrects them."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+STEPS = 50
+LARGEST = 20.0
+"""log2 of the largest factor on logits that is tried, and of one over the smallest."""
+
+
+@torch.no_grad()
+def apply_head(head: nn.Linear, latents: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+    """Logits in the dtype of the latents, whatever the head is in."""
+    bias = None if head.bias is None else head.bias.to(latents)
+    return nn.functional.linear(latents, head.weight.to(latents), bias)
+
+
+def probabilities(logits: Float[Tensor, "n classes"], *, multi_label: bool = False) -> Float[Tensor, "n classes"]:
+    """Softmax over classes, or a sigmoid each with `multi_label`."""
+    return logits.sigmoid() if multi_label else logits.softmax(-1)
+
+
+def mean_confidence(logits: Float[Tensor, "n classes"], *, multi_label: bool = False) -> float:
+    """Mean probability that is given to the answer; with `multi_label`, to each class's yes or no."""
+    given = probabilities(logits, multi_label=multi_label)
+    return float((torch.maximum(given, 1 - given) if multi_label else given.amax(-1)).mean())
+
+
+def temperature_for(logits: Float[Tensor, "n classes"], *, confidence: float, multi_label: bool = False) -> float:
+    """The temperature t at which `logits / t` have the given mean confidence, by bisection.
+
+    Mean confidence falls as t grows, so there is one answer; where none exists (all logits equal) the nearest end of
+    the range 2^±20 is given.
+    """
+    return bisected(lambda factor: mean_confidence(logits * factor, multi_label=multi_label) < confidence)
+
+
+def matching_temperature(
+    logits: Float[Tensor, "n classes"],
+    target: Float[Tensor, "n classes"],
+    *,
+    multi_label: bool = False,
+) -> float:
+    """The temperature t at which `logits / t` say best what the probabilities `target` say; no labels.
+
+    It minimises the cross-entropy from the head's own answers, which is temperature scaling (Guo et al. 2017) with the
+    head in the place of labels. The loss is convex in 1/t; its derivative `Σ (p − q) logits` is bisected. Use it with
+    held-out latents: fitted ones are nearer to the truth than any that come later.
+    """
+    return bisected(
+        lambda factor: float(((probabilities(logits * factor, multi_label=multi_label) - target) * logits).sum()) < 0
+    )
+
+
+def bisected(too_small: Callable[[float], bool]) -> float:
+    """One over the factor, within 2^±20, at which `too_small` turns false."""
+    low, high = -LARGEST, LARGEST
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        if too_small(2.0**middle):
+            low = middle
+        else:
+            high = middle
+    return 2.0**-low
+
+
+def answers_of(logits: Float[Tensor, "n classes"], *, multi_label: bool = False) -> Float[Tensor, "n classes"]:
+    """What logits answer, as probabilities of 0 and 1: the class of the largest, or each class's yes or no."""
+    if multi_label:
+        return (logits > 0).to(logits.dtype)
+    return nn.functional.one_hot(logits.argmax(-1), logits.shape[1]).to(logits.dtype)
+
+
+def answer_probability(
+    logits: Float[Tensor, "n classes"],
+    true_logits: Float[Tensor, "n classes"],
+    *,
+    temperature: float,
+    multi_label: bool = False,
+) -> Float[Tensor, " n"]:
+    """Probability that `logits / temperature` give to the answer that `true_logits` give."""
+    given = probabilities(logits / temperature, multi_label=multi_label)
+    if multi_label:
+        return torch.where(true_logits > 0, given, 1 - given).mean(-1)
+    return given.gather(-1, true_logits.argmax(-1, keepdim=True))[:, 0]

@@ -1,0 +1,131 @@
+"""Latents with labels to measure on: stored ones, and ones made here of encoders and data out of packages."""
+
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+EMOJI_PAIRS = [
+    ("image_lite0", "image_lite2"),
+    ("image_lite2", "image_lite0"),
+    ("image_lite2", "text_en_mpnet"),
+    ("text_en_mpnet", "image_lite2"),
+    ("text_de_e5", "text_en_mpnet"),
+    ("text_en_mpnet", "text_de_e5"),
+    ("text_de_e5", "image_lite0"),
+    ("text_en_minilm", "image_lite0"),
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Spaces:
+    """One data set seen by several encoders, row for row; rows are split into heads', tests' and anchors'."""
+
+    name: str
+    latents: dict
+    labels: torch.Tensor
+    heads: int
+    tests: int
+    pairs: list
+
+    @property
+    def test(self):
+        return slice(self.heads, self.heads + self.tests)
+
+    def anchors(self, count, draw):
+        """Random rows that neither a head nor a test sees, or None where there are too few."""
+        free = len(self.labels) - self.heads - self.tests
+        rows = torch.randperm(free, generator=torch.Generator().manual_seed(draw))[:count]
+        return self.heads + self.tests + rows if count <= free else None
+
+    def head(self, name):
+        """A logistic regression on the rows for heads."""
+        rows = self.latents[name][: self.heads].double().numpy()
+        model = LogisticRegression(max_iter=500).fit(rows, self.labels[: self.heads].numpy())
+        layer = torch.nn.Linear(rows.shape[1], len(model.classes_), dtype=torch.float64).requires_grad_(False)
+        layer.weight.copy_(torch.tensor(model.coef_))
+        layer.bias.copy_(torch.tensor(model.intercept_))
+        return layer
+
+
+def stored(file, *, heads, tests, pairs=None):
+    tensors = load_file(file)
+    labels = tensors.pop("labels").long()
+    latents = {name: latent.float() for name, latent in tensors.items()}
+    return Spaces(Path(file).stem, latents, labels, heads, tests, pairs or list(itertools.permutations(latents, 2)))
+
+
+def development(folder):
+    """The 20 pairs that the rule and its grid were developed on."""
+    folder = Path(folder)
+    return [
+        stored(folder / "wordnet.safetensors", heads=5000, tests=2000),
+        stored(folder / "emoji.safetensors", heads=549, tests=750, pairs=EMOJI_PAIRS),
+    ]
+
+
+def held_out(folder):
+    """12 pairs that nothing was chosen on: verb glosses and Fashion-MNIST, each by three encoders."""
+    spaces = []
+    for name, make, heads, tests in (("verbs", verbs, 1500, 1500), ("fashion", fashion, 400, 400)):
+        file = Path(folder) / f"{name}.safetensors"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({key: tensor.contiguous() for key, tensor in make().items()}, file)
+        spaces.append(stored(file, heads=heads, tests=tests))
+    return spaces
+
+
+def verbs(count=4500):
+    """WordNet's verb glosses in 15 classes, by minilm (384), mpnet (768) and latent semantic analysis (256)."""
+    import assets
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    from hf_relstitch import Encoder
+
+    glosses = {}
+    for line in (assets.WORDNET_NOUNS.parent / "data.verb").read_text(encoding="utf-8").splitlines():
+        if not line.startswith(" "):
+            synset, gloss = line.split(" | ", 1)
+            glosses.setdefault(gloss.split('; "')[0].strip(), int(synset.split()[1]) - 29)
+    texts, labels = list(glosses), list(glosses.values())
+    rows = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    chosen = [texts[row] for row in rows]
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2).fit(texts).transform(chosen)
+    return {
+        "labels": torch.tensor([labels[row] for row in rows]),
+        "lsa": torch.tensor(TruncatedSVD(256, random_state=0).fit_transform(words)).float(),
+        "minilm": Encoder.from_pretrained(str(assets.minilm())).encode(chosen).float(),
+        "mpnet": Encoder.from_pretrained(str(assets.mpnet())).encode(chosen).float(),
+    }
+
+
+def fashion(count=1200, folder="/usr/share/datasets/fashion-mnist"):
+    """Fashion-MNIST in 10 classes, by EfficientNet-lite0 and -lite2 (1280) and by its pixels (784)."""
+    import gzip
+
+    import numpy as np
+    from efficientnet_lite import lite_model, lite_processor
+    from PIL import Image
+
+    from hf_relstitch import Encoder
+
+    def read(kind, skip):
+        content = gzip.decompress(Path(folder, f"t10k-{kind}-ubyte.gz").read_bytes())
+        return np.frombuffer(content, np.uint8, offset=skip)
+
+    pixels = read("images-idx3", 16).reshape(-1, 28, 28)[:count]
+    images = [Image.fromarray(image).convert("RGB") for image in pixels]
+    lites = {
+        f"lite{size}": Encoder(lite_model(size), lite_processor(size), model_id=f"lite{size}").encode(images).float()
+        for size in (0, 2)
+    }
+    labels = torch.tensor(read("labels-idx1", 8)[:count].astype("int64"))
+    return {"labels": labels, "pixels": torch.tensor(pixels.reshape(count, -1) / 255).float(), **lites}

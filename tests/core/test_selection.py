@@ -1,0 +1,222 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spaces import clusters, gaussian, isometry, linear, nearest_mean_head
+from torch.testing import assert_close
+
+from hf_relstitch.core.confidence import temperature_for
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.fidelity import held_out_translations
+from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.folds import FOLDS, Fold, assigned_folds, quick_frame
+from hf_relstitch.core.inversion import Frame, TranslationSettings, mean_norm
+from hf_relstitch.core.relative import directions
+from hf_relstitch.core.selection import choose_settings, grid
+
+examples = settings(deadline=None, max_examples=5, derandomize=True)
+seeds = st.integers(0, 2**16)
+preferences = pytest.mark.parametrize("prefer", ["linear", "accuracy"])
+
+
+@pytest.fixture
+def noisy():
+    """Anchors of two spaces that agree on the clusters and not on all else, and a head on the second."""
+    x, labels = clusters(count=150)
+    y = 3 * x @ isometry(5, 16) + 5 + 4 * gaussian(6, 150, 16)
+    return x, y, nearest_mean_head(y, labels)
+
+
+def scores(choice):
+    return torch.tensor([candidate.score for candidate in choice.candidates], dtype=torch.float64)
+
+
+@preferences
+def test_an_exact_relation_is_found(prefer):
+    x, labels = clusters()
+    y = 3 * x @ isometry(5, 16) + 5
+    head = nearest_mean_head(y, labels)
+    choice = choose_settings(x[:200], y[:200], head=head, prefer=prefer)
+    logits = head(fit(x[:200], y[:200], settings=choice.settings)(x[200:]))
+    assert (logits.argmax(-1) == head(y[200:]).argmax(-1)).double().mean() >= 0.98
+    assert choice.criterion == "head"
+
+
+@preferences
+@given(seed=seeds)
+@examples
+def test_an_isometry_of_either_side_changes_nothing(prefer, seed):
+    """Choice and scores know only angles and norms, so turning a space (and the head with it) leaves them."""
+    x, labels = clusters(count=80)
+    y = x @ gaussian(5, 16, 12) + 4 * gaussian(6, 80, 12)
+    head = nearest_mean_head(y, labels)
+    turn_x, turn_y = isometry(seed, 16), isometry(seed + 1, 12)
+    turned_head = linear(head.weight @ turn_y, head.bias)
+    plain = choose_settings(x, y, head=head, prefer=prefer)
+    turned = choose_settings(x @ turn_x, y @ turn_y, head=turned_head, prefer=prefer)
+    assert turned.score == pytest.approx(plain.score, abs=1e-6)
+    assert_close(scores(turned), scores(plain), rtol=0, atol=1e-6)
+
+
+@given(seed=seeds, size=st.floats(0.01, 100))
+@examples
+def test_a_scale_and_a_shift_of_the_source_change_nothing(seed, size):
+    x, labels = clusters(count=80)
+    y = x @ gaussian(5, 16, 12) + 4 * gaussian(6, 80, 12)
+    head = nearest_mean_head(y, labels)
+    plain, moved = (choose_settings(each, y, head=head) for each in (x, size * x + gaussian(seed, 16)))
+    assert_close(scores(moved), scores(plain), rtol=0, atol=1e-6)
+
+
+def test_another_pairing_changes_the_scores(noisy):
+    """The negative of the two above."""
+    x, y, head = noisy
+    assert choose_settings(x[torch.randperm(150)], y, head=head).score < choose_settings(x, y, head=head).score - 0.1
+
+
+def test_the_scale_of_a_head_does_not_matter(noisy):
+    x, y, head = noisy
+    loud = linear(head.weight * 100, head.bias * 100)
+    plain, louder = (choose_settings(x, y, head=each) for each in (head, loud))
+    assert plain.settings == louder.settings
+    assert_close(scores(louder), scores(plain))
+
+
+@pytest.mark.parametrize("scale", ["carry", "mean"])
+@pytest.mark.parametrize("judged_by", ["head", "cosine"])
+def test_every_score_is_that_of_fits_on_the_other_folds(noisy, scale, judged_by):
+    """Against the slow way: fit each candidate on four folds, bring the fifth to the target's mean norm, and look."""
+    x, y, head = noisy
+    head = head if judged_by == "head" else None
+    fold_of = assigned_folds(len(x), seed=3)
+    choice = choose_settings(x, y, head=head, prefer="accuracy", scale=scale, seed=3)
+    candidates = [candidate for candidate in choice.candidates if not candidate.settings.identity]
+    assert {bool(each.settings.sharpness) for each in candidates} == {True, False}
+    assert {each.settings.pruning for each in candidates} == {None, 0.3}
+    for candidate in candidates[::6]:
+        scores = torch.empty(len(x), dtype=x.dtype)
+        for fold in range(FOLDS):
+            held_out = fold_of == fold
+            made = fit(x[~held_out], y[~held_out], settings=candidate.settings)(x[held_out])
+            centre = y[~held_out].mean(0)
+            made = centre + (made - centre) * mean_norm(y[~held_out] - centre) / mean_norm(made - centre)
+            scores[held_out] = slow_scores(made, y[held_out], centre, head, y)
+        assert candidate.score == pytest.approx(float(scores.mean()), abs=1e-9), candidate
+
+
+def slow_scores(made, true, centre, head, anchors):
+    if head is None:
+        return torch.cosine_similarity(made - centre, true - centre)
+    temperature = temperature_for(head(anchors), confidence=0.8)
+    return (head(made) / temperature).softmax(-1).gather(1, head(true).argmax(1, keepdim=True))[:, 0]
+
+
+def test_the_best_is_chosen_and_stands_first(noisy):
+    x, y, head = noisy
+    choice = choose_settings(x, y, head=head, prefer="accuracy")
+    assert choice.score == choice.candidates[0].score == max(each.score for each in choice.candidates)
+    assert len(choice.candidates) == 1 + sum(map(len, grid("accuracy", TranslationSettings())))
+
+
+def test_the_stretch_gives_held_out_latents_the_norm_of_the_target():
+    """With hardly more anchors than dimensions, a fit makes latents that it has not seen too short."""
+    x = gaussian(0, 70, 40)
+    y = x @ isometry(1, 40) + 0.5 * gaussian(2, 70, 40)
+    chosen = choose_settings(x, y).settings
+    lengths = [
+        float((each - y.mean(0)).norm(dim=-1).mean())
+        for each in (*(held_out_translations(x, y, settings=how) for how in (chosen, replace(chosen, stretch=1.0))), y)
+    ]
+    assert lengths[0] / lengths[2] == pytest.approx(1, abs=0.03)
+    assert lengths[1] / lengths[2] < 0.96
+
+
+@preferences
+def test_a_linear_choice_never_sharpens(noisy, prefer):
+    x, y, head = noisy
+    sharp = {
+        candidate.settings.sharpness > 0 for candidate in choose_settings(x, y, head=head, prefer=prefer).candidates
+    }
+    assert sharp == ({False} if prefer == "linear" else {False, True})
+
+
+def test_without_a_head_or_with_one_logit_the_cosine_decides():
+    x, _ = clusters(count=100)
+    y = 3 * x @ isometry(5, 16) + 5
+    for head in (None, torch.nn.Linear(16, 1)):
+        choice = choose_settings(x, y, head=head)
+        assert choice.criterion == "cosine"
+        assert choice.score == pytest.approx(1, abs=1e-3)
+
+
+def test_many_labels_are_judged_each_by_itself(noisy):
+    x, y, head = noisy
+    one, many = (choose_settings(x, y, head=head, multi_label=each) for each in (False, True))
+    assert one.score != many.score
+    assert 0.5 < many.score <= 1
+
+
+def test_spaces_that_are_one_already_are_left_as_they_are():
+    x = gaussian(0, 60, 48)
+    y = x + 0.1 * gaussian(1, 60, 48)
+    choice = choose_settings(x, y, head=linear(gaussian(2, 6, 48), gaussian(3, 6)))
+    assert choice.settings.identity
+    assert torch.equal(fit(x, y, settings=choice.settings)(x), x)
+    turned = choose_settings(x, y @ isometry(4, 48), head=linear(gaussian(2, 6, 48) @ isometry(4, 48), gaussian(3, 6)))
+    assert not turned.settings.identity
+
+
+def test_a_weak_head_is_not_imitated():
+    """A head on noisy latents: the choice is right more often than the head, and near the best member."""
+    labels = torch.arange(1500) % 6
+    clean = 1.5 * gaussian(0, 6, 12)[labels] + 0.7 * gaussian(1, 1500, 12)
+    x = clean @ gaussian(2, 12, 32)
+    y = (clean + 2.5 * gaussian(3, 1500, 12)) @ gaussian(4, 12, 24) + 0.3 * gaussian(5, 1500, 24)
+    ridge = y[:200].T @ y[:200] + 50 * torch.eye(24, dtype=y.dtype)
+    one_hot = torch.eye(6, dtype=y.dtype)[labels[:200]]
+    head = linear(torch.linalg.solve(ridge, y[:200].T @ one_hot).T * 8, torch.zeros(6, dtype=y.dtype))
+
+    def right(latents):
+        return float((head(latents).argmax(-1) == labels[600:]).double().mean())
+
+    choice = choose_settings(x[200:600], y[200:600], head=head)
+    members = [fit(x[200:600], y[200:600], settings=each.settings) for each in choice.candidates]
+    chosen = right(fit(x[200:600], y[200:600], settings=choice.settings)(x[600:]))
+    assert chosen > right(y[600:]) + 0.1
+    assert chosen > max(right(member(x[600:])) for member in members) - 0.03
+
+
+@pytest.mark.parametrize("count", [10, 400])
+def test_a_quick_frame_spans_what_a_frame_does(count):
+    x, _ = clusters(count=400)
+    unit = directions(x[:count], centre=x[:count].mean(0))
+    quick, slow = quick_frame(unit, precision=1e-7), Frame.of(unit, precision=1e-7)
+    assert_close(quick.singular_values, slow.singular_values)
+    assert_close((quick.u * quick.singular_values) @ quick.vh, unit)
+
+
+def test_folds_are_even_and_every_anchor_is_in_one():
+    assert assigned_folds(23, seed=0).bincount().tolist() == [5, 5, 4, 5, 4]
+    assert not torch.equal(assigned_folds(23, seed=0), assigned_folds(23, seed=1))
+
+
+def test_a_fold_knows_nothing_of_what_it_holds_out():
+    x, y = gaussian(0, 50, 6), gaussian(1, 50, 4)
+    held_out = torch.arange(50) < 10
+    known = Fold.of(x, y, held_out, scale="carry", precisions=(1e-7, 1e-7))
+    y[:10] += 100
+    other = Fold.of(x, y, held_out, scale="carry", precisions=(1e-7, 1e-7))
+    for field in ("centre", "target_norm", "target_unit"):
+        assert torch.equal(getattr(known, field), getattr(other, field))
+
+
+def test_anchors_that_cannot_be_paired_are_refused(shapes_unchecked):
+    with pytest.raises(StitchError, match="5 source anchors and 4 target anchors"):
+        choose_settings(gaussian(0, 5, 3), gaussian(1, 4, 3))
+
+
+def test_another_preference_is_refused(shapes_unchecked):
+    with pytest.raises(StitchError, match="prefer is 'speed': it has to be 'linear' or 'accuracy'"):
+        choose_settings(gaussian(0, 40, 3), gaussian(1, 40, 3), prefer="speed")

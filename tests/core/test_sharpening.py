@@ -1,0 +1,108 @@
+import pytest
+import torch
+from sklearn.kernel_ridge import KernelRidge
+from spaces import clusters, gaussian, isometry
+from torch.testing import assert_close
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.fitting import empty_translation, fit
+from hf_relstitch.core.inversion import Translation, TranslationSettings, fit_translation
+from hf_relstitch.core.relative import directions
+from hf_relstitch.core.sharpening import SharpenedTranslation, fit_sharpened, sharpen, sharpened_spectrum
+
+
+@pytest.fixture
+def pair():
+    x, _ = clusters(count=60)
+    return x, 3 * x @ isometry(5, 16) + gaussian(6, 60, 16)
+
+
+def test_sharpening_keeps_none_and_one_and_bends_between():
+    assert_close(sharpen(torch.tensor([[0.0, 1.0]]), sharpness=2.0), torch.tensor([[0.0, 1.0]]))
+    assert float(sharpen(torch.tensor([[0.5]]), sharpness=2.0)) == pytest.approx(
+        (2.718281828**2 - 1) / (2.718281828**4 - 1)
+    )
+
+
+def test_no_sharpness_changes_nothing_and_little_changes_little():
+    relative = torch.linspace(-1, 1, 9, dtype=torch.float64)[None]
+    assert torch.equal(sharpen(relative, sharpness=0.0), relative)
+    assert_close(sharpen(relative, sharpness=1e-6), relative, rtol=0, atol=1e-5)
+
+
+def test_the_sharpened_gram_has_no_negative_directions():
+    unit = directions(gaussian(0, 80, 8), centre=torch.zeros(8, dtype=torch.float64))
+    for sharpness in (0.5, 2.0, 8.0):
+        values = torch.linalg.eigvalsh(sharpen(unit @ unit.T, sharpness=sharpness))
+        assert values.min() > -1e-12 * values.max()
+
+
+def test_a_sharpness_towards_none_is_ridge_regression(pair):
+    """With fewer anchors than dimensions; sharpening adds one to their 11 directions, which the mean ridge knows."""
+    x, y = pair[0][:12], pair[1][:12]
+    linear = fit_translation(x, y, settings=TranslationSettings(alpha=1.0, ridge=0.11))
+    nearly, far = (
+        fit_sharpened(x, y, settings=TranslationSettings(alpha=1.0, ridge=0.12, sharpness=sharpness))
+        for sharpness in (1e-6, 2.0)
+    )
+    assert_close(nearly(pair[0]), linear(pair[0]), rtol=1e-4, atol=1e-4)
+    assert (far(pair[0]) - linear(pair[0])).abs().max() > 0.1
+
+
+def test_a_sharpened_ridge_regression_is_scikit_learns(pair):
+    x, y = pair
+    made = fit_sharpened(x, y, settings=TranslationSettings(alpha=1.0, ridge=0.1, sharpness=0.5, scale="mean"))
+    unit, targets = directions(x, centre=x.mean(0)), directions(y, centre=y.mean(0))
+    gram = sharpen(unit @ unit.T, sharpness=0.5)
+    _, values = sharpened_spectrum(unit, sharpness=0.5)
+    oracle = KernelRidge(alpha=0.1 * float(values.mean()), kernel="precomputed").fit(gram.numpy(), targets.numpy())
+    expected = directions(torch.tensor(oracle.predict(gram.numpy())), centre=torch.zeros(16, dtype=torch.float64))
+    assert_close(directions(made(x), centre=y.mean(0)), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["carry", "mean"])
+def test_fitted_anchors_get_the_mean_norm_of_the_target_times_the_stretch(pair, scale):
+    x, y = pair
+    made = fit_sharpened(x, y, settings=TranslationSettings(sharpness=1.0, stretch=1.2, scale=scale))
+    lengths = [(each - y.mean(0)).norm(dim=-1).mean() for each in (made(x), y)]
+    assert lengths[0] / lengths[1] == pytest.approx(1.2)
+
+
+def test_a_latent_keeps_its_norm_with_carry_and_loses_it_with_mean(pair):
+    x, y = pair
+    for scale, factor in (("carry", 2.0), ("mean", 1.0)):
+        made = fit_sharpened(x, y, settings=TranslationSettings(sharpness=1.0, scale=scale))
+        doubled = made(x.mean(0) + 2 * (x - x.mean(0)))
+        assert_close(doubled - y.mean(0), factor * (made(x) - y.mean(0)))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 1), (torch.bfloat16, 1), (torch.float16, 7e3)])
+def test_half_precision_is_computed_in_float32(pair, dtype, size):
+    """The norms of the large latents are beyond what float16 holds."""
+    x, y = size * pair[0], pair[1]
+    assert x.abs().max() < torch.finfo(dtype).max
+    assert size == 1 or x.norm(dim=1).max() > torch.finfo(dtype).max
+    made = fit_sharpened(x, y, settings=TranslationSettings(sharpness=1.0))
+    exact, rounded = made(x), made.to(dtype)(x.to(dtype))
+    assert rounded.dtype == dtype
+    assert ((rounded.double() - exact).norm(dim=1) / exact.norm(dim=1)).max() < 0.03
+
+
+def test_settings_decide_what_is_fitted(pair):
+    assert type(fit(*pair, settings=TranslationSettings(sharpness=1.0))) is SharpenedTranslation
+    assert type(fit(*pair, settings=TranslationSettings())) is Translation
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 1.0])
+def test_an_empty_translation_is_filled_by_a_state(pair, sharpness):
+    settings = TranslationSettings(sharpness=sharpness)
+    made = fit(*pair, settings=settings)
+    empty = empty_translation(60, 16, 16, settings=settings).double()
+    empty.load_state_dict(made.state_dict())
+    assert torch.equal(empty(pair[0]), made(pair[0]))
+    assert not list(empty.parameters())
+
+
+def test_anchors_that_cannot_be_paired_are_refused(shapes_unchecked):
+    with pytest.raises(StitchError, match="5 source anchors and 4 target anchors"):
+        fit(gaussian(0, 5, 3), gaussian(1, 4, 3), settings=TranslationSettings(sharpness=1.0))
