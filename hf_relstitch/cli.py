@@ -179,6 +179,38 @@ def find_command(
     Console().print(table)
 
 
+@app.command("translate")
+def translate_command(
+    model: Annotated[str, typer.Argument(help="A stitched model: folder or Hub id.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Parquet, Arrow, Feather, safetensors or npy files, folders of them, URLs, or data sets."),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the translated files.")],
+    column: Annotated[str, typer.Option(help="Column, or tensor, of the latents.")] = "latents",
+    batch_size: Annotated[int, typer.Option(help="Rows to translate at a time.", min=1)] = 16384,
+    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64; else as stored.")] = None,
+    keep_nonfinite: Annotated[bool, typer.Option("--keep-nonfinite", help="Let rows through that have a NaN.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Only check that all is there and as written.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+) -> None:
+    """Translate stored latents; a run that was stopped goes on where it was."""
+    from hf_relstitch.bulk import translate_files
+
+    done = translate_files(
+        model,
+        inputs,
+        out,
+        column=column,
+        batch_size=batch_size,
+        dtype=dtype,
+        keep_nonfinite=keep_nonfinite,
+        verify=verify,
+        revision=revision,
+    )
+    typer.echo(str(done))
+
+
 def show(description: dict[str, Any]) -> None:
     """A nested description as a table."""
     table = Table(show_header=False, title=description["kind"])

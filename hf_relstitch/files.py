@@ -45,10 +45,13 @@ def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iter
 def whole_file(file: str | Path) -> Iterator[Path]:
     """A temporary file beside `file` that takes its place when the block ends without an error, and else is gone."""
     file = Path(file)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as temporary:
-        written = Path(temporary, file.name)
+    written = file.with_name(f".partial-{file.name}")
+    try:
         yield written
         written.replace(file)
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
 
 
 def checksum(file: Path) -> str:

@@ -1,0 +1,108 @@
+"""Where stored latents lie: files, folders and data sets, here or wherever fsspec reaches."""
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+from huggingface_hub.errors import HfHubHTTPError
+
+from hf_relstitch.core.errors import StitchError
+
+SUFFIXES = (".parquet", ".arrow", ".feather", ".safetensors", ".npy")
+SIDECARS = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `Dataset.save_to_disk` writes
+ETAGS = ("blob_id", "etag", "ETag", "mtime", "created")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to translate: where it is, the name that its translation has, and what tells that it has changed."""
+
+    files: Any
+    path: str
+    name: str
+    size: int
+    etag: str
+
+    @property
+    def suffix(self) -> str:
+        """The kind of file."""
+        return posixpath.splitext(self.name)[1].lower()
+
+    def open(self) -> BinaryIO:
+        """The file's bytes."""
+        return self.files.open(self.path, "rb")
+
+    def open_for_arrow(self) -> pa.NativeFile:
+        """The file's bytes, without Python in between where it is a local file."""
+        return pa.OSFile(self.path) if isinstance(self.files, LocalFileSystem) else pa.PythonFile(self.open(), mode="r")
+
+
+def find_sources(places: Sequence[str | Path], output: Path) -> list[Source]:
+    """The files at `places`: paths, folders, globs, whatever fsspec opens, or a data set's name on the Hub.
+
+    A folder's files keep their path in it, a single file its name.
+
+    Raises:
+        StitchError: nothing is there that can be translated, two files would have one name, or `output` is among them.
+    """
+    found: dict[str, Source] = {}
+    for place in places:
+        for source in _at(str(place), output):
+            if source.name in found:
+                raise StitchError(
+                    f"{found[source.name].path} and {source.path} would both become {source.name}: "
+                    "give the folder that holds both"
+                )
+            found[source.name] = source
+    if not found:
+        raise StitchError("there are no inputs: give at least one file, folder or data set")
+    return list(found.values())
+
+
+def _at(place: str, output: Path) -> list[Source]:
+    if "://" not in place and not Path(place).exists() and not any(letter in place for letter in "*?["):
+        if place.count("/") > 1 or posixpath.splitext(place)[1] in SUFFIXES:
+            raise StitchError(f"there is no file or folder {place}: check the path")
+        place = f"hf://datasets/{place}"
+    try:
+        files, path = fsspec.url_to_fs(place)
+        if files.isfile(path):
+            paths, root = [path], posixpath.dirname(path)
+        elif files.isdir(path):
+            paths, root = files.find(path), path
+        else:
+            paths = files.glob(path)
+            root = posixpath.commonpath([posixpath.dirname(one) for one in paths]) if paths else ""
+        kept = [one for one in sorted(paths) if _is_known(one)]
+        sources = [_source(files, one, posixpath.relpath(one, root)) for one in kept]
+    except (OSError, ValueError, ImportError, HfHubHTTPError) as error:
+        raise StitchError(f"{place} cannot be read ({error}): check the place and that you may see it") from error
+    if not sources:
+        raise StitchError(f"{place} holds nothing to translate: expected files that end in {', '.join(SUFFIXES)}")
+    if isinstance(files, LocalFileSystem):
+        _keep_apart(output.resolve(), Path(root).resolve() if root == path else None, sources)
+    return sources
+
+
+def _is_known(path: str) -> bool:
+    name = posixpath.basename(path)
+    return name in SIDECARS or (
+        name.lower().endswith(SUFFIXES) and not name.startswith((".", "cache-"))  # `Dataset.map` keeps cache-*.arrow
+    )
+
+
+def _source(files: Any, path: str, name: str) -> Source:
+    info = files.info(path)
+    etag = next((str(info[key]) for key in ETAGS if info.get(key)), "")
+    return Source(files, path, name, info["size"], etag)
+
+
+def _keep_apart(output: Path, folder: Path | None, sources: Sequence[Source]) -> None:
+    inside = folder is not None and output.is_relative_to(folder)
+    if inside or any(Path(source.path).resolve().is_relative_to(output) for source in sources):
+        raise StitchError(f"the output folder {output} and the inputs are in one another: give another output folder")

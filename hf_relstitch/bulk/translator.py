@@ -1,0 +1,155 @@
+"""Translator: a stitched model's translation without the model, applied to one block of latents at a time."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hf_relstitch.checkpoints import INDEX, read_config
+from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.fitting import empty_translation
+from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.sharpening import SharpenedTranslation
+from hf_relstitch.encoders import fingerprint
+from hf_relstitch.files import verify_checksum
+from hf_relstitch.hub import Repo, locate
+from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+AnyTranslation = Translation | SharpenedTranslation
+
+
+@dataclass(frozen=True)
+class Translator:
+    """A translation and how it is applied to stored latents.
+
+    Attributes:
+        translation: source latents to target latents.
+        column: the column, or the tensor of a safetensors file, that holds the latents.
+        batch_size: rows to translate at a time.
+        dtype: of the translated latents; None for that of the stored ones.
+        keep_nonfinite: whether rows that are not finite go through, and come out not finite, or are refused.
+    """
+
+    translation: AnyTranslation
+    column: str = "latents"
+    batch_size: int = 16384
+    dtype: str | None = None
+    keep_nonfinite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise StitchError(f"dtype is {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        if self.batch_size < 1:
+            raise StitchError(f"batch_size is {self.batch_size}: expected 1 or more")
+
+    @property
+    def d_source(self) -> int:
+        """Width of the latents that it takes."""
+        return len(self.translation.centre)
+
+    @property
+    def d_target(self) -> int:
+        """Width of the latents that it gives."""
+        return len(self.translation.bias)
+
+    def output_dtype(self, stored: torch.dtype) -> torch.dtype:
+        """The dtype of translated latents."""
+        return DTYPES[self.dtype] if self.dtype else stored
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor, *, first_row: int) -> Tensor:
+        """Translated latents `(n, d_target)` on the CPU, of stored ones `(n, d_source)` that start at `first_row`.
+
+        Raises:
+            StitchError: a row that is not finite, or whose translation is too large for the output's dtype.
+        """
+        dtype = self.output_dtype(latents.dtype)
+        wide = latents.to(self.translation.bias.device, torch.promote_types(latents.dtype, dtype))
+        translated = self.translation(wide).to(dtype)
+        # one pass says it of nearly every block: a sum of finite values may overflow, one that is not finite stays so
+        suspect = not self.keep_nonfinite and not translated.sum().isfinite()
+        if suspect and not translated.isfinite().all():
+            row = int((~translated.isfinite()).any(dim=1).nonzero()[0])
+            if not latents[row].isfinite().all():
+                raise StitchError(
+                    f"row {first_row + row} has not-a-number or infinite values: mend or remove it, "
+                    "or let such rows through with keep_nonfinite"
+                )
+            raise StitchError(
+                f"row {first_row + row} is too large for {dtype} after its translation: use a wider dtype"
+            )
+        return translated.cpu()
+
+    def check_width(self, width: int, what: str) -> None:
+        """Refuse latents that are not as wide as the translation takes them."""
+        if width != self.d_source:
+            raise StitchError(
+                f"{what} is {width} wide and the model translates latents of width {self.d_source}: "
+                "give latents of the model's own source encoder"
+            )
+
+
+def load_translation(
+    model: str | Path | RelativeStitcher, *, revision: str | None = None
+) -> tuple[AnyTranslation, dict[str, Any]]:
+    """The translation of a stitched model (of its folder or Hub repo only these tensors are read), and which it is.
+
+    Raises:
+        StitchError: there is no such model, or its weights are missing or damaged.
+    """
+    if isinstance(model, RelativeStitcher):
+        translation, name, commit = model.translation, model.config.name_or_path or None, None
+    else:
+        repo = locate(model, revision=revision)
+        translation, name, commit = _read_translation(repo), repo.name, repo.commit
+    name = Path(name).name if name and Path(name).is_dir() else name
+    which = {
+        "fingerprint": fingerprint(translation),
+        "scale": translation.scale,
+        "sharpness": translation.sharpness if isinstance(translation, SharpenedTranslation) else 0.0,
+    }
+    return translation, {"name": name, "revision": commit, **which}
+
+
+def _read_translation(repo: Repo) -> AnyTranslation:
+    config_file = repo.file("config.json")
+    if config_file is None:
+        raise StitchError(f"{repo.place} has no file config.json: give the place of a stitched model")
+    config = read_config(config_file.parent)
+    sizes = config.num_anchors, config.d_source, config.d_target
+    translation = empty_translation(*sizes, settings=config.translation_settings)
+    index = repo.file(INDEX)
+    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index else {}
+    inside = {name: files.get(f"translation.{name}", "model.safetensors") for name in translation.state_dict()}
+    paths = {file: _checked(repo, file, config) for file in sorted(set(inside.values()))}
+    tensors = {name: _read_tensor(paths[file], f"translation.{name}") for name, file in inside.items()}
+    try:
+        translation.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise StitchError(f"{repo.place} is not a whole stitched model: {error}: save or download it again") from error
+    return translation
+
+
+def _checked(repo: Repo, name: str, config: RelativeStitcherConfig) -> Path:
+    """The path of a file of weights whose checksum is the one in the config."""
+    file = repo.file(name) if name in config.checksums else None
+    if file is None:
+        raise StitchError(f"{repo.place} has no weights {name} that its config lists: save or download it again")
+    verify_checksum(file, config.checksums[name])
+    return file
+
+
+def _read_tensor(file: Path, name: str) -> Tensor:
+    try:
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor(name)
+    except SafetensorError as error:
+        raise StitchError(f"{file} has no {name} ({error}): save or download the model again") from error

@@ -1,0 +1,125 @@
+"""Rows per second and peak memory of translating a Parquet file, against a loop that one would write by hand.
+
+python perf/bulk.py --rows 500000 5000000 --folder /tmp/bulk
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+DIM, CHUNK = 128, 50_000
+
+
+def make(file: Path, rows: int) -> None:
+    """Random latents with ids, in row groups."""
+    generator = np.random.default_rng(0)
+    schema = pa.schema([("id", pa.int64()), ("latents", pa.list_(pa.float32(), DIM))])
+    with pq.ParquetWriter(file, schema) as writer:
+        for start in range(0, rows, CHUNK):
+            count = min(CHUNK, rows - start)
+            values = pa.array(generator.standard_normal((count, DIM), dtype=np.float32).reshape(-1))
+            latents = pa.FixedSizeListArray.from_arrays(values, DIM)
+            writer.write_batch(
+                pa.RecordBatch.from_arrays([pa.array(range(start, start + count)), latents], schema=schema)
+            )
+
+
+def matrix() -> tuple[np.ndarray, np.ndarray]:
+    """A translation."""
+    generator = np.random.default_rng(1)
+    weight = generator.standard_normal((DIM, DIM), dtype=np.float32) / DIM**0.5
+    return weight, generator.standard_normal(DIM, dtype=np.float32)
+
+
+def by_hand(source: Path, output: Path) -> None:
+    """Read a batch, multiply, write it."""
+    weight, bias = matrix()
+    file = pq.ParquetFile(source)
+    with pq.ParquetWriter(output, file.schema_arrow) as writer:
+        for batch in file.iter_batches(batch_size=65_536):
+            latents = batch.column("latents").flatten().to_numpy().reshape(-1, DIM)
+            translated = latents @ weight + bias
+            column = pa.FixedSizeListArray.from_arrays(pa.array(translated.reshape(-1)), DIM)
+            writer.write_batch(pa.RecordBatch.from_arrays([batch.column("id"), column], schema=file.schema_arrow))
+
+
+def by_package(source: Path, output: Path) -> None:
+    """The same with `hf_relstitch.bulk`, with checksum, without a model's encoder."""
+    import torch
+
+    from hf_relstitch.bulk.running import translate_file
+    from hf_relstitch.bulk.sources import find_sources
+    from hf_relstitch.bulk.translator import Translator
+    from hf_relstitch.core.inversion import Translation
+
+    weight, bias = (torch.from_numpy(one) for one in matrix())
+    translation = Translation(DIM, DIM, scale="carry")
+    translation.weight, translation.bias, translation.centre = weight, bias, torch.zeros(DIM)
+    (found,) = find_sources([source], output.parent / "translated")
+    translate_file(found, output.parent / "translated", Translator(translation))
+
+
+WAYS = {"by hand": by_hand, "hf_relstitch": by_package}
+
+
+def measure(way: str, source: Path) -> None:
+    """Run once and print the process's peak memory in MB; `ru_maxrss` would start at that of the parent."""
+    WAYS[way](source, source.with_name(f"{way}.parquet"))
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+
+
+def compare(source: Path, rows: int, pairs: int) -> None:
+    """Both ways by turns in this process, and the median ratio of the pairs."""
+    rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(pairs + 1):
+        for way, run in list(WAYS.items())[:: 1 if number % 2 else -1]:
+            for written in (source.with_name(f"{way}.parquet"), source.parent / "translated" / source.name):
+                written.unlink(missing_ok=True)
+            begun = time.perf_counter()
+            run(source, source.with_name(f"{way}.parquet"))
+            if number:
+                rates[way].append(rows / (time.perf_counter() - begun))
+    for way, found in rates.items():
+        print(f"{rows:,} rows, {way}: {statistics.median(found):,.0f} rows/s (median of {pairs})")
+    ratios = [ours / theirs for ours, theirs in zip(rates["hf_relstitch"], rates["by hand"], strict=True)]
+    print(f"{rows:,} rows, ratio: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def peak(way: str, source: Path) -> float:
+    """Peak memory in MB of a process of its own."""
+    command = [sys.executable, __file__, "--measure", way, "--folder", str(source)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main() -> None:
+    """Make the files, compare on the smallest, measure memory on each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[500_000, 5_000_000])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("bulk-files"))
+    parser.add_argument("--measure", choices=list(WAYS))
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure, options.folder)
+        return
+    options.folder.mkdir(exist_ok=True)
+    sources = {rows: options.folder / f"{rows}.parquet" for rows in sorted(options.rows)}
+    for rows, source in sources.items():
+        if not source.is_file():
+            make(source, rows)
+    compare(next(iter(sources.values())), next(iter(sources)), options.pairs)
+    for way in WAYS:
+        for rows, source in sources.items():
+            print(f"{rows:,} rows, {way}: peak {peak(way, source):,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
