@@ -177,8 +177,10 @@ class Base:
 
     @property
     def arguments(self) -> str:
-        """Name and revision as Python arguments; only the Hub has revisions."""
-        return f"{self.name!r}, revision={self.revision!r}" if self.on_hub else repr(self.name)
+        """Name, revision and an earlier cut as Python arguments; only the Hub has revisions."""
+        given = f"{self.name!r}, revision={self.revision!r}" if self.on_hub else repr(self.name)
+        earlier = re.match(r"input of (\S+) then ", self.pooling)
+        return f"{given}, cut={earlier[1]!r}" if earlier else given
 
     @property
     def call(self) -> str:

@@ -3,11 +3,13 @@
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import TranslationSettings
 from hf_relstitch.files import check_format
+from hf_relstitch.head_modules import build_head
 from hf_relstitch.pooling import POOLINGS
 from hf_relstitch.version import __version__
 
@@ -28,7 +30,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         translation: the fields of a `TranslationSettings`.
         selection: how they were chosen: the criterion, and each candidate with its score; None where they were given.
         logit_temperature: what the head's logits are divided by; 1 leaves them as they are.
-        head: the head as data, `{"kind": "linear", "bias": bool}`.
+        head: the head as data: `{"kind": "linear", "bias": bool}`; of kind `mlp`, with its `layers`; or of kind
+            `prototypes`, with its `temperature`. See `head_modules.py`.
         source: provenance of the source anchors.
         target: provenance of the target anchors.
         report: what was known of the translation when it was made, see `RelativeStitcher.report`.
@@ -103,8 +106,8 @@ class RelativeStitcherConfig(PretrainedConfig):
     def _check(self) -> None:
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
-        if self.head.get("kind") != "linear" or not isinstance(self.head.get("bias"), bool):
-            raise StitchError(f"the config's head is {self.head}: expected kind 'linear' and whether it has a bias")
+        with torch.device("meta"):
+            build_head(self.head, d_target=self.d_target, num_labels=self.num_labels)
         if not isinstance(self.checksums, dict):
             raise StitchError(f"the config's checksums are {self.checksums}: expected one for each weight file")
         if self.share not in SHARES:

@@ -1,7 +1,9 @@
 """Heads: taking a target model apart, at the input of its last linear layer, into encoder and head."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForAudioClassification,
@@ -19,12 +22,24 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
+from hf_relstitch.chains import THEN, find_chain
+from hf_relstitch.core.confidence import apply_head
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.cuts import BY_HAND, Body, find_cut, folded, linear_of, pad_token_id
 from hf_relstitch.encoders import Encoder, load_processor, main_modality, modality_of, preprocess
 from hf_relstitch.files import read_json
+from hf_relstitch.head_modules import (
+    ACTIVATIONS,
+    CHAIN,
+    Prototypes,
+    built_activation,
+    describe_head,
+    own_copy,
+    widths_of,
+)
 from hf_relstitch.hub import Repo, hub_options, is_commit, locate
 from hf_relstitch.provenance import Provenance
+from hf_relstitch.sklearn_heads import is_estimator, layers_of_estimator
 
 TASKS = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
@@ -38,13 +53,13 @@ class Head:
     """What a target model does to a latent to get logits.
 
     Attributes:
-        linear: its last linear layer.
+        module: from latents `(n, d_target)` to logits: its last linear layer, or the chain from an earlier cut on.
         id2label: the name of each class.
         problem_type: as in a transformers config; None leaves it to the loss.
         provenance: the target model and where it was cut; None for a layer that came without a model.
     """
 
-    linear: nn.Linear
+    module: nn.Module
     id2label: dict[int, str]
     problem_type: str | None = None
     provenance: Provenance | None = None
@@ -54,25 +69,78 @@ class Head:
         """Whether each class is answered yes or no by itself."""
         return self.problem_type == "multi_label_classification"
 
+    @property
+    def answers(self) -> bool:
+        """Whether its logits are answers; a single one, or those of a regression, are values."""
+        return len(self.id2label) > 1 and self.problem_type != "regression"
+
     @classmethod
-    def of(cls, head: "Head | nn.Linear", *, labels: list[str] | None = None) -> "Head":
-        """A head as it is, or a bare linear layer as a head whose classes have these names.
+    def of(cls, head: Any, *, labels: list[str] | None = None, dim: int | None = None) -> "Head":
+        """A head as it is, or one made of a module, a fitted scikit-learn estimator or a SetFit model's `model_head`.
+
+        `labels` are the names of the classes; `dim` is the width of the latents, for modules that do not say it. A
+        module that is no chain of linear, activation and layer-norm layers works, but cannot be saved.
 
         Raises:
-            StitchError: another kind of module, or not as many names as classes.
+            StitchError: what can be no head, or not as many names as classes.
         """
+        head = getattr(head, "model_head", head)  # of a SetFit model
         if isinstance(head, cls) and labels is None:
             return head
-        linear = head.linear if isinstance(head, cls) else head
-        if not isinstance(linear, nn.Linear):
-            raise StitchError(
-                f"the head is a {type(linear).__name__}: expected an nn.Linear from target latents to logits"
-            )
-        names = labels or [f"LABEL_{index}" for index in range(linear.out_features)]
-        if len(names) != linear.out_features:
-            raise StitchError(f"{len(names)} labels for a head of {linear.out_features} classes: name each class once")
-        problem_type, provenance = (head.problem_type, head.provenance) if isinstance(head, cls) else (None, None)
-        return cls(linear, dict(enumerate(names)), problem_type, provenance)
+        if isinstance(head, cls):
+            made, classes = head, len(head.id2label)
+        elif is_estimator(head):
+            module, known, problem_type = layers_of_estimator(head)
+            classes = num_logits(module, dim=dim)
+            made = cls(module, dict(enumerate(known or _plain_names(classes))), problem_type)
+        elif isinstance(head, nn.Module):
+            module = own_copy(head) if describe_head(head) else deepcopy(head).eval()
+            classes = num_logits(module, dim=dim)
+            made = cls(module, dict(enumerate(_plain_names(classes))))
+        else:
+            raise StitchError(f"the head is a {type(head).__name__}: expected a Head, {CHAIN}; any nn.Module in memory")
+        if labels is not None and len(labels) != classes:
+            raise StitchError(f"{len(labels)} labels for a head of {classes} classes: name each class once")
+        return replace(made, id2label=dict(enumerate(labels))) if labels else made
+
+    @classmethod
+    def of_class_names(
+        cls,
+        encoder: Encoder,
+        names: Sequence[str],
+        *,
+        template: str | Sequence[str] = "{}",
+        temperature: float = 0.01,
+    ) -> "Head":
+        """A zero-shot head: the cosine to each class's name, as the target's encoder or its text side encodes it.
+
+        `template`, or each of several, has `{}` where the name goes, as "a photo of a {}"; of several, the mean of the
+        normalised latents is taken, as CLIP does. The logits are cosines over `temperature`, which is CLIP's.
+
+        Raises:
+            StitchError: no names, a template without `{}`, or an encoder that takes no texts.
+        """
+        templates = [template] if isinstance(template, str) else list(template)
+        if not templates or any("{}" not in one for one in templates):
+            raise StitchError(f"the template is {template!r}: it needs {{}} where the name of the class goes")
+        if encoder.modality != "text":
+            raise StitchError(f"class names are texts and the encoder takes {encoder.modality}s: give latents instead")
+        inputs = [one.replace("{}", name) for name in names for one in templates]
+        latents = encoder.encode(inputs, progress=False)
+        return cls.of_examples(dict(zip(names, latents.split(len(templates)), strict=True)), temperature=temperature)
+
+    @classmethod
+    def of_examples(cls, latents: Mapping[str, Tensor], *, temperature: float = 0.01) -> "Head":
+        """A head of class prototypes: the mean of a few normalised target latents `(n, d_target)` of each class.
+
+        Raises:
+            StitchError: no classes, or one without latents or with none that has a direction.
+        """
+        if not latents or not all(one.ndim == 2 and len(one) for one in latents.values()):
+            raise StitchError("class prototypes are made of latents (n, d_target) for each class: give at least one")
+        means = [functional.normalize(one.float(), dim=-1).mean(0) for one in latents.values()]
+        module = Prototypes.of(torch.stack(means), temperature=temperature)
+        return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")
 
     @classmethod
     def of_model(cls, provenance: Provenance, **options: Any) -> "Head":
@@ -84,16 +152,48 @@ class Head:
         Raises:
             StitchError: the anchors were not cut from a classifier on the Hub, or it is not there any more.
         """
-        cut_at = re.fullmatch(r"input of (\S+(?: and \S+)*), \w+", provenance.pooling)
+        cut_at = re.fullmatch(r"input of (\S+(?: (?:and|then) \S+)*), \w+", provenance.pooling)
         if cut_at is None or not is_commit(provenance.revision):
             raise StitchError(
                 f"the target anchors come from {provenance.model_id} ({provenance.pooling}), which is no classifier on "
                 "the Hub that its head could be read from: give the head"
             )
         repo = locate(provenance.model_id, revision=provenance.revision, **options)
-        linear = folded([read_linear(repo, name) for name in cut_at[1].split(" and ")])
+        if THEN in cut_at[1]:
+            names = cut_at[1].split(THEN)
+            layers = [built_activation(one) if one in ACTIVATIONS else read_linear(repo, one) for one in names]
+            module: nn.Module = nn.Sequential(*layers)
+        else:
+            module = folded([read_linear(repo, name) for name in cut_at[1].split(" and ")])
         config = AutoConfig.from_pretrained(repo.place, **repo.loading)
-        return cls(linear.requires_grad_(False), dict(config.id2label), config.problem_type, provenance)
+        return cls(module.requires_grad_(False), dict(config.id2label), config.problem_type, provenance)
+
+
+def _plain_names(count: int) -> list[str]:
+    return [f"LABEL_{index}" for index in range(count)]
+
+
+def num_logits(module: nn.Module, *, dim: int | None) -> int:
+    """How many logits a head gives for a latent.
+
+    Raises:
+        StitchError: it does not take latents of that width, or gives no row of logits for each.
+    """
+    _, gives = widths_of(module)
+    if gives is not None:
+        return gives
+    if dim is None:
+        raise StitchError(f"the head is a {type(module).__name__}, which does not say its width: give dim")
+    try:
+        logits = apply_head(module, torch.zeros(2, dim))
+        rows, gives = logits.shape
+    except Exception as error:  # whatever a module of the user's raises
+        raise StitchError(
+            f"the head, a {type(module).__name__}, makes no (n, classes) logits of latents (n, {dim}): {error}"
+        ) from error
+    if rows != 2:
+        raise StitchError(f"the head, a {type(module).__name__}, makes {rows} rows of logits of 2 latents")
+    return gives
 
 
 def read_linear(repo: Repo, name: str) -> nn.Linear:
@@ -103,8 +203,8 @@ def read_linear(repo: Repo, name: str) -> nn.Linear:
         StitchError: they do not hold it.
     """
     weight, bias = (read_tensor(repo, f"{name}.{part}") for part in ("weight", "bias"))
-    if weight is None:
-        raise StitchError(f"{repo.name} has no {name}.weight in its safetensors: give the head")
+    if weight is None or weight.ndim != 2:
+        raise StitchError(f"{repo.name} has no linear {name} in its safetensors: give the head")
     return linear_of(weight, bias)
 
 
@@ -119,8 +219,10 @@ def read_tensor(repo: Repo, name: str) -> Tensor | None:
         return opened.get_tensor(name) if name in opened.keys() else None  # noqa: SIM118  (it is no mapping)
 
 
-def load_target(model_id: str, *, revision: str | None = None, **model_kwargs: Any) -> tuple[Encoder, Head]:
-    """Load a text, image or audio classifier from a folder or the Hub and cut it.
+def load_target(
+    model_id: str, *, revision: str | None = None, cut: str | None = None, **model_kwargs: Any
+) -> tuple[Encoder, Head]:
+    """Load a text, image or audio classifier from a folder or the Hub and cut it, as `hf_relstitch.cut` does.
 
     Raises:
         StitchError: no such model, not a classifier that can be cut, or one whose head was never trained.
@@ -139,7 +241,7 @@ def load_target(model_id: str, *, revision: str | None = None, **model_kwargs: A
         raise StitchError(
             f"{repo.name} lacks trained weights for {', '.join(sorted(loading['missing_keys']))}: train it first"
         )
-    return cut(model, load_processor(repo, modality=main_modality(model)), repo=repo)
+    return take_apart(model, load_processor(repo, modality=main_modality(model)), at=cut, repo=repo)
 
 
 def auto_class(architecture: str) -> Any:
@@ -151,32 +253,47 @@ def auto_class(architecture: str) -> Any:
 
 
 @torch.no_grad()
-def cut(model: PreTrainedModel, processor: Any, *, repo: Repo | None = None) -> tuple[Encoder, Head]:
+def cut(
+    model: PreTrainedModel, processor: Any, *, at: str | None = None, repo: Repo | None = None
+) -> tuple[Encoder, Head]:
     """Take a classifier apart into the encoder of its latents and its head, and prove it.
 
     The last modules that a forward pass calls have to be the linear layer that makes the logits, or two whose mean
     they are. Its input is the latent: pooled already, or of each input one row, the one that gives the model's own
     logits on a probe batch with padding.
 
+    `at` is the name of a module to cut at instead, "classifier.dense" say: the latent is its input, and the head is the
+    chain of linear, layer-norm and activation layers from there to the logits, proved in the same way.
+
     Raises:
-        StitchError: the last module is not linear, or no row of its input gives the logits to 1e-5.
+        StitchError: the last module is not linear, no row of its input gives the logits to 1e-5, or other layers
+            follow the module to cut at.
     """
     model = model.eval().requires_grad_(False)
     if isinstance(processor, PreTrainedTokenizerBase) and pad_token_id(model) is None:
         model.config.get_text_config().pad_token_id = processor.pad_token_id
     probe = preprocess(model, processor, probe_inputs(modality_of(processor)))
-    layers, rows = find_cut(model, probe)
+    head: nn.Module
+    if at is None:
+        layers, rows = find_cut(model, probe)
+        named, head = " and ".join(layers), folded([model.get_submodule(name) for name in layers])
+    else:
+        layers, rows, head = find_chain(model, at, probe)
+        named = THEN.join(layers)
     encoder = Encoder(
-        Body(model, layers=layers, rows=rows),
+        Body(model, layers=layers if at is None else layers[:1], rows=rows),
         processor,
         pooling="none",
-        cut=f"input of {' and '.join(layers)}, {rows}",
+        cut=f"input of {named}, {rows}",
         model_id=repo.name if repo else None,
         revision=repo.commit if repo else None,
         license=repo.license() if repo else None,
     )
-    head = folded([model.get_submodule(name) for name in layers])
     return encoder, Head(head, dict(model.config.id2label), model.config.problem_type, encoder.provenance)
+
+
+take_apart = cut
+"""Its name where `cut` is the name of a module."""
 
 
 def probe_inputs(modality: str) -> list[Any]:

@@ -1,6 +1,7 @@
 """RelativeStitcher: source encoder, translation and target head as one transformers model."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -16,8 +17,8 @@ from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.core.halves import relative_half
-from hf_relstitch.cuts import linear_of
 from hf_relstitch.encoders import Encoder, batched, check_inputs, encode_batch, in_order, preprocess
+from hf_relstitch.head_modules import build_head, describe_head, own_copy
 from hf_relstitch.heads import Head, load_target
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
@@ -71,7 +72,7 @@ class RelativeStitcher(SavedModel):
         self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
         sizes = config.num_anchors, config.d_source, config.d_target
         self.translation = empty_translation(*sizes, settings=config.translation_settings)
-        self.head = nn.Linear(config.d_target, config.num_labels, bias=config.head["bias"])
+        self.head = build_head(config.head, d_target=config.d_target, num_labels=config.num_labels)
         self.post_init()
 
     @classmethod
@@ -81,7 +82,8 @@ class RelativeStitcher(SavedModel):
         target: str | Encoder,
         anchors: Sequence[Any],
         *,
-        head: Head | nn.Linear | None = None,
+        head: Any = None,
+        cut: str | None = None,
         labels: list[str] | None = None,
         num_anchors: int | None = None,
         inputs: Sequence[Any] | None = None,
@@ -99,8 +101,10 @@ class RelativeStitcher(SavedModel):
                 with `head`, the encoder that the head was trained on.
             anchors: unlabeled inputs that both models take: texts, PIL images, numpy
                 arrays of sound, or Paths of images or sounds.
-            head: the linear layer from target latents to logits, where `target` is an encoder.
-            labels: the names of a bare layer's classes.
+            head: what makes logits of target latents, where `target` is an encoder: a `Head`, a module, or a fitted
+                scikit-learn estimator; see `Head.of`.
+            cut: the module of `target` to cut at, where it is not the last linear layer; see `hf_relstitch.cut`.
+            labels: the names of the head's classes.
             num_anchors: how many of the anchor inputs to keep, chosen by `choose_anchors`; None keeps all.
             inputs: some unlabeled inputs that the model is for: the report then says whether the anchors are like them.
             data: the name of the data that the anchors come from, for the record.
@@ -115,10 +119,12 @@ class RelativeStitcher(SavedModel):
             StitchError: parts that cannot be loaded, cut, or stitched to each other.
         """
         options: dict[str, Any] = {"data": data, "key": key, "batch_size": batch_size, "progress": progress}
+        if head is not None and cut is not None:
+            raise StitchError(f"head is given, and cut is {cut!r}: a classifier is cut, or its head is given")
         if head is None and isinstance(target, Encoder):
             raise StitchError("the target is an encoder without a head: give the head, or a classifier as target")
         if head is None:
-            target, head = load_target(str(target))
+            target, head = load_target(str(target), cut=cut)
         elif not isinstance(target, Encoder):
             target = Encoder.from_pretrained(target)
         if num_anchors is not None and num_anchors < len(anchors):
@@ -151,7 +157,7 @@ class RelativeStitcher(SavedModel):
         source: str | Encoder,
         source_anchors: str | AnchorSet,
         target_anchors: str | AnchorSet,
-        head: Head | nn.Linear | None = None,
+        head: Any = None,
         *,
         labels: list[str] | None = None,
         **settings: Any,
@@ -173,7 +179,9 @@ class RelativeStitcher(SavedModel):
         source_anchors, target_anchors = (
             AnchorSet.from_pretrained(one) if isinstance(one, str) else one for one in (source_anchors, target_anchors)
         )
-        named_head = Head.of(head or Head.of_model(target_anchors.provenance), labels=labels)
+        given_head = Head.of_model(target_anchors.provenance) if head is None else head
+        named_head = Head.of(given_head, labels=labels, dim=target_anchors.dim)
+        described = describe_head(named_head.module)
         encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
         made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, **settings)
         config = RelativeStitcherConfig(
@@ -186,7 +194,7 @@ class RelativeStitcher(SavedModel):
             translation=asdict(made.settings),
             selection=made.selection,
             logit_temperature=made.temperature,
-            head={"kind": "linear", "bias": named_head.linear.bias is not None},
+            head=described,
             source=asdict(made.source_anchors.provenance),
             target=asdict(made.target_anchors.provenance),
             report=made.report,
@@ -200,7 +208,9 @@ class RelativeStitcher(SavedModel):
         weights = next(encoder.model.parameters())
         model.encoder = encoder.model
         model.translation = made.translation.to(weights.device, weights.dtype)
-        model.head = linear_of(named_head.linear.weight, named_head.linear.bias).to(weights.device, weights.dtype)
+        head_module = own_copy(named_head.module) if described else deepcopy(named_head.module)
+        model.head = head_module.to(weights.device, weights.dtype)
+        model.config.head = described or {"kind": "module", "type": type(head_module).__name__}
         model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(weights.device)
         model._processor = encoder.processor
         return model.eval()

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from hf_relstitch.core.confidence import apply_head
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import TranslationSettings, fit_translation
 from hf_relstitch.encoders import Encoder
@@ -125,7 +126,7 @@ def ways_to_target(stitched: RelativeStitcher, source: Tensor, target: Tensor) -
 @torch.no_grad()
 def predict(head: Head, latents: Tensor) -> Tensor:
     """The class of the largest logit for each latent."""
-    return head.linear(latents.to(head.linear.weight)).argmax(1).cpu()
+    return apply_head(head.module, latents).argmax(1).cpu()
 
 
 def accuracy(head: Head, latents: Tensor, labels: Tensor) -> float:

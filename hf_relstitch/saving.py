@@ -22,6 +22,7 @@ from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitche
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import LOADERS
 from hf_relstitch.files import checksum, read_json, whole_folder
+from hf_relstitch.head_modules import CHAIN
 from hf_relstitch.hub import HUB_OPTIONS, hub_options, locate, push_folder
 
 ENCODER_OPTIONS = ("device_map", "max_memory", "offload_folder", "quantization_config", "attn_implementation")
@@ -60,6 +61,11 @@ class SavedModel(PreTrainedModel):
             raise StitchError(
                 f"the source encoder is a {type(self.encoder).__name__}, whose architecture cannot be stored as data: "
                 "make it a PreTrainedModel and register it with AutoConfig and AutoModel to save the stitched model"
+            )
+        if self.config.head["kind"] == "module":
+            raise StitchError(
+                f"the head is a {self.config.head['type']}, which works in memory and cannot be stored as data; what "
+                f"can be is {CHAIN}"
             )
         if share not in SHARES or kwargs.get("push_to_hub"):
             raise StitchError(

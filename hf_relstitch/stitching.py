@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.cards import Base
@@ -18,7 +18,8 @@ from hf_relstitch.core.relative import directions, precision_of, to_working
 from hf_relstitch.core.selection import Choice, Prefer, choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.devices import accelerate_state
-from hf_relstitch.heads import Head
+from hf_relstitch.head_modules import widths_of
+from hf_relstitch.heads import Head, num_logits
 from hf_relstitch.provenance import Provenance
 
 FREE = {"scale", "seed"}
@@ -59,11 +60,14 @@ def stitch(
     check_same_model(source_anchors, source, side="source")
     if head.provenance is not None:
         check_same_model(target_anchors, head.provenance, side="target")
-    if head.linear.in_features != target_anchors.dim:
+    takes, _ = widths_of(head.module)
+    if takes not in (None, target_anchors.dim):
         raise StitchError(
-            f"the head takes latents {head.linear.in_features} wide and the target anchors are {target_anchors.dim}: "
+            f"the head takes latents {takes} wide and the target anchors are {target_anchors.dim}: "
             "encode the anchors with the model that the head was trained on, at the head's input"
         )
+    if (logits := num_logits(head.module, dim=target_anchors.dim)) != len(head.id2label):
+        raise StitchError(f"the head gives {logits} logits and has {len(head.id2label)} labels: name each class once")
     if prefer is not None and (given := sorted(settings.keys() - FREE)):
         raise StitchError(f"prefer is {prefer!r} and {given[0]} is given: prefer chooses it, so leave one of them out")
     source_anchors, target_anchors = source_anchors.intersect(target_anchors)
@@ -74,7 +78,7 @@ def stitch(
         choice = choose_settings(
             x,
             y,
-            head=head.linear.to(device),
+            head=head.module if head.answers else None,
             prefer=prefer or "linear",
             scale=how.scale,
             multi_label=head.multi_label,
@@ -128,16 +132,16 @@ def foretold_report(x: Tensor, y: Tensor, head: Head, *, settings: TranslationSe
         "source": conditioning(x),
         "target": conditioning(y),
     }
-    if head.linear.out_features == 1:
+    if not head.answers:
         return report | {"agreement": None}, 1.0
-    logits, true_logits = apply_head(head.linear, translated), apply_head(head.linear, target)
+    logits, true_logits = apply_head(head.module, translated), apply_head(head.module, target)
     told = foretell(logits, true_logits, multi_label=head.multi_label)
     report |= {
         "agreement": told.agreement,
         "agreement_interval": [told.low, told.high],
         "chance_agreement": told.chance,
         "answers_used": answers_used(true_logits, multi_label=head.multi_label),
-        "scale_invariance": scale_invariance(head.linear, target, multi_label=head.multi_label),
+        "scale_invariance": scale_invariance(head.module, target, multi_label=head.multi_label),
     }
     report["verdict"] = judged(report)
     answers = probabilities(true_logits, multi_label=head.multi_label)
@@ -181,7 +185,7 @@ def conditioning(anchors: Tensor) -> dict[str, Any]:
 def written_call(
     method: str,
     source: Provenance,
-    head: Head | nn.Linear | None,
+    head: Any,
     *,
     settings: TranslationSettings,
     target: Provenance | None = None,
@@ -196,7 +200,7 @@ def written_call(
         "source": Base.of(asdict(source)).call,
         "target": target and ("target" if cut else Base.of(asdict(target)).call),
         **arguments,
-        "head": "head" if head else None,
+        "head": None if head is None else "head",
         **{name: repr(value) for name, value in asdict(settings).items()},
     }
     given = [f"    {name}={value}," for name, value in code.items() if value is not None]

@@ -67,7 +67,7 @@ def try_cut(task: str, model_type: str, architecture: str) -> Row:
     with torch.no_grad():
         output = model(**batch)
         own = output.logits if "logits" in output else output[0]
-        difference = float((head.linear(encoder.latents(batch)) - own).abs().max())
+        difference = float((head.module(encoder.latents(batch)) - own).abs().max())
     differ = own.std(0).min() > 1e-3 * float(own.abs().max())
     assert differ or architecture in BLIND, f"{architecture}: logits that hardly differ would prove nothing"
     if difference > 1e-5 * max(1.0, float(own.abs().max())):

@@ -48,7 +48,7 @@ def test_head_of_latents_is_the_models_own_logits(kind: str, folders: dict[str, 
         own = torch.cat([model(**extractor(one, sampling_rate=16_000, return_tensors="pt")).logits for one in inputs])
     assert encoder.modality == "audio"
     assert own.std(0).min() > 1e-3
-    torch.testing.assert_close(head.linear(latents), own, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head.module(latents), own, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mask", [True, False])

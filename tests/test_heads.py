@@ -41,7 +41,7 @@ def test_head_of_latents_is_the_models_own_logits(architecture: str, tmp_path: P
     batch = preprocess(model, pico.processor(architecture), inputs(architecture))
     with torch.no_grad():
         own = model(**batch).logits
-        torch.testing.assert_close(head.linear(latents), own, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(head.module(latents), own, rtol=1e-5, atol=1e-5)
     assert own.std(0).min() > 1e-3, "logits that hardly differ would prove nothing"
     assert encoder.provenance.pooling == f"input of {LAYERS[architecture]}"
     assert head.provenance == encoder.provenance
@@ -57,7 +57,7 @@ def test_last_token_is_found_on_either_padding_side(tmp_path: Path, side: str) -
     batch = preprocess(model, tokenizer, pico.texts(5))
     assert (batch["attention_mask"] == 0).any()
     with torch.no_grad():
-        torch.testing.assert_close(head.linear(encoder.latents(batch)), model(**batch).logits)
+        torch.testing.assert_close(head.module(encoder.latents(batch)), model(**batch).logits)
 
 
 def test_a_decoder_without_padding_token_pads_with_its_end(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_decoder_without_padding_token_pads_with_its_end(tmp_path: Path) -> No
     tokenizer.save_pretrained(tmp_path)
     encoder, head = load_target(str(tmp_path))
     assert encoder.processor.pad_token == "</s>"
-    assert head.linear.in_features == 16
+    assert head.module.in_features == 16
 
 
 class TwoBranches(nn.Module):
@@ -87,10 +87,10 @@ def test_the_mean_of_two_layers_is_one_head_of_both_their_inputs() -> None:
     model.classifier = TwoBranches(1 / 2)
     encoder, head = cut(model, pico.tokenizer())
     batch = preprocess(model, pico.tokenizer(), pico.texts(5))
-    assert head.linear.in_features == 32
+    assert head.module.in_features == 32
     assert encoder.provenance.pooling == "input of classifier.first and classifier.second, pooled"
     with torch.no_grad():
-        torch.testing.assert_close(head.linear(encoder.latents(batch)), model(**batch).logits)
+        torch.testing.assert_close(head.module(encoder.latents(batch)), model(**batch).logits)
 
 
 def test_refuses_a_layer_that_is_not_the_whole_head() -> None:
@@ -157,9 +157,9 @@ def test_labels_replace_those_of_a_cut_head(target: tuple[Encoder, Head]) -> Non
     ("head", "labels", "message"),
     [
         (nn.Linear(4, 2), ["one"], "1 labels for a head of 2 classes"),
-        (nn.Sequential(nn.Linear(4, 2)), None, "the head is a Sequential: expected an nn.Linear"),
+        ("a head", None, "the head is a str: expected a Head, an nn.Linear or an nn.Sequential"),
     ],
 )
-def test_refuses_what_is_no_named_linear_layer(head: nn.Module, labels: list[str] | None, message: str) -> None:
+def test_refuses_what_is_no_named_head(head: object, labels: list[str] | None, message: str) -> None:
     with pytest.raises(StitchError, match=message):
         Head.of(head, labels=labels)

@@ -289,13 +289,13 @@ def test_keyed_sets_are_found_and_paired_by_who_has_the_key(source_id: str, targ
 def test_the_head_alone_is_read_from_its_model(target_id: str, target_folder: str, tmp_path: Path) -> None:
     encoder, head = load_target(target_id)
     read = Head.of_model(encoder.provenance)
-    assert torch.equal(read.linear.weight, head.linear.weight)
-    assert torch.equal(read.linear.bias, head.linear.bias)
+    assert torch.equal(read.module.weight, head.module.weight)
+    assert torch.equal(read.module.bias, head.module.bias)
     assert (read.id2label, read.provenance) == (head.id2label, head.provenance)
     pico.classifier("Roberta", seed=2).save_pretrained(tmp_path, max_shard_size="5KB")
     HfApi(token="hf_bob").upload_folder(repo_id=target_id, folder_path=tmp_path, delete_patterns="model.safetensors")
     sharded = Head.of_model(load_target(target_id)[0].provenance)
-    assert torch.equal(sharded.linear.weight, head.linear.weight)
+    assert torch.equal(sharded.module.weight, head.module.weight)
 
 
 def test_a_head_that_cannot_be_read_has_to_be_given(source: Encoder, source_id: str, anchor_set: AnchorSet) -> None:

@@ -58,7 +58,7 @@ def test_logits_are_the_head_of_translated_latents(
     translation = fit_translation(anchors[0].latents, anchors[1].latents, settings=settings)
     latents = source.encode(pico.texts(6, seed=9), batch_size=6, progress=False)
     with torch.no_grad():
-        expected = head.linear(translation(latents)) / stitched.config.logit_temperature
+        expected = head.module(translation(latents)) / stitched.config.logit_temperature
     torch.testing.assert_close(logits(stitched), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -305,11 +305,11 @@ def test_settings_reach_the_translation(source: Encoder, target_folder: str) -> 
 def test_bare_head_with_labels(source: Encoder, target: tuple[Encoder, Head]) -> None:
     encoder, head = target
     model = RelativeStitcher.from_parts(
-        source, encoder, pico.texts(60), head=head.linear, labels=["a", "b", "c"], progress=False
+        source, encoder, pico.texts(60), head=head.module, labels=["a", "b", "c"], progress=False
     )
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert model.config.label2id["c"] == 2
-    assert model.head is not head.linear
+    assert model.head is not head.module
 
 
 def test_a_plain_module_stitches_in_memory_and_says_that_it_cannot_be_saved(

@@ -12,10 +12,20 @@ LARGEST = 20.0
 
 
 @torch.no_grad()
-def apply_head(head: nn.Linear, latents: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
-    """Logits in the dtype of the latents, whatever the head is in."""
-    bias = None if head.bias is None else head.bias.to(latents)
-    return nn.functional.linear(latents, head.weight.to(latents), bias)
+def apply_head(head: nn.Module, latents: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+    """Logits in the dtype and on the device of the latents, whatever the head is in; the head stays as it is."""
+    tensors = {**dict(head.named_parameters()), **dict(head.named_buffers())}
+    cast = {name: one.to(latents) if one.is_floating_point() else one for name, one in tensors.items()}
+    return torch.func.functional_call(head, cast, (latents,))
+
+
+def first_layer(head: nn.Module) -> tuple[nn.Linear | None, nn.Module]:
+    """The linear layer that a head begins with, if it does, and what comes after it."""
+    if isinstance(head, nn.Linear):
+        return head, nn.Identity()
+    if type(head) is nn.Sequential and len(head) and isinstance(head[0], nn.Linear):
+        return head[0], head[1:]
+    return None, head
 
 
 def probabilities(logits: Float[Tensor, "n classes"], *, multi_label: bool = False) -> Float[Tensor, "n classes"]:

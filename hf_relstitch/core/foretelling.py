@@ -81,7 +81,7 @@ def answers_used(true_logits: Float[Tensor, "k classes"], *, multi_label: bool =
 
 
 def scale_invariance(
-    head: nn.Linear, latents: Float[Tensor, "k d_target"], *, multi_label: bool = False
+    head: nn.Module, latents: Float[Tensor, "k d_target"], *, multi_label: bool = False
 ) -> dict[str, float]:
     """Share of answers that a head keeps when true latents are scaled, about their mean, by a factor.
 

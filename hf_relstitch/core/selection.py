@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hf_relstitch.core.confidence import answer_probability, apply_head, temperature_for
+from hf_relstitch.core.confidence import answer_probability, apply_head, first_layer, temperature_for
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.folds import FOLDS, Fold, View, assigned_folds
 from hf_relstitch.core.inversion import Scale, TranslationSettings, mean_norm, paired
@@ -57,7 +57,7 @@ def choose_settings(
     source_anchors: Float[Tensor, "k d_source"],
     target_anchors: Float[Tensor, "k d_target"],
     *,
-    head: nn.Linear | None = None,
+    head: nn.Module | None = None,
     prefer: Prefer = "linear",
     scale: Scale = "carry",
     multi_label: bool = False,
@@ -125,17 +125,17 @@ class Judge:
     """Scores translated latents, row by row: by the head's answers, or by cosine where there are none."""
 
     target: Float[Tensor, "k d_target"]
-    head: nn.Linear | None
+    head: nn.Module | None
     logits: Float[Tensor, "k classes"]
     temperature: float
     multi_label: bool
 
     @classmethod
-    def of(cls, head: nn.Linear | None, target: Float[Tensor, "k d_target"], *, multi_label: bool) -> "Judge":
+    def of(cls, head: nn.Module | None, target: Float[Tensor, "k d_target"], *, multi_label: bool) -> "Judge":
         """A head with a single logit answers nothing, and judges nothing."""
-        if head is None or head.out_features < 2:
+        logits = target if head is None else apply_head(head, target)
+        if head is None or logits.shape[1] < 2:
             return cls(target, None, target, 1.0, multi_label)
-        logits = apply_head(head, target)
         temperature = temperature_for(logits, confidence=CONFIDENCE, multi_label=multi_label)
         return cls(target, head, logits, temperature, multi_label)
 
@@ -145,14 +145,18 @@ class Judge:
         return "cosine" if self.head is None else "head"
 
     def scores(self, fold: Fold, view: View, settings: TranslationSettings) -> Float[Tensor, " n"]:
-        """One score for each held-out row of a fold; with a head no latent of `d_target` is ever made."""
+        """One score for each held-out row of a fold; no latent of `d_target` is made for a head that begins linear."""
         made = view.map_of(settings.alpha, settings.ridge)
         scale = fold.target_norm / mean_norm(view.held_out[:NORM_ROWS] @ made)
         if self.head is None:
             return self.cosines(scale * (view.held_out @ made) @ view.basis, fold.centre, fold.held_out)
-        readout = made @ (view.basis @ self.head.weight.detach().to(made).T)
-        logits = apply_head(self.head, fold.centre[None]) + scale * (view.held_out @ readout)
-        return self.answers(logits, fold.held_out)
+        first, rest = first_layer(self.head)
+        if first is None:
+            translated = fold.centre + scale * (view.held_out @ made) @ view.basis
+            return self.answers(apply_head(rest, translated), fold.held_out)
+        readout = made @ (view.basis @ first.weight.detach().to(made).T)
+        taken = apply_head(first, fold.centre[None]) + scale * (view.held_out @ readout)
+        return self.answers(apply_head(rest, taken), fold.held_out)
 
     def unchanged(self, source: Float[Tensor, "k d_target"]) -> Float[Tensor, " k"]:
         """One score for each source latent taken for a target latent as it is."""

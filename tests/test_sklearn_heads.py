@@ -1,0 +1,207 @@
+"""Fitted scikit-learn estimators as heads: what they say is what their layers say."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pico
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import (
+    LinearRegression,
+    LogisticRegression,
+    Perceptron,
+    Ridge,
+    RidgeClassifier,
+    SGDClassifier,
+)
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from sklearn.svm import SVC, LinearSVC
+from transformers import pipeline
+
+from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError
+from hf_relstitch.core.confidence import apply_head
+from hf_relstitch.sklearn_heads import is_estimator
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(200, 16)) * RANDOM.uniform(0.1, 5, 16) + RANDOM.normal(size=16)
+SCORES = ((X - X.mean(0)) / X.std(0)) @ RANDOM.normal(size=(16, 3))
+NAMES = np.array(["calm", "closed", "stormy"])
+Y = NAMES[SCORES.argmax(1)]
+BINARY = np.array(["no", "yes"])[(SCORES[:, 0] > 0).astype(int)]
+MULTI = (SCORES > 0.5).astype(int)
+
+CLASSIFIERS = {
+    "logistic": LogisticRegression,
+    "ridge": RidgeClassifier,
+    "svm": LinearSVC,
+    "sgd": SGDClassifier,
+    "sgd log": lambda: SGDClassifier(loss="log_loss"),
+    "perceptron": Perceptron,
+    "lda": LinearDiscriminantAnalysis,
+    "no intercept": lambda: LogisticRegression(fit_intercept=False),
+    "mlp": lambda: MLPClassifier((7, 5), max_iter=60, random_state=0),
+    "mlp tanh": lambda: MLPClassifier((7,), activation="tanh", max_iter=60, random_state=0),
+    "mlp logistic": lambda: MLPClassifier((7,), activation="logistic", max_iter=60, random_state=0),
+    "mlp identity": lambda: MLPClassifier((7, 4), activation="identity", max_iter=60, random_state=0),
+}
+SCALERS = {
+    "none": lambda model: model,
+    "scaled": lambda model: make_pipeline(StandardScaler(), model),
+    "twice": lambda model: make_pipeline(StandardScaler(with_mean=False), "passthrough", StandardScaler(), model),
+    "mean only": lambda model: make_pipeline(StandardScaler(with_std=False), model),
+}
+
+
+def logits(head: Head, rows: Any = X) -> Any:
+    return apply_head(head.module, torch.tensor(rows, dtype=torch.float64)).numpy()
+
+
+@pytest.mark.parametrize("scaler", SCALERS)
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_classes_and_values_are_the_estimators_own(kind: str, scaler: str) -> None:
+    fitted = SCALERS[scaler](CLASSIFIERS[kind]()).fit(X, Y)
+    head = Head.of(fitted)
+    found = logits(head)
+    assert list(head.id2label.values()) == NAMES.tolist()
+    assert (NAMES[found.argmax(1)] == fitted.predict(X)).all()
+    if hasattr(fitted, "decision_function"):
+        np.testing.assert_allclose(found, fitted.decision_function(X), rtol=1e-4, atol=1e-4)
+    if kind in ("logistic", "no intercept", "mlp", "mlp tanh", "mlp logistic", "mlp identity", "lda"):
+        softmax = torch.from_numpy(found).softmax(-1).numpy()
+        np.testing.assert_allclose(softmax, fitted.predict_proba(X), atol=1e-4)
+
+
+@pytest.mark.parametrize("scaler", ["none", "scaled"])
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_a_binary_classifier_has_two_logits_whose_softmax_is_its_probability(kind: str, scaler: str) -> None:
+    fitted = SCALERS[scaler](CLASSIFIERS[kind]()).fit(X, BINARY)
+    head = Head.of(fitted)
+    found = logits(head)
+    assert head.id2label == {0: "no", 1: "yes"}
+    assert (np.array(["no", "yes"])[found.argmax(1)] == fitted.predict(X)).all()
+    if hasattr(fitted, "predict_proba"):
+        softmax = torch.from_numpy(found).softmax(-1).numpy()
+        np.testing.assert_allclose(softmax, fitted.predict_proba(X), atol=1e-4)
+    else:
+        np.testing.assert_allclose(found[:, 1] - found[:, 0], fitted.decision_function(X), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [RidgeClassifier(), MLPClassifier((7,), max_iter=60, random_state=0)])
+def test_several_answers_at_once_are_a_multi_label_head(model: Any) -> None:
+    fitted = make_pipeline(StandardScaler(), model).fit(X, MULTI)
+    head = Head.of(fitted, labels=["a", "b", "c"])
+    assert head.multi_label
+    assert head.id2label == {0: "a", 1: "b", 2: "c"}
+    assert ((logits(head) > 0) == fitted.predict(X)).all()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Ridge(),
+        LinearRegression(),
+        MLPRegressor(hidden_layer_sizes=(7,), activation="tanh", max_iter=60, random_state=0),
+    ],
+)
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_regression_gives_its_values(model: Any, outputs: int) -> None:
+    wanted = SCORES[:, 0] if outputs == 1 else SCORES[:, :2]
+    fitted = make_pipeline(StandardScaler(), model).fit(X, wanted)
+    head = Head.of(fitted)
+    np.testing.assert_allclose(logits(head), fitted.predict(X).reshape(200, outputs), rtol=1e-4, atol=1e-4)
+    assert (head.problem_type, len(head.id2label), head.answers) == ("regression", outputs, False)
+
+
+def test_an_estimator_is_stitched_saved_and_asked_through_the_stock_pipeline(
+    source: Encoder, target: tuple[Encoder, Head], tmp_path: Path
+) -> None:
+    texts = pico.texts(120)
+    latents = target[0].encode(texts, progress=False).numpy()
+    topics = ["sea" if "coast" in text or "harbour" in text else "land" for text in texts]
+    fitted = make_pipeline(StandardScaler(), MLPClassifier((8,), max_iter=80, random_state=0)).fit(latents, topics)
+    model = RelativeStitcher.from_parts(source, target[0], texts, head=fitted, progress=False)
+    model.save_pretrained(tmp_path)
+    assert not [file for file in tmp_path.iterdir() if file.suffix in (".pkl", ".joblib", ".skops")]
+    answers = pipeline("text-classification", model=str(tmp_path), top_k=None)(texts[:8])
+    assert {one["label"] for answer in answers for one in answer} == {"land", "sea"}
+    translated = model.translate(source.encode(texts[:8], batch_size=1, progress=False))
+    expected = fitted.predict(translated.numpy())
+    assert [answer[0]["label"] for answer in answers] == expected.tolist()
+
+
+def test_a_regression_is_stitched_to_values(source: Encoder, target: tuple[Encoder, Head], tmp_path: Path) -> None:
+    texts = pico.texts(120)
+    latents = target[0].encode(texts, progress=False).numpy()
+    fitted = Ridge().fit(latents, np.stack([latents[:, 0], latents[:, 1]], 1))
+    model = RelativeStitcher.from_parts(source, target[0], texts, head=fitted, progress=False)
+    assert model.report["agreement"] is None
+    assert (model.config.selection["criterion"], model.config.logit_temperature) == ("cosine", 1.0)
+    model.save_pretrained(tmp_path)
+    answer = pipeline("text-classification", model=str(tmp_path), top_k=None)(texts[0])
+    translated = model.translate(source.encode(texts[:1], progress=False)).numpy()
+    values = sorted(one["score"] for one in (answer[0] if isinstance(answer[0], list) else answer))
+    np.testing.assert_allclose(values, np.sort(fitted.predict(translated)[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_setfit_models_head_is_its_model_head() -> None:
+    setfit = SimpleNamespace(model_body=object(), model_head=LogisticRegression().fit(X, Y))
+    np.testing.assert_allclose(logits(Head.of(setfit)), setfit.model_head.decision_function(X), rtol=1e-4, atol=1e-4)
+
+
+class Boosted(LogisticRegression):
+    """Another classifier than its coefficients say."""
+
+    def decision_function(self, X: Any) -> Any:
+        return super().decision_function(X) ** 3
+
+
+class Contrary(LogisticRegression):
+    """Answers with the class that it holds for the least likely."""
+
+    def predict(self, X: Any) -> Any:
+        return self.classes_[self.decision_function(X).argmin(1)]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (KNeighborsClassifier(), "KNeighborsClassifier that gives no weights"),
+        (SVC(kernel="linear"), "SVC .*supported are fitted linear classifiers"),
+        (make_pipeline(PolynomialFeatures(), LogisticRegression()), "has a PolynomialFeatures before"),
+        (StandardScaler(), "StandardScaler that gives no weights"),
+        (Boosted(), "Boosted is more than its layers"),
+        (Contrary(), "Contrary answers otherwise than its values say"),
+    ],
+)
+def test_refuses_what_is_more_or_less_than_layers(model: Any, message: str) -> None:
+    fitted = model.fit(X, Y)
+    with pytest.raises(StitchError, match=message):
+        Head.of(fitted)
+
+
+def test_refuses_what_was_never_fitted() -> None:
+    for model in (LogisticRegression(), make_pipeline(StandardScaler(), LogisticRegression()), MLPClassifier()):
+        with pytest.raises(StitchError, match=r"that gives no weights \(.*coef.*supported are"):
+            Head.of(model)
+
+
+def test_a_head_of_another_width_than_the_target(source: Encoder, target: tuple[Encoder, Head]) -> None:
+    with pytest.raises(StitchError, match="the head takes latents 9 wide and the target anchors are 16"):
+        RelativeStitcher.from_parts(
+            source, target[0], pico.texts(40), head=LogisticRegression().fit(X[:, :9], Y), progress=False
+        )
+
+
+def test_nothing_is_an_estimator_where_sklearn_was_never_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_estimator(Ridge())
+    monkeypatch.delitem(sys.modules, "sklearn.base")
+    assert not is_estimator(Ridge())
