@@ -93,7 +93,7 @@ def stitch(
 def as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:
     """A choice as plain values: of each candidate what sets it apart, and its score."""
     plain = {field.name: field.default for field in fields(TranslationSettings)} | {"seed": choice.settings.seed}
-    varied = {"alpha", "ridge", "sharpness", "pruning", "subspaces", "identity"}
+    varied = {"alpha", "ridge", "beta", "target_ridge", "sharpness", "pruning", "subspaces", "identity"}
     candidates = []
     for candidate in choice.candidates:
         settings = asdict(candidate.settings)

@@ -174,12 +174,9 @@ def test_sharpened_model_folds_into_no_matrix(source: Encoder, target_folder: st
     assert (model.translate(latents).mean(0, keepdim=True) - middle).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("settings", [{"sharpness": 1.0}, {"identity": True}])
-def test_what_is_not_linear_in_relative_latents_has_no_relative_half(
-    source: Encoder, target_folder: str, settings: dict[str, Any]
-) -> None:
-    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **settings)
-    with pytest.raises(StitchError, match="has no relative half: stitch with prefer='linear'"):
+def test_latents_left_as_they_are_have_no_relative_half(source: Encoder, target_folder: str) -> None:
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, identity=True)
+    with pytest.raises(StitchError, match="has no relative half: stitch with alpha and ridge given"):
         model.relative(pico.texts(4, seed=5))
 
 
@@ -205,7 +202,16 @@ def test_scale_and_seed_leave_the_rest_to_be_chosen(source: Encoder, target_fold
     assert any("sharpness" in candidate for candidate in model.config.selection["candidates"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"scale": "mean"}, {"sharpness": 1.0}, {"sharpness": 2.0, "scale": "mean"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"scale": "mean"},
+        {"sharpness": 1.0},
+        {"sharpness": 2.0, "scale": "mean"},
+        {"alpha": 1.0, "beta": 0.3, "target_ridge": 1.0, "sharpness": 1.0},
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_folder_brings_back_the_same_logits_bit_for_bit(
     source_folder: str, target_folder: str, tmp_path: Path, settings: dict[str, Any], dtype: torch.dtype

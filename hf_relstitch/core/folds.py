@@ -26,12 +26,12 @@ def assigned_folds(count: int, *, seed: int) -> Int[Tensor, " k"]:
 class View:
     """One way to see a fold: features of its latents, and maps from these to coordinates in the target space.
 
-    A translated latent is `features · map(α, λ) · basis`, up to one scale; the rows of `basis` are orthonormal.
+    A translated latent is `features · map(settings) · basis`, up to one scale; the rows of `basis` are orthonormal.
     """
 
     fitted: Float[Tensor, "k r"]
     held_out: Float[Tensor, "n r"]
-    map_of: Callable[[float, float], Float[Tensor, "r r_target"]]
+    map_of: Callable[[TranslationSettings], Float[Tensor, "r r_target"]]
     basis: Float[Tensor, "r_target d_target"]
 
 
@@ -87,9 +87,9 @@ class Fold:
             held_out = (self.unit @ self.source.vh.T) / self.source.singular_values
         between = vectors.T @ self.target.u
 
-        def map_of(alpha: float, ridge: float) -> Tensor:
-            gains = values * shrinkage(values, exponent=alpha, ridge=ridge)
-            return gains[:, None] * between * self.target.gains(exponent=1 - alpha, ridge=ridge)
+        def map_of(each: TranslationSettings) -> Tensor:
+            gains = values * shrinkage(values, exponent=each.alpha, ridge=each.ridge)
+            return gains[:, None] * between * each.gains(self.target, side="target")
 
         return View(self.fitted_norms * vectors, self.norms * held_out, map_of, self.target.vh)
 
@@ -103,8 +103,8 @@ class Fold:
             for rows in anchor_subsets(self.target_unit, settings)
         ]
 
-        def map_of(alpha: float, ridge: float) -> Tensor:
-            return torch.stack([fold(*pair, alpha=alpha, ridge=ridge) for pair in frames]).mean(0)
+        def map_of(each: TranslationSettings) -> Tensor:
+            return torch.stack([fold(*pair, settings=each) for pair in frames]).mean(0)
 
         basis = torch.eye(self.target_unit.shape[1], dtype=self.unit.dtype, device=self.unit.device)
         return View(self.fitted_norms * self.fitted_unit, self.norms * self.unit, map_of, basis)
@@ -112,7 +112,7 @@ class Fold:
     def stretch(self, settings: TranslationSettings) -> float:
         """What makes held-out latents as long, in the mean, as fitted ones."""
         view = self.view(settings)
-        made = view.map_of(settings.alpha, settings.ridge)
+        made = view.map_of(settings)
         return float(mean_norm(view.fitted @ made) / mean_norm(view.held_out @ made))
 
 

@@ -12,6 +12,7 @@ from hf_relstitch.core.pruning import farthest_point_subsets
 from hf_relstitch.core.relative import directions, precision_of, to_working
 
 Scale = Literal["carry", "mean"]
+Side = Literal["source", "target"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class TranslationSettings:
     `alpha` and `ridge` are α and λ of the family `W(α, λ) = Xᵀ(XXᵀ + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−(1−α)) Y`:
     α = 0, λ = 0 is the inversion of arXiv 2406.15057, α = ½, λ = 0 the Parseval frame, α = 1 ridge regression.
     `ridge` is relative to the mean squared singular value of each side.
+
+    `beta` and `target_ridge` are the target side's own exponent and λ, where they are not 1 − α and the source side's:
+    with another `beta` no member is exact any more, but the two sides can be shrunk each as much as it needs.
 
     `scale="carry"` lets each latent keep its own norm, which makes the translation affine; `scale="mean"`
     gives every latent the mean norm of the target anchors, as the paper does.
@@ -39,6 +43,8 @@ class TranslationSettings:
 
     alpha: float = 0.7
     ridge: float = 0.3
+    beta: float | None = None
+    target_ridge: float | None = None
     scale: Scale = "carry"
     pruning: float | None = None
     subspaces: int = 1
@@ -52,6 +58,11 @@ class TranslationSettings:
         rules = {
             f"alpha is {self.alpha}: it has to be in [0, 1]": 0 <= self.alpha <= 1,
             f"ridge is {self.ridge}: it has to be 0 or more, and finite": 0 <= self.ridge < infinite,
+            f"beta is {self.beta}: it has to be in [0, 1], or None for 1 − alpha": self.beta is None
+            or 0 <= self.beta <= 1,
+            f"target_ridge is {self.target_ridge}: it has to be 0 or more, and finite, or None for ridge": (
+                self.target_ridge is None or 0 <= self.target_ridge < infinite
+            ),
             f"scale is {self.scale!r}: it has to be 'carry' or 'mean'": self.scale in ("carry", "mean"),
             f"pruning is {self.pruning}: it is an |cosine|, in (0, 1], or None": self.pruning is None
             or 0 < self.pruning <= 1,
@@ -68,6 +79,13 @@ class TranslationSettings:
         for message, kept in rules.items():
             if not kept:
                 raise StitchError(message)
+
+    def gains(self, frame: "Frame", *, side: Side) -> Float[Tensor, " r"]:
+        """Gains of one side's frame: exponent α and λ of the source, exponent β and λ of the target."""
+        if side == "source":
+            return frame.gains(exponent=self.alpha, ridge=self.ridge)
+        beta = 1 - self.alpha if self.beta is None else self.beta
+        return frame.gains(exponent=beta, ridge=self.ridge if self.target_ridge is None else self.target_ridge)
 
 
 @dataclass(frozen=True)
@@ -115,10 +133,10 @@ def shrinkage(eigenvalues: Float[Tensor, " r"], *, exponent: float, ridge: float
     return (eigenvalues + ridge * eigenvalues.mean()) ** -exponent
 
 
-def fold(source: Frame, target: Frame, *, alpha: float, ridge: float) -> Float[Tensor, "d_source d_target"]:
+def fold(source: Frame, target: Frame, *, settings: TranslationSettings) -> Float[Tensor, "d_source d_target"]:
     """The relative projection and its inversion as one matrix, `W(α, λ)`, without a `(k, k)` inverse."""
-    source_gains = source.gains(exponent=alpha, ridge=ridge)
-    target_gains = target.gains(exponent=1 - alpha, ridge=ridge)
+    source_gains = settings.gains(source, side="source")
+    target_gains = settings.gains(target, side="target")
     return (source.vh.T * source_gains) @ (source.u.T @ target.u) @ (target_gains[:, None] * target.vh)
 
 
@@ -175,7 +193,7 @@ def fit_translation(
     subsets = anchor_subsets(y_unit, settings)
     for rows in subsets:
         frames = Frame.of(x_unit[rows], precision=x_precision), Frame.of(y_unit[rows], precision=y_precision)
-        weight += fold(*frames, alpha=settings.alpha, ridge=settings.ridge) / len(subsets)
+        weight += fold(*frames, settings=settings) / len(subsets)
 
     inputs = x - x_centre if settings.scale == "carry" else x_unit
     weight *= settings.stretch * mean_norm(y - y_centre) / mean_norm(inputs @ weight)

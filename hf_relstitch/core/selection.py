@@ -20,9 +20,10 @@ RIDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 PRUNED_ALPHAS = (0.7,)
 PRUNED_RIDGES = (0.1, 0.3)
 PRUNING, SUBSPACES = 0.3, 4
-SHARPNESSES = (0.5, 1.0)
-SHARP_ALPHAS = (0.7, 0.85)
+SHARPNESS = 1.0
 SHARP_RIDGES = (0.03, 0.1, 0.3, 1.0)
+SHARP_BETAS = (0.15, 0.3, 0.45)
+SHARP_TARGET_RIDGE = 1.0
 CONFIDENCE = 0.8
 """Mean confidence that the head is brought to on true latents, so that its own scale does not matter."""
 NORM_ROWS = 64
@@ -72,8 +73,9 @@ def choose_settings(
     matter. Without a head, or with a single logit, the criterion is the cosine of translated and true latents.
 
     `prefer="linear"` looks at W(α, λ) and, for spaces of one width, at leaving latents as they are; `"accuracy"` also
-    at averages of pruned members and at sharpened translations, which do not fold. `stretch` of the choice gives
-    held-out latents the mean norm of the target anchors.
+    at averages of pruned members and at sharpened translations, which do not fold: kernel ridge regressions whose
+    outputs are then evened out over the target's directions (β, with a ridge of its own). `stretch` of the choice
+    gives held-out latents the mean norm of the target anchors.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
@@ -110,14 +112,13 @@ def choose_settings(
 
 def grid(prefer: Prefer, base: TranslationSettings) -> list[list[TranslationSettings]]:
     """The candidates, in groups that share their decompositions."""
-    groups: list[tuple[TranslationSettings, tuple[float, ...], tuple[float, ...]]] = [(base, ALPHAS, RIDGES)]
+    groups = [[replace(base, alpha=alpha, ridge=ridge) for alpha in ALPHAS for ridge in RIDGES]]
     if prefer == "accuracy":
-        groups += [(replace(base, pruning=PRUNING, subspaces=SUBSPACES), PRUNED_ALPHAS, PRUNED_RIDGES)]
-        groups += [(replace(base, sharpness=sharpness), SHARP_ALPHAS, SHARP_RIDGES) for sharpness in SHARPNESSES]
-    return [
-        [replace(kind, alpha=alpha, ridge=ridge) for alpha in alphas for ridge in ridges]
-        for kind, alphas, ridges in groups
-    ]
+        pruned = replace(base, pruning=PRUNING, subspaces=SUBSPACES)
+        groups += [[replace(pruned, alpha=alpha, ridge=ridge) for alpha in PRUNED_ALPHAS for ridge in PRUNED_RIDGES]]
+        sharp = replace(base, alpha=1.0, sharpness=SHARPNESS, target_ridge=SHARP_TARGET_RIDGE)
+        groups += [[replace(sharp, ridge=ridge, beta=beta) for beta in SHARP_BETAS for ridge in SHARP_RIDGES]]
+    return groups
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Judge:
 
     def scores(self, fold: Fold, view: View, settings: TranslationSettings) -> Float[Tensor, " n"]:
         """One score for each held-out row of a fold; no latent of `d_target` is made for a head that begins linear."""
-        made = view.map_of(settings.alpha, settings.ridge)
+        made = view.map_of(settings)
         scale = fold.target_norm / mean_norm(view.held_out[:NORM_ROWS] @ made)
         if self.head is None:
             return self.cosines(scale * (view.held_out @ made) @ view.basis, fold.centre, fold.held_out)

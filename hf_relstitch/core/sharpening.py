@@ -75,10 +75,11 @@ def fit_sharpened(
     *,
     settings: TranslationSettings,
 ) -> SharpenedTranslation:
-    """The family W(α, λ) over sharpened coordinates: `D = (G' + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−(1−α)) Y`.
+    """The family W(α, λ) over sharpened coordinates: `D = (G' + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−β) Y`, β = 1 − α if None.
 
-    `G' = s(XXᵀ)` is the sharpened source Gram, its ridge relative to its mean eigenvalue. α = 1 is kernel ridge
-    regression; `settings.sharpness` towards 0 is the linear family. Computed and given in float64.
+    `G' = s(XXᵀ)` is the sharpened source Gram, its ridge relative to its mean eigenvalue. α = 1, β = 0 is kernel ridge
+    regression, whose outputs β > 0 evens out over the target's directions; `settings.sharpness` towards 0 is the
+    linear family. Computed and given in float64.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
@@ -89,7 +90,7 @@ def fit_sharpened(
     vectors, values = sharpened_spectrum(unit, sharpness=settings.sharpness)
     target = Frame.of(directions(y, centre=bias), precision=precision_of(target_anchors))
     coefficients = shrinkage(values, exponent=settings.alpha, ridge=settings.ridge)[:, None] * (vectors.T @ target.u)
-    gains = target.gains(exponent=1 - settings.alpha, ridge=settings.ridge)
+    gains = settings.gains(target, side="target")
 
     made = SharpenedTranslation(len(x), x.shape[1], y.shape[1], sharpness=settings.sharpness, scale=settings.scale)
     made.directions, made.centre, made.bias = unit, centre, torch.zeros_like(bias)

@@ -38,8 +38,8 @@ def frame(unit):
     return Frame.of(unit, precision=float64_eps)
 
 
-def family(source_unit, target_unit, *, alpha, ridge):
-    return fold(frame(source_unit), frame(target_unit), alpha=alpha, ridge=ridge)
+def family(source_unit, target_unit, **settings):
+    return fold(frame(source_unit), frame(target_unit), settings=TranslationSettings(**settings))
 
 
 def gram_power(unit, *, exponent, ridge):
@@ -108,6 +108,15 @@ def test_the_family_equals_powers_of_the_gram_matrices(seed, k, d_source, d_targ
     x, y = unit_anchors(seed, k, d_source), unit_anchors(seed + 1, k, d_target)
     expected = x.T @ literal_decoder(x, y, alpha=alpha, ridge=ridge)
     assert_close(family(x, y, alpha=alpha, ridge=ridge), expected, rtol=1e-8, atol=1e-10)
+
+
+@shapes
+def test_each_side_can_have_its_own_exponent_and_ridge(k, d_source, d_target):
+    x, y = unit_anchors(0, k, d_source), unit_anchors(1, k, d_target)
+    powers = gram_power(x, exponent=-0.9, ridge=0.2), gram_power(y, exponent=-0.3, ridge=1.5)
+    made = family(x, y, alpha=0.9, ridge=0.2, beta=0.3, target_ridge=1.5)
+    assert_close(made, x.T @ powers[0] @ powers[1] @ y, rtol=1e-8, atol=1e-10)
+    assert_close(family(x, y, alpha=0.9, ridge=0.2, beta=0.1, target_ridge=0.2), family(x, y, alpha=0.9, ridge=0.2))
 
 
 def test_the_ridge_is_relative_to_the_size_of_the_anchors():
