@@ -13,7 +13,7 @@ import hf_relstitch
 PACKAGE = Path(hf_relstitch.__file__).parent
 ROOMS = [  # each may import from those before it, and not from those after it
     {"version", "provenance", "core"},
-    {"files", "inputs", "devices", "hub", "edits"},
+    {"files", "inputs", "devices", "hub", "edits", "metrics"},
     {"cards"},
     {"relative_latents"},
     {"anchors", "pooling"},
@@ -49,7 +49,11 @@ def room(module: str) -> str:
 
 def test_every_module_has_its_place() -> None:
     placed = set().union(*ROOMS)
-    assert placed == {file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__"} | {"core", "bulk"}
+    assert placed == {file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__"} | {
+        "core",
+        "bulk",
+        "metrics",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(set().union(*ROOMS)))
