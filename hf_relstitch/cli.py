@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     help="Stitch any encoder to a classifier head that it never met, without labels and without training.",
@@ -78,6 +79,49 @@ def stitch(
     )
     model.save_pretrained(out)
     show(describe(out))
+
+
+@app.command("recommend")
+def recommend_command(
+    target: Annotated[str, typer.Argument(help="The classifier whose head is kept: folder or Hub id.")],
+    candidates: Annotated[
+        list[str], typer.Option("--candidates", "-c", help="An encoder to try: folder or Hub id; may be repeated.")
+    ],
+    anchors: Annotated[
+        str, typer.Option(help="Unlabeled inputs: a text file, a folder of images, or a data set's name.")
+    ],
+    more: Annotated[list[str] | None, typer.Argument(help="More encoders to try.", metavar="[CANDIDATES]")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the inputs in the data set.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    limit: Annotated[int, typer.Option(help="Use at most this many inputs.", min=32)] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Inputs to encode at a time.", min=1)] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Rank encoders for a head by foretold agreement, speed and size, from unlabeled inputs alone."""
+    from hf_relstitch.inputs import read_inputs
+    from hf_relstitch.recommending import recommend
+
+    inputs = read_inputs(anchors, column=column, split=split)[: 4 * limit]
+    rows = recommend(target, [*candidates, *(more or [])], inputs, num_anchors=limit, batch_size=batch_size)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("candidate", "agreement", "95 %", "verdict", "inputs/s", "parameters", "MB")
+    for row in rows:
+        if row["error"] is not None:
+            table.add_row(row["candidate"], Text(f"error: {row['error']}", style="red"))
+            continue
+        low, high = row["agreement_interval"] or (None, None)
+        table.add_row(
+            row["candidate"],
+            "–" if row["agreement"] is None else f"{row['agreement']:.3f}",
+            "–" if low is None else f"{low:.3f}–{high:.3f}",
+            row["verdict"] or "–",
+            f"{row['inputs_per_second']:.1f}",
+            f"{row['parameters']:,}",
+            f"{row['megabytes']:.1f}",
+        )
+    Console().print(table)
 
 
 @app.command("predict")

@@ -13,7 +13,7 @@ import hf_relstitch
 PACKAGE = Path(hf_relstitch.__file__).parent
 ROOMS = [  # each may import from those before it, and not from those after it
     {"version", "provenance", "core"},
-    {"files", "inputs", "devices", "hub", "edits"},
+    {"files", "inputs", "devices", "hub", "edits", "metrics"},
     {"cards"},
     {"relative_latents"},
     {"anchors", "pooling", "head_modules", "sklearn_heads"},
@@ -26,7 +26,8 @@ ROOMS = [  # each may import from those before it, and not from those after it
     {"saving"},
     {"modeling_relative_stitcher"},
     {"sharing", "prediction", "pictures"},
-    {"inspection", "bulk"},
+    {"inspection", "bulk", "recommending"},
+    {"benchmarks"},
     {"quickstart"},
     {"cli"},
 ]
@@ -50,7 +51,8 @@ def room(module: str) -> str:
 
 def test_every_module_has_its_place() -> None:
     placed = set().union(*ROOMS)
-    assert placed == {file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__"} | {"core", "bulk"}
+    folders = {"core", "bulk", "metrics", "benchmarks"}
+    assert placed == {file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__"} | folders
 
 
 @pytest.mark.parametrize("name", sorted(set().union(*ROOMS)))

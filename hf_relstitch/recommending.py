@@ -1,0 +1,100 @@
+"""Which encoder to put in front of a head: candidates ranked by foretold agreement, speed and size, without labels."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.core.anchor_choice import choose_anchors
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.encoders import Encoder
+from hf_relstitch.heads import Head, load_target
+from hf_relstitch.stitching import stitch
+
+WARM_UP = 2
+"""Inputs encoded before the clock starts, so that what a first call costs is not counted."""
+
+
+def recommend(
+    target: str,
+    candidates: Sequence[str],
+    anchors: Sequence[Any],
+    *,
+    num_anchors: int | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Candidate encoders for a target's head, the best first, from anchor inputs alone.
+
+    A row has the `candidate`, the `agreement` that its report foretells with `agreement_interval`, the `verdict`,
+    `inputs_per_second` (measured while it encoded the anchors, on this machine), `parameters`, `megabytes` of
+    weights, and `error`, which is None, or why it could not be stitched; then all else is None, and it comes last.
+    Rows are ranked by foretold agreement, then by speed, then by size; of a head with one logit, by `cosine`.
+
+    Raises:
+        StitchError: the target cannot be loaded or cut, or does not take these inputs; no candidates.
+    """
+    if not candidates:
+        raise StitchError("there are no candidates: name at least one encoder")
+    encoder, head = load_target(target)
+    if num_anchors is not None and num_anchors < len(anchors):
+        latents = encoder.encode(anchors, batch_size=batch_size, progress=progress)
+        anchors = [anchors[row] for row in choose_anchors(latents, num_anchors).tolist()]
+    target_anchors = AnchorSet.encode(encoder, anchors, batch_size=batch_size, progress=progress)
+    del encoder
+    rows = []
+    for candidate in candidates:
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        try:
+            row |= measured(candidate, target_anchors, head, anchors, batch_size=batch_size, progress=progress)
+        except Exception as error:
+            row["error"] = str(error) or type(error).__name__
+        rows.append(row | {"candidate": candidate})
+    return sorted(rows, key=rank)
+
+
+COLUMNS = (
+    "candidate",
+    "agreement",
+    "agreement_interval",
+    "verdict",
+    "cosine",
+    "inputs_per_second",
+    "parameters",
+    "megabytes",
+    "error",
+)
+
+
+def measured(
+    candidate: str, target_anchors: AnchorSet, head: Head, anchors: Sequence[Any], *, batch_size: int, progress: bool
+) -> dict[str, Any]:
+    """What is known of one candidate, once its translation is fitted.
+
+    Raises:
+        StitchError: it cannot be loaded, does not take these inputs, or cannot be stitched.
+    """
+    source = Encoder.from_pretrained(candidate)
+    source.encode(anchors[:WARM_UP], batch_size=batch_size, progress=False)
+    start = time.perf_counter()
+    source_anchors = AnchorSet.encode(source, anchors, batch_size=batch_size, progress=progress)
+    seconds = time.perf_counter() - start
+    report = stitch(source_anchors, target_anchors, head, source=source.provenance).report
+    weights = list(source.model.parameters())
+    return {
+        "agreement": report["agreement"],
+        "agreement_interval": report.get("agreement_interval"),
+        "verdict": report["verdict"]["grade"] if "verdict" in report else None,
+        "cosine": report["cosine"],
+        "inputs_per_second": len(source_anchors) / seconds,
+        "parameters": sum(each.numel() for each in weights),
+        "megabytes": sum(each.numel() * each.element_size() for each in weights) / 1e6,
+    }
+
+
+def rank(row: dict[str, Any]) -> tuple[float, ...]:
+    """Sorts the best first, and what failed last."""
+    if row["error"] is not None:
+        return (1.0,)
+    agreement = row["cosine"] if row["agreement"] is None else row["agreement"]
+    return (0.0, -agreement, -row["inputs_per_second"], row["megabytes"])
