@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_relstitch.anchors import MIN_ANCHORS
 from hf_relstitch.benchmarks.schema import Document, Path_, many, named, nested, number, one_of, text
+from hf_relstitch.pooling import POOLINGS
 
 METHODS = (
     "auto",
@@ -43,7 +44,7 @@ class EncoderSpec:
     model: str | None = field(default=None, metadata={"rule": text})
     classifier: str | None = field(default=None, metadata={"rule": text})
     revision: str | None = field(default=None, metadata={"rule": text})
-    pooling: str = field(default="auto", metadata={"rule": text})
+    pooling: str = field(default="auto", metadata={"rule": one_of("auto", *POOLINGS)})
     input: str | None = field(default=None, metadata={"rule": text})
     batch_size: int = field(default=32, metadata={"rule": number(at_least=1)})
 

@@ -117,7 +117,7 @@ def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
 
 
 def _some(table: Dataset, start: int, count: int) -> Dataset:
-    return table.select(range(min(start, len(table)), min(start + count, len(table))))
+    return table.select(range(start, min(start + count, len(table))) if start < len(table) else [])
 
 
 def _labels(values: list[Any], feature: Any) -> tuple[Tensor, list[str]]:
