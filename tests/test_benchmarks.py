@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import evaluate
 import pico
 import pytest
 import torch
@@ -26,6 +25,7 @@ from hf_relstitch.benchmarks.running import only_run
 from hf_relstitch.benchmarks.scores import score
 from hf_relstitch.benchmarks.suite import METHODS, SHIPPED
 from hf_relstitch.cli import app
+from hf_relstitch.metrics import Accuracy, script
 
 COMMAND = "from hf_relstitch.cli import main; main()"
 PICTURES = ("stitching.png", "anchors.png", "singular_values.png", "reliability.png")
@@ -201,7 +201,7 @@ def test_scores_by_hand() -> None:
     assert scores["agreement"] == 0.75
     assert scores["f1"] == pytest.approx((2 / 3 + 0.8) / 2)
     assert scores["ece"] == pytest.approx(0.5 * 0.25 + 0.5 * 0.05)
-    assert scores["reliability"][7] == pytest.approx([2, 0.75, 0.5])
+    assert scores["reliability"][11] == pytest.approx([2, 0.75, 0.5])
 
 
 def test_a_cell_that_fails_is_reported_and_the_others_go_on(latents: Path, tmp_path: Path) -> None:
@@ -320,17 +320,6 @@ def test_shipped_suites_are_whole(name: str) -> None:
     assert {"auto", "inversion", "absolute"} <= set(suite.methods)
 
 
-class Accuracy(evaluate.Metric):
-    """`evaluate`'s accuracy, without the network."""
-
-    def _info(self):
-        features = Features({"predictions": Value("int64"), "references": Value("int64")})
-        return evaluate.MetricInfo(description="", citation="", features=features)
-
-    def _compute(self, predictions, references):
-        return {"accuracy": sum(a == b for a, b in zip(predictions, references, strict=True)) / len(references)}
-
-
 @torch.no_grad()
 def plain_accuracy(model: RelativeStitcher, inputs: list, labels: list[int]) -> float:
     """A loop of one input at a time."""
@@ -365,7 +354,7 @@ def test_evaluator_on_images_is_a_plain_loop(tmp_path: Path) -> None:
     labels = [row % 3 for row in range(40)]
     features = Features({"image": Image(), "label": Value("int64")})
     data = Dataset.from_dict({"image": images[60:], "label": labels}, features=features)
-    scores = evaluate_model(model, data, Accuracy(), inputs="image")
+    scores = evaluate_model(model, data, script("accuracy"), inputs="image")
     assert scores["accuracy"] == plain_accuracy(model, images[60:], labels)
 
 

@@ -51,9 +51,8 @@ def draw(names: Sequence[str], panel: Panel, file: Path, *, legend: bool) -> Non
     columns = min(len(names), 2 if len(names) in (2, 4) else 3)
     rows = -(-len(names) // columns)
     with rc_context({"font.size": 12, "axes.titlesize": 13}):
-        figure = Figure(
-            figsize=(WIDTH, (WIDTH / columns * 0.85 + 0.2) * rows + (0.9 if legend else 0)), layout="constrained"
-        )
+        height = min(WIDTH / columns * 0.85, 5) * rows + (1.0 if legend else 0.2)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = np.atleast_1d(figure.subplots(rows, columns)).flat
         for axis, name in zip(axes, names, strict=False):
             panel(axis, name)

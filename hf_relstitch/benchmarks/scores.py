@@ -1,43 +1,41 @@
-"""What a cell is scored by."""
+"""What a cell is scored by: metrics of `evaluate`, and calibration."""
 
+from functools import cache
 from typing import Any
 
-import torch
-from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 
-BINS = 10
+from hf_relstitch.core.calibration import Reliability, reliability
+from hf_relstitch.metrics import F1, Accuracy, NativeAgreement
 
 
 def score(logits: Tensor, native_logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Scores of logits `(n, classes)` against labels and against the target's own logits on the same inputs.
 
-    `reliability` has a row `[inputs, mean confidence, accuracy]` for each of ten equal bins of confidence.
+    `reliability` has a row `[inputs, mean confidence, accuracy]` for each bin of confidence; `ece` sums it up.
     """
     answers, native = logits.argmax(-1), native_logits.argmax(-1)
-    bins = reliability(logits, labels)
+    accuracy, f1, agreement = metrics()
+    bins = calibration(logits, labels)
     return {
-        "accuracy": float(accuracy_score(labels, answers)),
-        "f1": float(f1_score(labels, answers, average="macro")),
-        "native_accuracy": float(accuracy_score(labels, native)),
-        "agreement": float(accuracy_score(native, answers)),
-        "ece": calibration_error(bins),
-        "native_ece": calibration_error(reliability(native_logits, labels)),
-        "reliability": bins,
+        "accuracy": accuracy.compute(predictions=answers, references=labels)["accuracy"],
+        "f1": f1.compute(predictions=answers, references=labels, average="macro")["f1"],
+        "native_accuracy": accuracy.compute(predictions=native, references=labels)["accuracy"],
+        "agreement": agreement.compute(predictions=answers, native=native)["native_agreement"],
+        "ece": bins.expected_error,
+        "native_ece": calibration(native_logits, labels).expected_error,
+        "reliability": [
+            list(row) for row in zip(bins.count.tolist(), bins.confidence.tolist(), bins.accuracy.tolist(), strict=True)
+        ],
     }
 
 
-def reliability(logits: Tensor, labels: Tensor) -> list[list[float]]:
-    """Inputs, mean confidence and accuracy in each bin of confidence (Guo et al. 2017); zeros for an empty one."""
-    sure, answers = logits.double().softmax(-1).max(-1)
-    which = (sure * BINS).long().clamp_max(BINS - 1)
-    right = (answers == labels).double()
-    sums = [torch.zeros(BINS, dtype=torch.float64).index_add(0, which, each) for each in (sure, right)]
-    counts = which.bincount(minlength=BINS)
-    means = [each / counts.clamp_min(1) for each in sums]
-    return [list(row) for row in zip(counts.tolist(), *(each.tolist() for each in means), strict=True)]
+@cache
+def metrics() -> tuple[Any, ...]:
+    """The metrics, made once."""
+    return Accuracy(keep_in_memory=True), F1(keep_in_memory=True), NativeAgreement(keep_in_memory=True)
 
 
-def calibration_error(bins: list[list[float]]) -> float:
-    """Expected calibration error of a reliability table."""
-    return sum(count * abs(sure - right) for count, sure, right in bins) / sum(count for count, *_ in bins)
+def calibration(logits: Tensor, labels: Tensor) -> Reliability:
+    """Confidence and accuracy by bins of confidence."""
+    return reliability(logits.double().softmax(-1), labels)

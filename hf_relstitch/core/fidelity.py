@@ -1,12 +1,15 @@
 """How good a translation is, measured on anchors that it was not fitted on: no labels needed."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hf_relstitch.core.fitting import fit
 from hf_relstitch.core.inversion import TranslationSettings
 from hf_relstitch.core.relative import directions, to_working
+
+RANKED_AT_ONCE = 4096
+"""Rows whose similarities to all targets are held at once."""
 
 
 def held_out_translations(
@@ -40,9 +43,26 @@ def mean_reciprocal_rank(
     translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
 ) -> float:
     """Mean of 1/rank of the true latent among all targets, by cosine to the translated one; 1 is perfect."""
-    similarity = directions(translated, centre=centre) @ directions(target, centre=centre).T
-    ranks = (similarity >= similarity.diagonal()[:, None]).sum(-1)
-    return float((1 / ranks).mean())
+    return float((1 / retrieval_ranks(translated, target, centre=centre)).mean())
+
+
+def retrieval_ranks(
+    translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
+) -> Int[Tensor, " n"]:
+    """Rank of the true latent among all targets, by cosine to the translated one: 1 is first, ties count against it."""
+    queries, keys = directions(translated, centre=centre), directions(target, centre=centre)
+    ranks = []
+    for start in range(0, len(queries), RANKED_AT_ONCE):
+        similarity = queries[start : start + RANKED_AT_ONCE] @ keys.T
+        ranks.append((similarity >= similarity.diagonal(start)[:, None]).sum(-1))
+    return torch.cat(ranks)
+
+
+def relative_error(
+    translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
+) -> float:
+    """`‖Ŷ − Y‖ / ‖Y − μ‖` over all rows: 0 is perfect, and 1 is no better than giving the centre μ for every row."""
+    return float((translated - target).norm() / (target - centre).norm())
 
 
 def agreement(

@@ -1,0 +1,18 @@
+"""Accuracy, as `evaluate`'s own, which is on the Hub and so needs the network."""
+
+from typing import Any
+
+import evaluate
+
+from hf_relstitch.metrics import checking
+
+
+class Accuracy(checking.CheckedMetric):
+    """Share of answers that are right."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return checking.information("Share of answers that are right.", predictions="classes", references="classes")
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        right = checking.classes(predictions) == checking.classes(references)
+        return {"accuracy": float(right.double().mean())}
