@@ -82,6 +82,7 @@ data:
 methods: [auto, procrustes]
 anchors: [32]
 heads: [logistic, own]
+raw_rows: 30
 """
 
 
@@ -264,6 +265,9 @@ def test_texts_of_a_file_by_models_of_folders(salad: Path, target_folder: str, t
     heads = {(cell["head"], cell["source"], cell["target"]) for cell in results["cells"]}
     assert heads == {("logistic", "tiny", "other"), ("logistic", "other", "tiny"), ("own", "tiny", "other")}
     assert results["data"]["salad"]["classes"] == ["0", "1", "2"]
+    raw = [(cell["source"], cell["target"], cell["rows"]) for cell in results["raw_inputs"]]
+    assert raw == [("other", "tiny", 30), ("tiny", "other", 30)]
+    assert all(cell["accuracy"] == cell["accuracy_from_latents"] for cell in results["raw_inputs"])
     assert results["data"]["salad"]["encoders"]["other"]["pooling"].startswith("input of classifier")
     latents = {one: one.stat().st_mtime_ns for one in tmp_path.glob("out/latents/*.safetensors")}
     assert len(latents) == 2

@@ -110,6 +110,25 @@ def load(name: str, spec: EncoderSpec, document: Document, given: Mapping[str, E
         raise _unloadable(name, spec, document, error) from error
 
 
+class Sources:
+    """The encoders of a suite, one at a time in memory."""
+
+    def __init__(self, suite: Suite, document: Document, given: Mapping[str, Encoder]) -> None:
+        self.suite, self.document, self.given = suite, document, given
+        self.loaded: tuple[str, Encoder] | None = None
+
+    def load(self, name: str) -> Encoder:
+        """The encoder of this name.
+
+        Raises:
+            StitchError: it does not load.
+        """
+        if self.loaded is None or self.loaded[0] != name:
+            self.loaded = None
+            self.loaded = (name, load(name, self.suite.encoders[name], self.document, self.given)[0])
+        return self.loaded[1]
+
+
 def space_of(
     model: Encoder, rows: Rows, name: str, spec: EncoderSpec, document: Document, folder: Path, *, progress: bool
 ) -> Space:

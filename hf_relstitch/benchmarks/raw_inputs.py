@@ -1,12 +1,19 @@
 """A stitched model on raw inputs, driven by `evaluate`'s own evaluators."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 from evaluate import EvaluationModule, evaluator
+from torch import Tensor
 
+from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.cards import TASKS
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.encoders import Encoder
+from hf_relstitch.heads import Head
+from hf_relstitch.metrics import Accuracy
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
 SUPPORTED = ("text", "image")
@@ -48,3 +55,32 @@ def evaluate_model(
         label_mapping=model.config.label2id,
         **processor,
     )
+
+
+@torch.no_grad()
+def raw_accuracy(
+    encoder: Encoder,
+    anchors: Sequence[AnchorSet],
+    head: Head,
+    *,
+    inputs: Sequence[Any],
+    latents: Tensor,
+    labels: Tensor,
+) -> dict[str, Any]:
+    """Accuracy of the stitched model on raw inputs, and of its translation and head on their latents.
+
+    `anchors` are the source's and the target's.
+
+    Raises:
+        StitchError: anchors and head that cannot be stitched, or a model that `evaluate` cannot drive.
+    """
+    source, target = anchors
+    model = RelativeStitcher.from_anchor_sets(encoder, source, target, head)
+    data = Dataset.from_dict({"input": list(inputs), "label": labels.tolist()})
+    found = evaluate_model(model, data, Accuracy(keep_in_memory=True), inputs="input")
+    answers = model.head(model.translate(latents.to(model.device))).argmax(-1).cpu()
+    return {
+        "rows": len(labels),
+        "accuracy": float(found["accuracy"]),
+        "accuracy_from_latents": float((answers == labels).double().mean()),
+    }

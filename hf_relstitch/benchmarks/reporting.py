@@ -56,6 +56,8 @@ def markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         parts += ["## Mean over pairs, heads and seeds", method_table(cells)]
     if foretold := [cell for cell in cells if cell.get("expected_agreement") is not None]:
         parts += ["## Agreement with the head on its own encoder: foretold and found", foretold_table(foretold)]
+    if raw := results.get("raw_inputs"):
+        parts += ["## From raw inputs, driven by `evaluate`", raw_table(raw)]
     parts += [f"![{caption}]({file})\n\n{caption}." for file, caption in pictures.items()]
     if failures:
         names = [*PAIR, "method", "anchors", "seed", "error"]
@@ -103,6 +105,20 @@ def foretold_table(cells: Sequence[Mapping[str, Any]]) -> str:
         foretold, found = (fmean(cell[name] for cell in group) for name in ("expected_agreement", "agreement"))
         rows.append([method, str(count), *map(decimal, (foretold, found, fmean(off))), f"{fmean(inside):.0%}"])
     return table(["method", "anchors", "foretold", "found", "mean difference", "inside its interval"], rows)
+
+
+def raw_table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Stitched models on raw inputs, beside what the latents that are kept give on the same rows."""
+    rows = [
+        [
+            cell["data"],
+            f"{cell['source']} → {cell['target']}",
+            *(str(cell[name]) for name in ("anchors", "rows")),
+            *(decimal(cell[name]) for name in ("accuracy", "accuracy_from_latents")),
+        ]
+        for cell in cells
+    ]
+    return table(["data", "source → target", "anchors", "rows", "from raw inputs", "from kept latents"], rows)
 
 
 def data_table(data: Mapping[str, Any]) -> str:

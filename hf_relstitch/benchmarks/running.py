@@ -14,8 +14,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_relstitch.benchmarks.latents import Space, all_spaces, check_models, distinct, key_of
+from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.benchmarks.latents import Sources, Space, all_spaces, check_models, distinct, key_of
 from hf_relstitch.benchmarks.methods import Problem, answer, train_head
+from hf_relstitch.benchmarks.raw_inputs import raw_accuracy
 from hf_relstitch.benchmarks.schema import Document
 from hf_relstitch.benchmarks.scores import score
 from hf_relstitch.benchmarks.suite import Suite, check_suite, load_suite
@@ -33,6 +35,7 @@ logger = logging.get_logger(__name__)
 
 FORMAT_VERSION = 1
 RESULTS_NAME = "results.json"
+RAW = "auto, raw inputs"
 LIBRARIES = ("hf-relstitch", "torch", "transformers", "datasets", "scikit-learn", "scipy", "numpy")
 
 
@@ -47,6 +50,10 @@ class Cell:
     anchors: int
     seed: int
     method: str
+
+    def __str__(self) -> str:
+        what = f"{self.method}, {self.anchors} anchors, seed {self.seed}"
+        return f"{self.source} → {self.target} on {self.data}, {what}"
 
 
 def run_suite(
@@ -87,10 +94,11 @@ def run_suite(
     }
     spaces = all_spaces(plan, document, tables, folder / "latents", given=given, progress=progress)
     bench = Bench(plan, tables, spaces, folder)
+    sources = Sources(plan, document, given)
     state, results = accelerate_state(), folder / RESULTS_NAME
     if state.is_main_process:
         with only_run(folder):
-            content = bench.results(progress=progress)
+            content = bench.results(sources, progress=progress)
             with whole_file(results) as written:
                 write_json(written, content)
     state.wait_for_everyone()
@@ -134,6 +142,15 @@ class Bench:
                 if kind != "own" or self.spaces[name, target].head is not None:
                     yield from (Cell(name, source, target, kind, count, seed, one) for one in self.suite.methods)
 
+    def raw_cells(self) -> Iterator[Cell]:
+        """One of each pair that has raw inputs, grouped by source, so that each model is loaded once."""
+        names = [name for name, rows in self.tables.items() if rows.inputs and self.suite.raw_rows]
+        count, seed, kind = max(self.suite.anchors), self.suite.seeds[0], self.suite.heads[0]
+        pairs = [(source, target, name) for name in names for source, target in self.suite.pairs(name)]
+        for source, target, name in sorted(pairs):
+            if kind != "own" or self.spaces[name, target].head is not None:
+                yield Cell(name, source, target, kind, count, seed, RAW)
+
     def key(self, cell: Cell) -> str:
         """A hash of all that a cell's numbers depend on."""
         rows = self.tables[cell.data]
@@ -141,29 +158,31 @@ class Bench:
         all_sides = [self.spaces[cell.data, one].key for one in self.suite.encoders_of(cell.data)]  # anchors are shared
         split = [rows.head_rows, rows.test_rows, len(rows.labels)]
         labels = key_of(rows.labels.tolist(), rows.classes)
-        how = [cell.head, cell.anchors, cell.seed, cell.method]
+        how = [cell.head, cell.anchors, cell.seed, cell.method, self.suite.raw_rows if cell.method == RAW else 0]
         return key_of("cell", sides, sorted(all_sides), split, labels, how, FORMAT_VERSION, _versions())
 
-    def results(self, *, progress: bool) -> dict[str, Any]:
+    def results(self, sources: Sources, *, progress: bool) -> dict[str, Any]:
         """Compute the cells that are not there, and put all together."""
-        keys = {cell: self.key(cell) for cell in self.cells()}
+        keys = {cell: self.key(cell) for cell in [*self.cells(), *self.raw_cells()]}
         failures: dict[Cell, str] = {}
         todo = [cell for cell, key in keys.items() if not self.file(key).is_file()]
         for cell in logging.tqdm(todo, desc="cells", unit="cell", disable=not progress):
             try:
-                content = self.measure(cell)
+                content = self.measure(cell) if cell.method != RAW else self.measure_raw(cell, sources)
                 with whole_file(self.file(keys[cell])) as written:
                     write_json(written, content)
             except Exception as error:
                 failures[cell] = f"{type(error).__name__}: {error}"
-                logger.warning(f"{describe(cell)} failed: {failures[cell]}")
+                logger.warning(f"{cell} failed: {failures[cell]}")
+        found = {cell: asdict(cell) | read_json(self.file(key)) for cell, key in keys.items() if cell not in failures}
         return {
             "format_version": FORMAT_VERSION,
             "suite": asdict(self.suite),
             "versions": _versions(),
             "device": str(accelerate_state().device),
             "data": {name: self._about(rows) for name, rows in self.tables.items()},
-            "cells": [asdict(cell) | read_json(self.file(key)) for cell, key in keys.items() if cell not in failures],
+            "cells": [content for cell, content in found.items() if cell.method != RAW],
+            "raw_inputs": [content for cell, content in found.items() if cell.method == RAW],
             "failures": [asdict(cell) | {"error": error} for cell, error in failures.items()],
             "singular_values": {
                 name: {one: self._singular_values(name, one) for one in self.suite.encoders_of(name)}
@@ -194,6 +213,25 @@ class Bench:
         made = answer(cell.method, problem)
         native = apply_head(head.linear, target.latents[rows.tests].double())
         return score(made.logits, native, rows.labels[rows.tests]) | made.known
+
+    def measure_raw(self, cell: Cell, sources: Sources) -> dict[str, Any]:
+        """The accuracy of the stitched model on raw inputs, and what the latents that are kept give on the same rows.
+
+        Raises:
+            StitchError: as in `measure`, or a model that does not load.
+        """
+        rows, spaces = self.tables[cell.data], [self.spaces[cell.data, one] for one in (cell.source, cell.target)]
+        anchors = self.anchors(cell.data, cell.anchors, cell.seed)
+        tests = slice(rows.tests.start, min(rows.tests.start + self.suite.raw_rows, rows.tests.stop))
+        encoder = sources.load(cell.source)
+        return raw_accuracy(
+            encoder,
+            [AnchorSet(space.latents[anchors], anchors, space.provenance) for space in spaces],
+            self.head(cell.data, cell.target, cell.head),
+            inputs=rows.inputs[self.suite.encoders[cell.source].input or encoder.modality][tests],
+            latents=spaces[0].latents[tests],
+            labels=rows.labels[tests],
+        )
 
     def anchors(self, data: str, count: int, seed: int) -> Tensor:
         """Rows of so many anchors, drawn by a seed; more anchors of one seed hold the fewer."""
@@ -247,11 +285,6 @@ class Bench:
         latents = self.spaces[data, encoder].latents[self.anchors(data, count, self.suite.seeds[0])].double()
         frame = Frame.of(directions(latents, centre=latents.mean(0)), precision=precision_of(latents.float()))
         return frame.singular_values.tolist()
-
-
-def describe(cell: Cell) -> str:
-    """A cell in a line."""
-    return f"{cell.source} → {cell.target} on {cell.data}, {cell.method}, {cell.anchors} anchors, seed {cell.seed}"
 
 
 def _versions() -> dict[str, str]:

@@ -73,7 +73,11 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured: every pair of every data set × heads × methods × numbers of anchors × seeds."""
+    """What is measured: every pair of every data set × heads × methods × numbers of anchors × seeds.
+
+    With `raw_rows` the stitched model of each pair, with the most anchors, also classifies that many tests from raw
+    inputs, driven by `evaluate`.
+    """
 
     name: str = field(metadata={"rule": text})
     data: dict[str, DataSpec] = field(metadata={"rule": named(nested(DataSpec))})
@@ -82,6 +86,7 @@ class Suite:
     encoders: dict[str, EncoderSpec] = field(default_factory=dict, metadata={"rule": named(nested(EncoderSpec))})
     heads: tuple[str, ...] = field(default=("logistic",), metadata={"rule": many(one_of(*HEADS))})
     seeds: tuple[int, ...] = field(default=(0,), metadata={"rule": many(number(at_least=0))})
+    raw_rows: int = field(default=0, metadata={"rule": number(at_least=0)})
     description: str = field(default="", metadata={"rule": text})
 
     def pairs(self, data: str) -> tuple[tuple[str, str], ...]:
