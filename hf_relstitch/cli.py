@@ -255,6 +255,35 @@ def translate_command(
     typer.echo(str(done))
 
 
+@app.command("benchmark")
+def benchmark_command(
+    suite: Annotated[str, typer.Argument(help="A suite in YAML, or the name of one that is shipped.")],
+    out: Annotated[Path, typer.Option(help="Folder for results and report; a run that was stopped goes on.")] = Path(
+        "benchmark-output"
+    ),
+) -> None:
+    """Measure encoders, heads, translations and numbers of anchors against each other, and report."""
+    from hf_relstitch.benchmarks import run_suite, write_report
+    from hf_relstitch.devices import accelerate_state
+
+    failures = run_suite(suite, out)["failures"]
+    if accelerate_state().is_main_process:
+        typer.echo(f"{write_report(out)}" + (f"; {len(failures)} cells failed" if failures else ""))
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command("report")
+def report_command(
+    run: Annotated[str, typer.Argument(help="Folder of a benchmark, or its results.json.")],
+    other: Annotated[str | None, typer.Argument(help="Another one, to compare with.")] = None,
+) -> None:
+    """Write a benchmark's report anew, or compare two benchmarks."""
+    from hf_relstitch.benchmarks import compare, write_report
+
+    typer.echo(compare(run, other) if other else write_report(run), nl=not other)
+
+
 def show(description: dict[str, Any]) -> None:
     """A nested description as a table."""
     table = Table(show_header=False, title=description["kind"])

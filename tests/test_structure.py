@@ -113,7 +113,8 @@ def test_wheel_holds_all_that_the_package_needs(tmp_path: Path) -> None:
     names = set(ZipFile(wheel).namelist())
     assert {str(file.relative_to(project)) for file in PACKAGE.rglob("*.py")} <= names
     templates = {f"hf_relstitch/templates/{name}.md" for name in ("model_card", "anchor_card")}
-    assert {"hf_relstitch/py.typed", *templates} <= names
+    suites = {str(file.relative_to(project)) for file in PACKAGE.glob("benchmarks/suites/*.yaml")}
+    assert {"hf_relstitch/py.typed", *templates, *suites} <= names
     assert not any(name.startswith("tests/") for name in names)
 
 

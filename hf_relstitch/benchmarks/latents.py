@@ -1,0 +1,177 @@
+"""Latents of a suite: computed once a model and its inputs, kept in files named by what they are of."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_relstitch.benchmarks.schema import Document
+from hf_relstitch.benchmarks.suite import EncoderSpec, Suite
+from hf_relstitch.benchmarks.tables import Rows
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.devices import accelerate_state
+from hf_relstitch.encoders import Encoder
+from hf_relstitch.files import whole_file
+from hf_relstitch.heads import Head, load_target
+from hf_relstitch.hub import locate
+from hf_relstitch.inputs import input_ids
+from hf_relstitch.provenance import Provenance
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """A data set as one encoder sees it: latents `(n, d)`, and a key that stands for all that they depend on."""
+
+    latents: Tensor
+    provenance: Provenance
+    key: str
+    head: Head | None = None
+
+
+def key_of(*content: object) -> str:
+    """A hash of plain values."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def check_models(suite: Suite, document: Document, given: Mapping[str, Encoder]) -> None:
+    """See that the models of a suite are there, before anything is computed.
+
+    Raises:
+        StitchError: one is not; the error names the line.
+    """
+    for name, spec in suite.encoders.items():
+        if name in given:
+            continue
+        place = spec.model or spec.classifier
+        if place is None:
+            raise document.error(
+                ("encoders", name),
+                f"encoder {name!r} has no model: give model (an encoder) or classifier (with its head), a folder or a "
+                "Hub id; or the encoder itself by run_suite(encoders=…)",
+            )
+        try:
+            if locate(place, revision=spec.revision).file("config.json") is None:
+                raise StitchError(f"{place} has no config.json")
+        except StitchError as error:
+            raise _unloadable(name, spec, document, error) from error
+
+
+def all_spaces(
+    suite: Suite,
+    document: Document,
+    data: Mapping[str, Rows],
+    folder: Path,
+    *,
+    given: Mapping[str, Encoder],
+    progress: bool,
+) -> dict[tuple[str, str], Space]:
+    """The space of each data set and encoder of a suite; one model at a time is in memory.
+
+    Raises:
+        StitchError: a model that cannot be loaded, or inputs that it does not take; the error names the line.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    spaces = {}
+    for name, rows in data.items():
+        for encoder in suite.encoders_of(name) if rows.latents else ():
+            latents = rows.latents[encoder]
+            digest = hashlib.blake2b(latents.numpy().tobytes(), digest_size=12).hexdigest()
+            origin = Provenance(encoder, f"latents:{digest}", "stored")
+            spaces[name, encoder] = Space(latents, origin, digest)
+    for encoder, spec in suite.encoders.items():
+        wanted = [rows for name, rows in data.items() if rows.inputs and encoder in suite.encoders_of(name)]
+        if not wanted:
+            continue
+        model, head = load(encoder, spec, document, given)
+        for rows in wanted:
+            spaces[rows.name, encoder] = replace(
+                space_of(model, rows, encoder, spec, document, folder, progress=progress), head=head
+            )
+    return spaces
+
+
+def load(name: str, spec: EncoderSpec, document: Document, given: Mapping[str, Encoder]) -> tuple[Encoder, Head | None]:
+    """An encoder of a suite, with its head where it is a classifier's."""
+    if name in given:
+        return given[name], None
+    try:
+        if spec.classifier:
+            return load_target(spec.classifier, revision=spec.revision)
+        return Encoder.from_pretrained(str(spec.model), pooling=spec.pooling, revision=spec.revision), None
+    except (StitchError, OSError, ValueError) as error:
+        raise _unloadable(name, spec, document, error) from error
+
+
+class Sources:
+    """The encoders of a suite, one at a time in memory."""
+
+    def __init__(self, suite: Suite, document: Document, given: Mapping[str, Encoder]) -> None:
+        self.suite, self.document, self.given = suite, document, given
+        self.loaded: tuple[str, Encoder] | None = None
+
+    def load(self, name: str) -> Encoder:
+        """The encoder of this name.
+
+        Raises:
+            StitchError: it does not load.
+        """
+        if self.loaded is None or self.loaded[0] != name:
+            self.loaded = None
+            self.loaded = (name, load(name, self.suite.encoders[name], self.document, self.given)[0])
+        return self.loaded[1]
+
+
+def space_of(
+    model: Encoder, rows: Rows, name: str, spec: EncoderSpec, document: Document, folder: Path, *, progress: bool
+) -> Space:
+    """Latents from the cache, or computed and cached."""
+    column = spec.input or model.modality
+    if column not in rows.inputs:
+        raise document.error(
+            ("data", rows.name),
+            f"data {rows.name!r} has no input {column!r}, which encoder {name!r} reads: it has "
+            f"{', '.join(rows.inputs)}; add it to inputs, say input: of the encoder, or name the pairs",
+        )
+    inputs, state = rows.inputs[column], accelerate_state()
+    ids = hashlib.blake2b(input_ids(inputs).numpy().tobytes(), digest_size=12).hexdigest()
+    key = key_of("latents", asdict(model.provenance), ids)
+    file = folder / f"{key}.safetensors"
+    there = file.is_file()
+    state.wait_for_everyone()  # all look before one writes
+    if not there:
+        logger.info(f"encoding {len(inputs)} inputs of {rows.name} with {name}")
+        latents = model.encode(inputs, batch_size=spec.batch_size, progress=progress).float().contiguous()
+        if state.is_main_process:
+            with whole_file(file) as written:
+                save_file({"latents": latents}, written, {"encoder": name, "data": rows.name})
+        state.wait_for_everyone()
+    return Space(load_file(file)["latents"], model.provenance, key)
+
+
+def distinct(spaces: list[Tensor]) -> Tensor:
+    """Rows, in order, whose latents are unlike those of all earlier rows, in every space."""
+    kept = torch.ones(len(spaces[0]), dtype=torch.bool)
+    for latents in spaces:
+        seen: set[bytes] = set()
+        for row, latent in enumerate(latents.numpy()):
+            content = latent.tobytes()
+            kept[row] &= content not in seen
+            seen.add(content)
+    return kept.nonzero().flatten()
+
+
+def _unloadable(name: str, spec: EncoderSpec, document: Document, error: Exception) -> StitchError:
+    field = "classifier" if spec.classifier else "model"
+    return document.error(
+        ("encoders", name, field),
+        f"the {field} of encoder {name!r}, {spec.classifier or spec.model}, does not load ({error}): expected a folder "
+        "that save_pretrained wrote, or a Hub id",
+    )

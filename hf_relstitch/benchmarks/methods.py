@@ -1,0 +1,127 @@
+"""From anchors and a head to logits of test latents, by each method of a suite."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+from torch import Tensor, nn
+
+from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.benchmarks.latents import Space
+from hf_relstitch.benchmarks.peers import PEERS
+from hf_relstitch.core.confidence import apply_head
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.inversion import TranslationSettings
+from hf_relstitch.core.relative import relative_projection
+from hf_relstitch.core.selection import Prefer
+from hf_relstitch.heads import Head
+from hf_relstitch.stitching import stitch
+
+CHOSEN: dict[str, Prefer] = {"auto": "linear", "accuracy": "accuracy"}
+FIXED = {
+    "inversion": TranslationSettings(alpha=0.0, ridge=0.0, scale="mean"),
+    "inversion-pruned": TranslationSettings(alpha=0.0, ridge=0.0, scale="mean", pruning=0.2, subspaces=8),
+    "parseval": TranslationSettings(alpha=0.5, ridge=0.0),
+}
+NEVER = -1e4
+"""The logit of a class that no row for the head has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a method gets: both sides' spaces, the rows of the anchors and of the test, and the target's head.
+
+    `decoder(anchors)` trains a head of the same kind on the target's latents relative to these anchors.
+    """
+
+    source: Space
+    target: Space
+    anchors: Tensor
+    tests: slice
+    head: Head
+    decoder: Callable[[Tensor], nn.Linear]
+
+    @property
+    def x(self) -> Tensor:
+        """Source anchors `(k, d_source)`."""
+        return self.source.latents[self.anchors]
+
+    @property
+    def y(self) -> Tensor:
+        """Target anchors `(k, d_target)`."""
+        return self.target.latents[self.anchors]
+
+    @property
+    def queries(self) -> Tensor:
+        """Source latents of the test."""
+        return self.source.latents[self.tests]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Logits `(n, classes)`, and what a method says of itself."""
+
+    logits: Tensor
+    known: dict[str, Any] = field(default_factory=dict)
+
+
+def answer(method: str, problem: Problem) -> Answer:
+    """What one method answers to the test rows.
+
+    Raises:
+        StitchError: anchors that cannot be stitched.
+    """
+    if method in CHOSEN:
+        return stitched(method, problem)
+    if method == "relative-decoder":
+        relative = relative_projection(problem.queries.double(), anchors=problem.x.double())
+        return Answer(apply_head(problem.decoder(problem.y), relative))
+    if method in FIXED:
+        translated = fit(problem.x, problem.y, settings=FIXED[method])(problem.queries.double())
+    else:
+        translated = PEERS[method](problem.x.double(), problem.y.double(), problem.queries.double())
+    return Answer(apply_head(problem.head.linear, translated))
+
+
+def stitched(method: str, problem: Problem) -> Answer:
+    """As `RelativeStitcher` would: settings chosen on the anchors, logits brought to their temperature."""
+    sides = [
+        AnchorSet(space.latents[problem.anchors], problem.anchors, space.provenance)
+        for space in (problem.source, problem.target)
+    ]
+    made = stitch(sides[0], sides[1], problem.head, source=problem.source.provenance, prefer=CHOSEN[method])
+    device = next(made.translation.buffers()).device
+    logits = apply_head(problem.head.linear, made.translation(problem.queries.double().to(device)).cpu())
+    report = made.report
+    known = {
+        "expected_agreement": report["agreement"],
+        "expected_interval": report.get("agreement_interval"),
+        "verdict": report.get("verdict", {}).get("grade"),
+        "settings": asdict(made.settings),
+    }
+    return Answer(logits / made.temperature, known)
+
+
+def train_head(kind: str, latents: Tensor, labels: Tensor, *, classes: int) -> nn.Linear:
+    """A linear head for latents `(n, d)`: a logistic regression, or linear support vector machines, one a class.
+
+    Raises:
+        StitchError: fewer than two classes among the rows.
+    """
+    if len(labels.unique()) < 2:
+        raise StitchError("the rows for the head are all of one class: give it more rows")
+    model = LogisticRegression(max_iter=2000) if kind == "logistic" else LinearSVC(random_state=0)
+    fitted = model.fit(latents.double().numpy(), labels.numpy())
+    weight, bias = torch.tensor(fitted.coef_), torch.tensor(fitted.intercept_)
+    if len(weight) == 1:  # of two classes the second one's
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    linear = nn.Linear(latents.shape[1], classes, dtype=torch.float64).requires_grad_(False)
+    linear.weight.zero_()
+    linear.bias.fill_(NEVER)
+    seen = torch.tensor(fitted.classes_)
+    linear.weight[seen], linear.bias[seen] = weight, bias
+    return linear

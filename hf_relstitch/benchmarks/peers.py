@@ -1,0 +1,66 @@
+"""What others would do: from anchors `x`, `y` and queries `q`, all float64, to target latents of the queries."""
+
+import numpy as np
+import torch
+from scipy.linalg import orthogonal_procrustes
+from sklearn.linear_model import LinearRegression, RidgeCV
+from torch import Tensor
+
+from hf_relstitch.core.inversion import mean_norm
+from hf_relstitch.core.relative import directions
+
+
+def padded(x: Tensor, width: int) -> Tensor:
+    """Latents with zeros appended up to a width."""
+    return torch.nn.functional.pad(x, (0, max(0, width - x.shape[1])))
+
+
+def absolute(_: Tensor, y: Tensor, q: Tensor) -> Tensor:
+    """The latents as they are, zero-padded or cut to the target's width."""
+    return padded(q, y.shape[1])[:, : y.shape[1]]
+
+
+def least_squares(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+    """The linear map of least squares, without an offset."""
+    solution, *_ = np.linalg.lstsq(x.numpy(), y.numpy(), rcond=None)
+    return q @ torch.tensor(solution)
+
+
+def affine(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+    """Ordinary least squares with an offset."""
+    return torch.tensor(LinearRegression().fit(x.numpy(), y.numpy()).predict(q.numpy()))
+
+
+def ridge(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+    """Ridge regression with an offset, its penalty among 13 by leave-one-out error."""
+    penalties = np.logspace(-4, 2, 13) * float((x - x.mean(0)).square().sum(0).mean())
+    return torch.tensor(RidgeCV(alphas=penalties).fit(x.numpy(), y.numpy()).predict(q.numpy()))
+
+
+def ortho(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+    """The best rotation of the anchors as they are, the narrower side zero-padded."""
+    width = max(x.shape[1], y.shape[1])
+    rotation, _ = orthogonal_procrustes(padded(x, width).numpy(), padded(y, width).numpy())
+    return padded(q, width) @ torch.tensor(rotation)[:, : y.shape[1]]
+
+
+def procrustes(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+    """The best rotation of centred and normalised anchors, the narrower side zero-padded, at the target's mean norm."""
+    width = max(x.shape[1], y.shape[1])
+    cx, cy = x.mean(0), y.mean(0)
+    rotation, _ = orthogonal_procrustes(
+        padded(directions(x, centre=cx), width).numpy(), padded(directions(y, centre=cy), width).numpy()
+    )
+    turned = torch.tensor(rotation)[:, : y.shape[1]]
+    scale = mean_norm(y - cy) / mean_norm(padded(x - cx, width) @ turned)
+    return scale * padded(q - cx, width) @ turned + cy
+
+
+PEERS = {
+    "absolute": absolute,
+    "least-squares": least_squares,
+    "affine": affine,
+    "ridge": ridge,
+    "ortho": ortho,
+    "procrustes": procrustes,
+}

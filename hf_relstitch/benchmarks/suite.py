@@ -1,0 +1,136 @@
+"""A suite: which encoders, heads, translations and numbers of anchors to measure, on which data."""
+
+from dataclasses import dataclass, field
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from hf_relstitch.anchors import MIN_ANCHORS
+from hf_relstitch.benchmarks.schema import Document, Path_, many, named, nested, number, one_of, text
+from hf_relstitch.pooling import POOLINGS
+
+METHODS = (
+    "auto",
+    "accuracy",
+    "inversion",
+    "inversion-pruned",
+    "parseval",
+    "absolute",
+    "procrustes",
+    "ortho",
+    "least-squares",
+    "affine",
+    "ridge",
+    "relative-decoder",
+)
+HEADS = ("logistic", "svm", "own")
+SHIPPED = Path(__file__).with_name("suites")
+
+
+def pair(document: Document, value: Any, path: Path_) -> tuple[str, str]:
+    """A rule for `[source, target]`."""
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(one, str) for one in value):
+        raise document.error(path, f"{'.'.join(map(str, path))} is {value!r}: expected [source, target], two names")
+    return (value[0], value[1])
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A model: an encoder, or a classifier, which brings its own head; neither, where Python gives the encoder.
+
+    `input` is the name, among the `inputs` of the data, of what it reads; by default that of its modality.
+    """
+
+    model: str | None = field(default=None, metadata={"rule": text})
+    classifier: str | None = field(default=None, metadata={"rule": text})
+    revision: str | None = field(default=None, metadata={"rule": text})
+    pooling: str = field(default="auto", metadata={"rule": one_of("auto", *POOLINGS)})
+    input: str | None = field(default=None, metadata={"rule": text})
+    batch_size: int = field(default=32, metadata={"rule": number(at_least=1)})
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Labeled rows: a `datasets` data set, files of one (Parquet, CSV, JSON), or latents in a safetensors file.
+
+    `inputs` maps names to columns, of which each is what some encoders read; `latents` maps names, which then stand for
+    encoders, to tensors of the file. Rows are shuffled, always alike, and divided: `head_rows` train the heads,
+    `test_rows` are tested on (from `test_split` if there is one), anchors are drawn from others.
+    """
+
+    head_rows: int = field(metadata={"rule": number(at_least=2)})
+    test_rows: int = field(metadata={"rule": number(at_least=1)})
+    path: str | None = field(default=None, metadata={"rule": text})
+    config: str | None = field(default=None, metadata={"rule": text})
+    split: str = field(default="train", metadata={"rule": text})
+    test_split: str | None = field(default=None, metadata={"rule": text})
+    revision: str | None = field(default=None, metadata={"rule": text})
+    label: str = field(default="label", metadata={"rule": text})
+    inputs: dict[str, str] = field(default_factory=dict, metadata={"rule": named(text)})
+    latents: dict[str, str] = field(default_factory=dict, metadata={"rule": named(text)})
+    pairs: tuple[tuple[str, str], ...] = field(default=(), metadata={"rule": many(pair)})
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is measured: every pair of every data set × heads × methods × numbers of anchors × seeds.
+
+    With `raw_rows` the stitched model of each pair, with the most anchors, also classifies that many tests from raw
+    inputs, driven by `evaluate`.
+    """
+
+    name: str = field(metadata={"rule": text})
+    data: dict[str, DataSpec] = field(metadata={"rule": named(nested(DataSpec))})
+    methods: tuple[str, ...] = field(metadata={"rule": many(one_of(*METHODS))})
+    anchors: tuple[int, ...] = field(metadata={"rule": many(number(at_least=MIN_ANCHORS))})
+    encoders: dict[str, EncoderSpec] = field(default_factory=dict, metadata={"rule": named(nested(EncoderSpec))})
+    heads: tuple[str, ...] = field(default=("logistic",), metadata={"rule": many(one_of(*HEADS))})
+    seeds: tuple[int, ...] = field(default=(0,), metadata={"rule": many(number(at_least=0))})
+    raw_rows: int = field(default=0, metadata={"rule": number(at_least=0)})
+    description: str = field(default="", metadata={"rule": text})
+
+    def pairs(self, data: str) -> tuple[tuple[str, str], ...]:
+        """Source and target of each pair on a data set: those that it names, or all."""
+        spec = self.data[data]
+        return spec.pairs or tuple(permutations(spec.latents or self.encoders, 2))
+
+    def encoders_of(self, data: str) -> list[str]:
+        """The encoders of a data set's pairs, each once."""
+        return list(dict.fromkeys(name for each in self.pairs(data) for name in each))
+
+
+def load_suite(place: str | Path) -> tuple[Suite, Document]:
+    """A suite from a YAML file, or one that is shipped, by its name; and where its lines are.
+
+    Raises:
+        StitchError: no such file, or a suite that cannot be; the error names the line and what is allowed.
+    """
+    shipped = SHIPPED / f"{place}.yaml"
+    document = Document.read(shipped if shipped.is_file() and not Path(place).is_file() else place)
+    return check_suite(document), document
+
+
+def check_suite(document: Document) -> Suite:
+    """The suite that a document holds.
+
+    Raises:
+        StitchError: an unknown key, a missing one, a value that is not allowed, or a name that stands for nothing.
+    """
+    suite = document.into(Suite, document.content, ())
+    for name, encoder in suite.encoders.items():
+        if encoder.model and encoder.classifier:
+            raise document.error(("encoders", name), f"encoder {name!r} has model and classifier: give one of them")
+    for name, data in suite.data.items():
+        at: Path_ = ("data", name)
+        if bool(data.inputs) == bool(data.latents):
+            raise document.error(at, f"data {name!r} needs one of inputs (names: columns) and latents (names: tensors)")
+        known = sorted(data.latents or suite.encoders)
+        for place, names in enumerate(data.pairs):
+            for one in names:
+                if one not in known:
+                    raise document.error(
+                        (*at, "pairs", place), f"{one!r} in {list(names)} is no encoder of {name!r}: {', '.join(known)}"
+                    )
+        if not suite.pairs(name):
+            raise document.error(at, f"data {name!r} has fewer than two encoders: {', '.join(known) or 'none'}")
+    return suite

@@ -1,0 +1,131 @@
+"""The rows of a data set, shuffled and divided into those for heads, for tests and for anchors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hf_relstitch.benchmarks.schema import Document, Path_
+from hf_relstitch.benchmarks.suite import DataSpec
+from hf_relstitch.core.errors import StitchError
+
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+CANDIDATES = 4
+"""How many rows anchors are drawn from, relative to the largest number of anchors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of one data set: first those for heads, then those for tests, then those for anchors.
+
+    `inputs` and `latents` have the rows of each name in the suite; one of them is empty.
+    """
+
+    name: str
+    labels: Tensor
+    classes: list[str]
+    inputs: dict[str, list[Any]]
+    latents: dict[str, Tensor]
+    head_rows: int
+    test_rows: int
+
+    @property
+    def heads(self) -> slice:
+        """Rows that heads are trained on."""
+        return slice(0, self.head_rows)
+
+    @property
+    def tests(self) -> slice:
+        """Rows that are tested on."""
+        return slice(self.head_rows, self.head_rows + self.test_rows)
+
+    @property
+    def candidates(self) -> slice:
+        """Rows that anchors are drawn from."""
+        return slice(self.head_rows + self.test_rows, len(self.labels))
+
+
+def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: int, given: Dataset | None) -> Rows:
+    """Read the rows that a suite needs of one data set.
+
+    Raises:
+        StitchError: no such data, column or tensor, or too few rows; the error names the line.
+    """
+    at: Path_ = ("data", name)
+    if spec.latents:
+        return _stored(name, spec, document, at, most_anchors=most_anchors)
+    if given is None and spec.path is None:
+        raise document.error(at, f"data {name!r} has no path: give one, or the rows by run_suite(data=…)")
+    train = given if given is not None else _load(spec, spec.split, document, at)
+    columns = {(*at, "inputs", key): column for key, column in spec.inputs.items()}
+    for place, column in {**columns, (*at, "label"): spec.label}.items():
+        if column not in train.column_names:
+            raise document.error(
+                place, f"{spec.path or name} has no column {column!r}: it has {', '.join(train.column_names)}"
+            )
+    train = train.shuffle(seed=0)
+    if spec.test_split is None:
+        tests, rest = _some(train, spec.head_rows, spec.test_rows), spec.head_rows + spec.test_rows
+    else:
+        tests, rest = (
+            _some(_load(spec, spec.test_split, document, at).shuffle(seed=0), 0, spec.test_rows),
+            spec.head_rows,
+        )
+    parts = [_some(train, 0, spec.head_rows), tests, _some(train, rest, CANDIDATES * most_anchors)]
+    if len(parts[0]) < spec.head_rows or len(tests) < spec.test_rows:
+        raise document.error(
+            at, f"{spec.path or name} has too few rows: {len(parts[0])} for heads and {len(tests)} for tests"
+        )
+    inputs = {key: [one for part in parts for one in part[column]] for key, column in spec.inputs.items()}
+    labels, classes = _labels([one for part in parts for one in part[spec.label]], train.features[spec.label])
+    return Rows(name, labels, classes, inputs, {}, spec.head_rows, spec.test_rows)
+
+
+def _stored(name: str, spec: DataSpec, document: Document, at: Path_, *, most_anchors: int) -> Rows:
+    """Rows of a safetensors file with latents and labels."""
+    try:
+        tensors = load_file(spec.path or "")
+    except (OSError, SafetensorError) as error:
+        raise document.error((*at, "path"), f"{spec.path} is no safetensors file of latents: {error}") from error
+    for place, key in {(*at, "label"): spec.label, **{(*at, "latents", k): v for k, v in spec.latents.items()}}.items():
+        if key not in tensors:
+            raise document.error(place, f"{spec.path} has no tensor {key!r}: it has {', '.join(sorted(tensors))}")
+    order = torch.randperm(len(tensors[spec.label]), generator=torch.Generator().manual_seed(0))
+    order = order[: spec.head_rows + spec.test_rows + CANDIDATES * most_anchors]
+    if len(order) < spec.head_rows + spec.test_rows:
+        raise document.error(at, f"{spec.path} has {len(order)} rows: too few for heads and tests")
+    latents = {key: tensors[tensor][order].float() for key, tensor in spec.latents.items()}
+    labels, classes = _labels(tensors[spec.label][order].tolist(), None)
+    return Rows(name, labels, classes, {}, latents, spec.head_rows, spec.test_rows)
+
+
+def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
+    place = str(spec.path)
+    suffix = Path(place).suffix
+    try:
+        if suffix in FORMATS:
+            return load_dataset(FORMATS[suffix], data_files={split: place}, split=split)
+        return load_dataset(place, spec.config, split=split, revision=spec.revision)
+    except (DatasetNotFoundError, ValueError, OSError) as error:
+        raise document.error((*at, "path"), f"{place} (split {split!r}) cannot be loaded: {error}") from error
+
+
+def _some(table: Dataset, start: int, count: int) -> Dataset:
+    return table.select(range(start, min(start + count, len(table))) if start < len(table) else [])
+
+
+def _labels(values: list[Any], feature: Any) -> tuple[Tensor, list[str]]:
+    """Labels as numbers from 0, and the names of the classes."""
+    if any(value is None for value in values):
+        raise StitchError("some rows have no label: leave them out of the data")
+    if isinstance(feature, ClassLabel):
+        return torch.tensor(values), list(feature.names)
+    names = sorted(set(values))
+    place = {value: index for index, value in enumerate(names)}
+    return torch.tensor([place[value] for value in values]), [str(value) for value in names]

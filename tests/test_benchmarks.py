@@ -1,0 +1,393 @@
+"""Suites: what is refused, what is measured, what stays after a kill; reports; `evaluate` on raw inputs."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+import yaml
+from datasets import Dataset, Features, Image, Value
+from hub_server import HubServer
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+from trained import trained_head
+from typer.testing import CliRunner
+
+from hf_relstitch import Encoder, RelativeStitcher, StitchError
+from hf_relstitch.benchmarks import compare, load_suite, run_suite, write_report
+from hf_relstitch.benchmarks.raw_inputs import evaluate_model
+from hf_relstitch.benchmarks.running import only_run
+from hf_relstitch.benchmarks.scores import score
+from hf_relstitch.benchmarks.suite import METHODS, SHIPPED
+from hf_relstitch.cli import app
+from hf_relstitch.metrics import Accuracy, script
+
+COMMAND = "from hf_relstitch.cli import main; main()"
+PICTURES = ("stitching.png", "anchors.png", "singular_values.png", "reliability.png")
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes in 12 dimensions; `turned` is the same space under a rotation, a scale and a shift."""
+    torch.manual_seed(1)
+    labels = torch.arange(4).repeat(150)[torch.randperm(600)]
+    plain = torch.randn(4, 12)[labels] * 2 + torch.randn(600, 12)
+    rotation, _ = torch.linalg.qr(torch.randn(12, 12))
+    file = tmp_path_factory.mktemp("latents") / "spaces.safetensors"
+    save_file(
+        {"plain": plain, "turned": 3 * plain @ rotation + 5, "noise": torch.randn(600, 9), "labels": labels}, file
+    )
+    return file
+
+
+def suite_of(latents: Path, **changes) -> dict:
+    """A suite over the stored latents."""
+    spaces = {
+        "path": str(latents),
+        "label": "labels",
+        "latents": {"plain": "plain", "turned": "turned"},
+        "head_rows": 200,
+        "test_rows": 200,
+        "pairs": [["turned", "plain"]],
+    }
+    rest = {"name": "spaces", "data": {"spaces": spaces}, "methods": ["auto", "absolute"], "anchors": [40]}
+    return rest | changes
+
+
+def written(suite: dict, folder: Path) -> Path:
+    """The suite as a YAML file."""
+    file = folder / "suite.yaml"
+    file.write_text(yaml.safe_dump(suite, sort_keys=False))
+    return file
+
+
+TEXTS = """name: texts
+encoders:
+  tiny:
+    model: {model}
+  other:
+    classifier: {model}
+data:
+  salad:
+    path: {data}
+    inputs:
+      text: words
+    head_rows: 40
+    test_rows: 40
+methods: [auto, procrustes]
+anchors: [32]
+heads: [logistic, own]
+raw_rows: 30
+"""
+
+
+@pytest.fixture(scope="module")
+def salad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Word salads in a JSON file, whose class is whether they name the storm, the coast or neither."""
+    file = tmp_path_factory.mktemp("salad") / "salad.jsonl"
+    rows = [{"words": one, "label": "storm" in one or 2 * ("coast" in one)} for one in pico.texts(160)]
+    file.write_text("\n".join(json.dumps({**row, "label": int(row["label"])}) for row in rows))
+    return file
+
+
+def refused(tmp_path: Path, text: str) -> str:
+    """The message with which a suite is refused."""
+    file = tmp_path / "suite.yaml"
+    file.write_text(text)
+    with pytest.raises(StitchError) as refusal:
+        run_suite(file, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "results.json").exists()
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("methods:", "method:", "suite.yaml, line 14: unknown key 'method' in the suite (did you mean 'methods'?)"),
+        (
+            "head_rows: 40",
+            "",
+            "suite.yaml, line 8: data.salad has no 'head_rows', which it needs; it can have head_rows,",
+        ),
+        (
+            "procrustes]",
+            "procruste]",
+            "line 14: methods.1 is 'procruste' (did you mean 'procrustes'?): allowed are auto,",
+        ),
+        ("[32]", "[8]", "line 15: anchors.0 is 8: expected a whole number, 32 or more"),
+        ("text: words", "text: word", "line 11: {data} has no column 'word': it has words, label"),
+        ("    test_rows: 40", "    test_rows: 40\n    label: class", "line 14: {data} has no column 'class'"),
+        (
+            "text: words",
+            "image: words",
+            "line 8: data 'salad' has no input 'text', which encoder 'tiny' reads: it has image",
+        ),
+        (
+            "    model: {model}",
+            "    model: nowhere/at-all",
+            "line 4: the model of encoder 'tiny', nowhere/at-all, does not",
+        ),
+        (
+            "    model: {model}",
+            "    batch_size: 4",
+            "line 3: encoder 'tiny' has no model: give model (an encoder) or class",
+        ),
+        ("path: {data}", "path: missing.parquet", "line 9: missing.parquet (split 'train') cannot be loaded"),
+        ("test_rows: 40", "test_rows: 4000", "line 8: {data} has too few rows: 40 for heads and 120 for tests"),
+        ("anchors: [32]", "anchors: [32, 32]", "line 15: anchors names something twice: [32, 32]"),
+        ("  other:", "  tiny:", "line 5: 'tiny' stands here a second time"),
+        (
+            "test_rows: 40",
+            "test_rows: 40\n    pairs: [[tiny, tinny]]",
+            "line 14: 'tinny' in ['tiny', 'tinny'] is no enc",
+        ),
+        ("heads:", "heads: [", "is not YAML"),
+    ],
+)
+def test_a_suite_that_cannot_be_is_refused_with_its_line(
+    old: str, new: str, message: str, salad: Path, target_folder: str, tmp_path: Path, hub: HubServer
+) -> None:
+    assert old in TEXTS
+    text = TEXTS.replace(old, new, 1).format(model=target_folder, data=salad)
+    assert message.format(data=salad) in refused(tmp_path, text)
+
+
+def test_stored_latents_without_the_tensor_are_refused_with_what_there_is(latents: Path, tmp_path: Path) -> None:
+    suite = suite_of(latents)
+    suite["data"]["spaces"]["latents"]["turned"] = "turn"
+    message = refused(tmp_path, yaml.safe_dump(suite))
+    assert message.startswith("suite.yaml, line 9: ")
+    assert "has no tensor 'turn': it has labels, noise, plain, turned" in message
+
+
+def test_an_isometry_loses_nothing_and_absolute_does(latents: Path, tmp_path: Path) -> None:
+    methods = [method for method in METHODS if method != "ortho"]  # which takes no shift away
+    results = run_suite(suite_of(latents, methods=methods, heads=["logistic", "svm"]), tmp_path, progress=False)
+    assert results["failures"] == []
+    cells = {(cell["head"], cell["method"]): cell for cell in results["cells"]}
+    assert len(cells) == 2 * len(methods)
+    for (head, method), cell in cells.items():
+        assert cell["native_accuracy"] > 0.9, head
+        if method == "absolute":
+            assert cell["accuracy"] < 0.7
+        elif method in ("relative-decoder", "ridge", "least-squares"):
+            assert cell["accuracy"] >= cell["native_accuracy"] - 0.06, (head, method)
+        else:
+            assert cell["accuracy"] >= cell["native_accuracy"] - 0.03, (head, method)
+    assert cells["logistic", "parseval"]["agreement"] == cells["logistic", "affine"]["agreement"] == 1
+    assert cells["logistic", "auto"]["verdict"] == "good"
+
+
+def test_native_accuracy_is_scikit_learns(latents: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    (cell, _) = run_suite(suite_of(latents), tmp_path, progress=False)["cells"]
+    stored, order = load_file(latents), torch.randperm(600, generator=torch.Generator().manual_seed(0))[:560]
+    x, y = stored["plain"][order].double().numpy(), stored["labels"][order].numpy()
+    model = LogisticRegression(max_iter=2000).fit(x[:200], y[:200])
+    assert cell["native_accuracy"] == pytest.approx(model.score(x[200:400], y[200:400]))
+
+
+def test_scores_by_hand() -> None:
+    logits = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.05, 0.95], [0.05, 0.95]]).log()
+    native = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    scores = score(logits, native, torch.tensor([0, 1, 1, 1]))
+    assert scores["accuracy"] == 0.75
+    assert scores["native_accuracy"] == 1
+    assert scores["agreement"] == 0.75
+    assert scores["f1"] == pytest.approx((2 / 3 + 0.8) / 2)
+    assert scores["ece"] == pytest.approx(0.5 * 0.25 + 0.5 * 0.05)
+    assert scores["reliability"][11] == pytest.approx([2, 0.75, 0.5])
+
+
+def test_a_cell_that_fails_is_reported_and_the_others_go_on(latents: Path, tmp_path: Path) -> None:
+    file = written(suite_of(latents, anchors=[40, 5000]), tmp_path)
+    run = CliRunner().invoke(app, ["benchmark", str(file), "--out", str(tmp_path / "out")])
+    assert run.exit_code == 1
+    assert "2 cells failed" in run.stdout
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [cell["anchors"] for cell in results["cells"]] == [40, 40]
+    assert "200 different rows left for anchors: 5000 are asked for" in results["failures"][0]["error"]
+    assert "5000 are asked for" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_killed_and_run_again_gives_the_same_and_computes_nothing_twice(latents: Path, tmp_path: Path) -> None:
+    suite = suite_of(latents, methods=["auto", "procrustes"], anchors=[40, 80], seeds=list(range(8)))
+    file, killed, whole = written(suite, tmp_path), tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-c", COMMAND, "benchmark", str(file), "--out", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(killed.glob("cells/[!.]*.json"))) < 6:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {cell: cell.stat().st_mtime_ns for cell in killed.glob("cells/[!.]*.json")}
+    assert 6 <= len(before) < 32
+    assert not (killed / "results.json").exists()
+
+    assert run_suite(file, killed, progress=False)["failures"] == []
+    after = {cell: cell.stat().st_mtime_ns for cell in killed.glob("cells/[!.]*.json")}
+    assert len(after) == 32
+    assert before.items() <= after.items()
+    run_suite(file, whole, progress=False)
+    assert (killed / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_what_a_cell_depends_on_makes_it_another(latents: Path, tmp_path: Path) -> None:
+    def cells(**changes) -> int:
+        suite = suite_of(latents, **changes)
+        run_suite(suite, tmp_path, progress=False)
+        return len(list(tmp_path.glob("cells/*.json")))
+
+    assert cells() == 2
+    assert cells(name="another name") == 2
+    assert cells(seeds=[1]) == 4
+    fewer = suite_of(latents)["data"]
+    fewer["spaces"]["head_rows"] = 150
+    assert cells(data=fewer) == 6
+
+
+def test_a_folder_is_for_one_run_at_a_time(latents: Path, tmp_path: Path) -> None:
+    with only_run(tmp_path), pytest.raises(StitchError, match="another run is writing"):
+        run_suite(suite_of(latents), tmp_path, progress=False)
+
+
+def test_texts_of_a_file_by_models_of_folders(salad: Path, target_folder: str, tmp_path: Path) -> None:
+    file = tmp_path / "suite.yaml"
+    file.write_text(TEXTS.format(model=target_folder, data=salad))
+    results = run_suite(file, tmp_path / "out", progress=False)
+    assert results["failures"] == []
+    heads = {(cell["head"], cell["source"], cell["target"]) for cell in results["cells"]}
+    assert heads == {("logistic", "tiny", "other"), ("logistic", "other", "tiny"), ("own", "tiny", "other")}
+    assert results["data"]["salad"]["classes"] == ["0", "1", "2"]
+    raw = [(cell["source"], cell["target"], cell["rows"]) for cell in results["raw_inputs"]]
+    assert raw == [("other", "tiny", 30), ("tiny", "other", 30)]
+    assert all(cell["accuracy"] == cell["accuracy_from_latents"] for cell in results["raw_inputs"])
+    assert results["data"]["salad"]["encoders"]["other"]["pooling"].startswith("input of classifier")
+    latents = {one: one.stat().st_mtime_ns for one in tmp_path.glob("out/latents/*.safetensors")}
+    assert len(latents) == 2
+    assert run_suite(file, tmp_path / "out", progress=False) == results
+    assert {one: one.stat().st_mtime_ns for one in tmp_path.glob("out/latents/*.safetensors")} == latents
+
+
+def test_encoders_and_rows_given_in_python(source: Encoder, tmp_path: Path) -> None:
+    texts = pico.texts(160)
+    rows = Dataset.from_dict({"words": texts, "label": [len(text.split()) > 7 for text in texts]})
+    suite = yaml.safe_load(TEXTS) | {"encoders": {"tiny": {}, "other": {}}, "heads": ["logistic"]}
+    del suite["data"]["salad"]["path"]
+    given = {"tiny": source, "other": Encoder(source.model, source.processor, pooling="cls")}
+    results = run_suite(suite, tmp_path, encoders=given, data={"salad": rows}, progress=False)
+    assert results["failures"] == []
+    assert [cell["target"] for cell in results["cells"]] == ["other", "other", "tiny", "tiny"]
+
+
+def test_report_and_comparison(latents: Path, tmp_path: Path) -> None:
+    suite = suite_of(latents, methods=["auto", "procrustes", "absolute"], anchors=[40, 80], seeds=[0, 1])
+    run_suite(suite, tmp_path / "a", progress=False)
+    run_suite(suite | {"seeds": [1], "methods": ["auto", "parseval"]}, tmp_path / "b", progress=False)
+    report = write_report(tmp_path / "a").read_text()
+    assert "| data | source → target | head | native | auto | procrustes | absolute |" in report
+    for picture in PICTURES:
+        assert f"]({picture})" in report
+        assert (tmp_path / "a" / picture).read_bytes().startswith(b"\x89PNG")
+    same = compare(tmp_path / "a", tmp_path / "a")
+    assert "0 of 6 differ, B − A is +0.0000" in same
+    run = CliRunner().invoke(app, ["report", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert run.exit_code == 0
+    assert "4 are only in A and 2 only in B" in run.stdout
+
+    changed = json.loads((tmp_path / "a" / "results.json").read_text())
+    for cell in changed["cells"]:
+        cell["accuracy"] -= 0.125 * (cell["method"] == "procrustes" and cell["anchors"] == 80)
+    (tmp_path / "b" / "results.json").write_text(json.dumps(changed))
+    first = compare(tmp_path / "a", tmp_path / "b").splitlines()[4]
+    assert first.startswith("| spaces | turned → plain | logistic | procrustes | 80 | 2 |")
+    assert first.endswith("| -0.125 |")
+
+
+def test_the_command_reports_what_is_no_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(StitchError, match=r"has no file results\.json"):
+        write_report(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({"format_version": 99, "cells": []}))
+    with pytest.raises(StitchError, match="reads versions up to 1"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+def test_shipped_suites_are_whole(name: str) -> None:
+    suite, _ = load_suite(name)
+    assert {"auto", "inversion", "absolute"} <= set(suite.methods)
+
+
+@torch.no_grad()
+def plain_accuracy(model: RelativeStitcher, inputs: list, labels: list[int]) -> float:
+    """A loop of one input at a time."""
+    right = 0
+    for one, label in zip(inputs, labels, strict=True):
+        batch = model.processor(one, return_tensors="pt") if isinstance(one, str) else model.processor(images=one)
+        right += int(model(**batch.convert_to_tensors("pt")).logits.argmax()) == label
+    return right / len(labels)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_evaluator_on_texts_is_a_plain_loop(stitched: RelativeStitcher) -> None:
+    texts = pico.texts(40, seed=5)
+    labels = [len(text) % 3 for text in texts]
+    data = Dataset.from_dict({"words": texts, "label": labels})
+    scores = evaluate_model(stitched, data, Accuracy(), inputs="words")
+    assert scores["accuracy"] == plain_accuracy(stitched, texts, labels)
+    with pytest.raises(StitchError, match="no column 'text': they have words, label"):
+        evaluate_model(stitched, data, Accuracy(), inputs="text")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_evaluator_on_images_is_a_plain_loop(tmp_path: Path) -> None:
+    from PIL import Image as Pil
+
+    torch.manual_seed(2)
+    pixels = (torch.rand(100, 8, 8, 3) * 255).byte().numpy()
+    images = [Pil.fromarray(one) for one in pixels]
+    source = Encoder.from_pretrained(pico.saved("ViT", tmp_path / "vit", seed=1))
+    target = pico.saved("ResNet", tmp_path / "resnet", seed=2)
+    model = RelativeStitcher.from_parts(source, target, images[:60], progress=False)
+    labels = [row % 3 for row in range(40)]
+    features = Features({"image": Image(), "label": Value("int64")})
+    data = Dataset.from_dict({"image": images[60:], "label": labels}, features=features)
+    scores = evaluate_model(model, data, script("accuracy"), inputs="image")
+    assert scores["accuracy"] == plain_accuracy(model, images[60:], labels)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_gives_the_same(salad: Path, target_folder: str, tmp_path: Path) -> None:
+    file = tmp_path / "suite.yaml"
+    file.write_text(TEXTS.format(model=target_folder, data=salad))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    (tmp_path / "command.py").write_text(COMMAND)
+    arguments = [str(tmp_path / "command.py"), "benchmark", str(file), "--out", str(tmp_path / "two")]
+    subprocess.run([*launch, *arguments], check=True, capture_output=True, timeout=120)
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    one = run_suite(file, tmp_path / "one", progress=False)
+    assert two["failures"] == []
+    for ours, theirs in zip(one["cells"], two["cells"], strict=True):
+        assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.03)
+        assert (ours["source"], ours["method"]) == (theirs["source"], theirs["method"])
+
+
+def test_heads_are_scikit_learns(latents: Path) -> None:
+    from safetensors.torch import load_file
+
+    from hf_relstitch.benchmarks.methods import train_head
+
+    stored = load_file(latents)
+    ours = train_head("logistic", stored["plain"][:200], stored["labels"][:200], classes=4)
+    theirs = trained_head(stored["plain"][:200].double(), stored["labels"][:200].tolist())
+    torch.testing.assert_close(ours.weight, theirs.weight.double(), atol=1e-2, rtol=1e-2)
+    binary = train_head("logistic", stored["plain"][:200], stored["labels"][:200] % 2, classes=3)
+    model = LogisticRegression(max_iter=2000).fit(stored["plain"][:200].double(), stored["labels"][:200] % 2)
+    answers = binary(stored["plain"][200:].double()).argmax(-1)
+    assert answers.tolist() == model.predict(stored["plain"][200:].double()).tolist()
