@@ -67,7 +67,7 @@ def test_real_encoders_for_a_real_head(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(assets.minilm(), num_labels=4)
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(assets.minilm()).save_pretrained(tmp_path)
-    assert load_target(str(tmp_path))[1].linear.out_features == 4
+    assert load_target(str(tmp_path))[1].module.out_features == 4
     mpnet, minilm = str(assets.mpnet()), str(assets.minilm())
     rows = recommend(str(tmp_path), [mpnet, minilm], texts, progress=False)
     print(rows)

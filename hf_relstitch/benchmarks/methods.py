@@ -84,7 +84,7 @@ def answer(method: str, problem: Problem) -> Answer:
         translated = fit(problem.x, problem.y, settings=FIXED[method])(problem.queries.double())
     else:
         translated = PEERS[method](problem.x.double(), problem.y.double(), problem.queries.double())
-    return Answer(apply_head(problem.head.linear, translated))
+    return Answer(apply_head(problem.head.module, translated))
 
 
 def stitched(method: str, problem: Problem) -> Answer:
@@ -95,7 +95,7 @@ def stitched(method: str, problem: Problem) -> Answer:
     ]
     made = stitch(sides[0], sides[1], problem.head, source=problem.source.provenance, prefer=CHOSEN[method])
     device = next(made.translation.buffers()).device
-    logits = apply_head(problem.head.linear, made.translation(problem.queries.double().to(device)).cpu())
+    logits = apply_head(problem.head.module, made.translation(problem.queries.double().to(device)).cpu())
     report = made.report
     known = {
         "expected_agreement": report["agreement"],

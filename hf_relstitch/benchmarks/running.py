@@ -211,7 +211,7 @@ class Bench:
             decoder=lambda anchors: self.decoder(cell, anchors),
         )
         made = answer(cell.method, problem)
-        native = apply_head(head.linear, target.latents[rows.tests].double())
+        native = apply_head(head.module, target.latents[rows.tests].double())
         return score(made.logits, native, rows.labels[rows.tests]) | made.known
 
     def measure_raw(self, cell: Cell, sources: Sources) -> dict[str, Any]:
@@ -250,7 +250,7 @@ class Bench:
         if key not in self.heads:
             rows, space = self.tables[data], self.spaces[data, encoder]
             if kind == "own" and space.head:
-                if (classes := space.head.linear.out_features) < len(rows.classes):
+                if (classes := len(space.head.id2label)) < len(rows.classes):
                     raise StitchError(f"the head of {encoder} has {classes} classes, {data} has {len(rows.classes)}")
                 self.heads[key] = space.head
             else:
