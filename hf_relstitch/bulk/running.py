@@ -18,11 +18,10 @@ from hf_relstitch.bulk.manifest import Manifest, Shard
 from hf_relstitch.bulk.matrices import translate_npy, translate_safetensors
 from hf_relstitch.bulk.sources import Source, find_sources
 from hf_relstitch.bulk.tables import retype_features, translate_arrow, translate_parquet
-from hf_relstitch.bulk.translator import Translator, load_translation
+from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import fingerprint
 from hf_relstitch.files import checksum, whole_file
-from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +57,7 @@ class BulkResult:
 
 
 def translate_files(
-    model: str | Path | RelativeStitcher,
+    model: AnyModel,
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
@@ -77,7 +76,8 @@ def translate_files(
     the files are the same as of a run that was not.
 
     Args:
-        model: a stitched model: a folder, a Hub id (its encoder is not loaded), or one in memory.
+        model: a stitched model: a folder, a Hub id (its encoder is not loaded), or one in memory; or a translation
+            alone, as of `translation_between`.
         inputs: Parquet, Arrow, Feather, safetensors or npy files: paths, folders (of a saved `datasets` data set
             too), globs, anything that fsspec opens, such as `hf://` and `s3://`, or a data set's name on the Hub.
         output: a local folder.
