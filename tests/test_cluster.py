@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hf_relstitch import StitchError
 from hf_relstitch.bulk import translate_files
@@ -36,6 +37,15 @@ def cluster() -> Iterator[Cluster]:
     cluster.add_node(**one_core)
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
+
+    def ready() -> str:
+        import hf_relstitch
+
+        return hf_relstitch.__name__
+
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
+    imported = [ray.remote(ready).options(num_cpus=1, scheduling_strategy=place).remote() for place in places]
+    assert ray.get(imported, timeout=120) == ["hf_relstitch"] * 2
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -81,7 +91,7 @@ def test_a_node_that_is_killed_changes_nothing(cluster: Cluster, translation: Tr
         cluster.remove_node(lost, allow_graceful=False)
         assert not run.done(), "the node was to be lost in the middle of the run"
         done = run.result(timeout=200)
-    assert alive() == 1
+    until(lambda: alive() == 1)
     assert (done.files, done.rows) == (FILES, FILES * ROWS)
     assert not list(out.glob(".partial-*"))
     for name in (*(f"{seed}.npy" for seed in range(FILES)), MANIFEST_NAME):

@@ -37,7 +37,8 @@ def each_on_cluster(
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        raise StitchError(f"{waiting[done]} was lost {retries + 1} times ({error}): run again") from error
+        lost = getattr(waiting[done], "path", waiting[done])
+        raise StitchError(f"the task of {lost} was lost {retries + 1} times ({error}): run again") from error
     finally:
         for unfinished in waiting:
             ray.cancel(unfinished)
