@@ -236,6 +236,7 @@ def translate_command(
     dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64; else as stored.")] = None,
     keep_nonfinite: Annotated[bool, typer.Option("--keep-nonfinite", help="Let rows through that have a NaN.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Only check that all is there and as written.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Translate the files on a Ray cluster.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
 ) -> None:
     """Translate stored latents; a run that was stopped goes on where it was."""
@@ -250,6 +251,7 @@ def translate_command(
         dtype=dtype,
         keep_nonfinite=keep_nonfinite,
         verify=verify,
+        ray=ray,
         revision=revision,
     )
     typer.echo(str(done))

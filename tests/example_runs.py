@@ -77,6 +77,16 @@ def anchor_arguments(folder: Path, hub: HubServer) -> dict[str, object]:
     return {"data": data, "rows": 120, "out": folder / "anchors", "push": "alice/minilm-gloss-anchors"}
 
 
+def index_arguments(folder: Path, hub: HubServer) -> dict[str, object]:
+    """An index of glosses by MiniLM, to be moved to mpnet."""
+    publish(hub, "sentence-transformers/all-MiniLM-L6-v2", assets.minilm())
+    publish(hub, "sentence-transformers/all-mpnet-base-v2", assets.mpnet())
+    texts, _ = assets.wordnet_glosses()
+    Dataset.from_dict({"text": [texts[row] for row in shuffled(len(texts))[:260]]}).to_parquet(folder / "train.parquet")
+    hub.put_files("alice/glosses", {"train.parquet": (folder / "train.parquet").read_bytes()}, repo_type="dataset")
+    return {"data": "alice/glosses", "rows": 160, "pairs": 80, "out": folder / "index"}
+
+
 def shuffled_digits() -> tuple[list, list[int]]:
     """The digits in random order: as they come, one writer follows the other."""
     images, classes = assets.digits()
@@ -96,11 +106,12 @@ def lite2_digits(images: list, classes: list[int]) -> efficientnet_lite.Efficien
 
 
 EXAMPLES = {"text.py": text_arguments, "images.py": image_arguments, "anchors.py": anchor_arguments}
+"""Those that push a repo with a card."""
 
 
 def run(name: str, folder: Path, hub: HubServer) -> tuple[list[str], dict[str, object]]:
     """Run an example and give the lines that it prints and what it was run with."""
-    arguments = EXAMPLES[name](folder, hub)
+    arguments = (EXAMPLES | {"index.py": index_arguments})[name](folder, hub)
     options = [part for option, value in arguments.items() for part in (f"--{option}", str(value))]
     printed = StringIO()
     with patch.object(sys, "argv", [name, *options]), redirect_stdout(printed):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -583,23 +585,33 @@ def test_an_output_that_cannot_be_written_is_refused(model: RelativeStitcher, tm
         translate(model, inputs, tmp_path / "file" / "out")
 
 
-def test_a_disk_that_gets_full_leaves_nothing_half_written(
-    model: RelativeStitcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = OSError(28, "No space left on device")
-    np.save(tmp_path / "x.npy", latents().numpy())
-
-    def write_some(source: Any, sink: Any, translator: Any) -> Any:
-        sink.write(b"some")
-        sink.flush()
-        assert partial(tmp_path / "out")
-        raise full
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Let the operating system refuse to make any file larger than so many bytes, as a disk that gets full does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
         yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setitem(running.FORMATS, ".npy", write_some)
-    with pytest.raises(StitchError, match=r"x\.npy cannot be translated to .*No space left on device.*run again"):
-        translate(model, tmp_path / "x.npy", tmp_path / "out")
+
+@pytest.mark.parametrize("name", [*TABLES, "npy", "safetensors"])
+def test_a_file_that_there_is_no_room_for_is_not_there_in_half(
+    model: RelativeStitcher, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / (TABLES[name][0] if name in TABLES else f"x.{name}")
+    if name in TABLES:
+        TABLES[name][1](table(latents()), file)
+    else:
+        save(latents(), file)
+    with (
+        room_for(30_000),
+        pytest.raises(StitchError, match=rf"{file.name} cannot be translated to .*File too large.*run again"),
+    ):
+        translate(model, file, tmp_path / "out")
     assert visible(tmp_path / "out") == partial(tmp_path / "out") == []
+    assert translate(model, file, tmp_path / "out").rows == 1000
 
 
 def test_inputs_and_output_are_kept_apart(model: RelativeStitcher, tmp_path: Path) -> None:

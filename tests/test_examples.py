@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import lancedb
 import pytest
 from example_runs import pushed_card, run, shuffled_digits
 from hub_server import HubServer
@@ -49,3 +50,12 @@ def test_anchors(tmp_path: Path, hub: HubServer) -> None:
     assert published.provenance.data == "wordnet-glosses.txt"
     assert AnchorSet.find(AnchorSet.from_pretrained(arguments["out"])) == ["alice/minilm-gloss-anchors"]
     check_card("anchors", arguments)
+
+
+def test_index(tmp_path: Path, hub: HubServer) -> None:
+    lines, arguments = run("index.py", tmp_path, hub)
+    recalls = {line.split(": recall@10 ")[0]: float(line.split()[-1]) for line in lines if "recall" in line}
+    assert recalls.keys() == {"the old index, queries translated", "the index moved", "the old index, the old encoder"}
+    assert min(recalls.values()) > 0.3
+    moved = lancedb.connect(arguments["out"]).open_table("moved")
+    assert (moved.count_rows(), moved.schema.field("vector").type.list_size) == (160, 768)

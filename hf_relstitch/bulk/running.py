@@ -14,15 +14,15 @@ from filelock import FileLock, Timeout
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
+from hf_relstitch.bulk.cluster import each_on_cluster
 from hf_relstitch.bulk.manifest import Manifest, Shard
 from hf_relstitch.bulk.matrices import translate_npy, translate_safetensors
 from hf_relstitch.bulk.sources import Source, find_sources
 from hf_relstitch.bulk.tables import retype_features, translate_arrow, translate_parquet
-from hf_relstitch.bulk.translator import Translator, load_translation
+from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import fingerprint
 from hf_relstitch.files import checksum, whole_file
-from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class BulkResult:
 
 
 def translate_files(
-    model: str | Path | RelativeStitcher,
+    model: AnyModel,
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
@@ -68,6 +68,7 @@ def translate_files(
     keep_nonfinite: bool = False,
     revision: str | None = None,
     verify: bool = False,
+    ray: bool = False,
     progress: bool = True,
 ) -> BulkResult:
     """Translate stored latents into the target's space: files to a folder with the same files, in constant memory.
@@ -77,7 +78,8 @@ def translate_files(
     the files are the same as of a run that was not.
 
     Args:
-        model: a stitched model: a folder, a Hub id (its encoder is not loaded), or one in memory.
+        model: a stitched model: a folder, a Hub id (its encoder is not loaded), or one in memory; or a translation
+            alone, as of `translation_between`.
         inputs: Parquet, Arrow, Feather, safetensors or npy files: paths, folders (of a saved `datasets` data set
             too), globs, anything that fsspec opens, such as `hf://` and `s3://`, or a data set's name on the Hub.
         output: a local folder.
@@ -87,6 +89,8 @@ def translate_files(
         keep_nonfinite: let rows through that have not-a-number or infinite values, instead of refusing them.
         revision: of the model, where it is on the Hub.
         verify: translate nothing, and raise an error unless all is there and as it was written.
+        ray: translate the files on a Ray cluster, whose nodes all see the inputs and the output folder and have this
+            package; the files and the manifest are the same.
         progress: whether to show a progress bar.
 
     Raises:
@@ -106,7 +110,8 @@ def translate_files(
     if missing:
         with _begun(folder):
             manifest.write(folder)
-            _translate_missing(manifest, missing, translator, folder, progress=progress)
+            translate = _translate_on_cluster if ray else _translate_missing
+            translate(manifest, missing, translator, folder, progress=progress)
     rows = sum(manifest.shards[source.name].rows for source in missing)
     return BulkResult(rows, len(missing), len(sources) - len(missing), time.perf_counter() - begun)
 
@@ -146,6 +151,18 @@ def _translate_missing(
             bar.update(size - shown)
             shown = size
             manifest.write(folder)
+
+
+def _translate_on_cluster(
+    manifest: Manifest, missing: Collection[Source], translator: Translator, folder: Path, *, progress: bool
+) -> None:
+    """The same on a Ray cluster, in whatever order the files get done."""
+    total = sum(source.size for source in missing)
+    with logging.tqdm(total=total, desc="translating", unit="B", unit_scale=True, disable=not progress) as bar:
+        for source, shard in each_on_cluster(translate_file, missing, folder.absolute(), translator):
+            manifest.shards[source.name] = shard
+            manifest.write(folder)
+            bar.update(source.size)
 
 
 def translate_file(

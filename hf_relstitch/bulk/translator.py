@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hf_relstitch.anchors import MIN_ANCHORS
 from hf_relstitch.checkpoints import INDEX, read_config
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation
-from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.inversion import Translation, fit_translation
+from hf_relstitch.core.selection import choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.encoders import fingerprint
 from hf_relstitch.files import verify_checksum
@@ -22,8 +26,8 @@ from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
-
 AnyTranslation = Translation | SharpenedTranslation
+AnyModel = str | Path | RelativeStitcher | AnyTranslation
 
 
 @dataclass(frozen=True)
@@ -97,15 +101,34 @@ class Translator:
             )
 
 
-def load_translation(
-    model: str | Path | RelativeStitcher, *, revision: str | None = None
-) -> tuple[AnyTranslation, dict[str, Any]]:
+def translation_between(source: ArrayLike, target: ArrayLike) -> Translation:
+    """The linear translation between two encoders' latents `(k, d_source)` and `(k, d_target)` of the same k inputs.
+
+    For latents that no head reads, as those of an index: the member of the family whose translations of held-out rows
+    have the highest cosine to the true ones, see `choose_settings`. Give the latents as they are stored and queried,
+    normalised if those are. A thousand rows take seconds, and four thousand are better.
+
+    Raises:
+        StitchError: the two have different numbers of rows, too few, or rows that are not finite or all the same.
+    """
+    x, y = (torch.as_tensor(np.asarray(side, np.float32)) for side in (source, target))
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < MIN_ANCHORS:
+        raise StitchError(
+            f"the latents have shapes {tuple(x.shape)} and {tuple(y.shape)}: expected (k, d_source) and (k, d_target) "
+            f"with a k of {MIN_ANCHORS} or more, row for row of the same inputs"
+        )
+    return fit_translation(x, y, settings=choose_settings(x, y).settings).float()
+
+
+def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[AnyTranslation, dict[str, Any]]:
     """The translation of a stitched model (of its folder or Hub repo only these tensors are read), and which it is.
 
     Raises:
         StitchError: there is no such model, or its weights are missing or damaged.
     """
-    if isinstance(model, RelativeStitcher):
+    if isinstance(model, AnyTranslation):
+        translation, name, commit = model, None, None
+    elif isinstance(model, RelativeStitcher):
         translation, name, commit = model.translation, model.config.name_or_path or None, None
     else:
         repo = locate(model, revision=revision)
