@@ -12,7 +12,8 @@ from hf_relstitch.pooling import last_token, mean_of_tokens
 TOLERANCE = 1e-5
 ROWS = ("last", "mean", "first", "next")
 BY_HAND = (
-    "give the parts by hand instead: target=Encoder(…), a model that gives what the head takes, and head=, an nn.Linear"
+    "give the parts by hand instead: target=Encoder(…), a model that gives what the head takes, and head=, a module or "
+    "a fitted scikit-learn estimator; or cut a classifier earlier, with cut="
 )
 
 
@@ -87,7 +88,7 @@ def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[
     raise StitchError(
         f"{type(model).__name__}: {called[-1]} gives logits that differ from the model's own (largest differences: "
         f"{differences or 'other shapes, as from a head on each token'}; {TOLERANCE} is allowed), so it is not the "
-        f"whole head; {BY_HAND}"
+        f"whole head: supported are models with one row of logits an input; {BY_HAND}"
     )
 
 

@@ -48,6 +48,10 @@ TASKS = {
 }
 
 
+SETFIT_HEAD = "model_head.pkl"
+"""Where SetFit pickles a head; the file's being there is all that is looked at."""
+
+
 @dataclass(frozen=True)
 class Head:
     """What a target model does to a latent to get logits.
@@ -231,6 +235,11 @@ def load_target(
     config = AutoConfig.from_pretrained(repo.place, **repo.loading)
     architecture = (config.architectures or ["no architecture"])[0]
     loader = auto_class(architecture)
+    if loader is None and repo.file(SETFIT_HEAD) is not None:
+        raise StitchError(
+            f"{repo.name} is a SetFit model whose head is a pickle, which would run code if it were read: load it with "
+            "setfit where you trust it, and give target=, the encoder, and head=model.model_head"
+        )
     if loader is None:
         raise StitchError(
             f"{repo.name} is {architecture}: the target has to be a …{', …'.join(TASKS)} model, with one row of logits "

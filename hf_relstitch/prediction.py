@@ -8,13 +8,28 @@ from transformers import Pipeline, pipeline
 
 from hf_relstitch.cards import TASKS
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.core.errors import StitchError
 from hf_relstitch.inputs import load_audio, read_inputs
 
+FUNCTIONS = {"multi_label_classification": ("sigmoid", "none"), "regression": ("none",)}
+"""What a pipeline may make of the logits of a kind of head; the first is what it makes of them by itself."""
 
-def classifier(model: str) -> Pipeline:
-    """The stock transformers pipeline of a stitched model, a folder or a Hub id."""
+
+def classifier(model: str, *, function_to_apply: str | None = None) -> Pipeline:
+    """The stock transformers pipeline of a stitched model, a folder or a Hub id.
+
+    Raises:
+        StitchError: `function_to_apply` ("softmax", "sigmoid", "none") makes no sense of this head's logits.
+    """
     config = RelativeStitcherConfig.from_pretrained(model)
-    return pipeline(TASKS[config.modality], model=model)
+    allowed = FUNCTIONS.get(config.problem_type, ("softmax", "sigmoid", "none"))
+    if function_to_apply is not None and function_to_apply.lower() not in allowed:
+        raise StitchError(
+            f"function_to_apply is {function_to_apply!r} and the head is for {config.problem_type}: supported are "
+            f"{' and '.join(allowed)}; left out, it is {allowed[0]}"
+        )
+    options = {} if function_to_apply is None else {"function_to_apply": function_to_apply}
+    return pipeline(TASKS[config.modality], model=model, **options)
 
 
 def predict(model: str, arguments: Sequence[str]) -> list[dict[str, Any]]:

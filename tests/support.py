@@ -102,7 +102,7 @@ def render(tables: dict[str, list[Row]]) -> str:
         "*Row*: what the layer takes of each input: it is `pooled` already, or the row of the `first` or the `last`",
         "token that is not padding, the `next` one (of a decoder whose input is shifted by one), or the `mean`. Two",
         "layers: the logits are their mean. What gives no head by itself does with the parts by hand: `target=` an",
-        "`Encoder` of what the head takes, and `head=` an `nn.Linear`.",
+        "`Encoder` of what the head takes, and `head=` a module.",
     ]
     for task, table in tables.items():
         lines += ["", f"## {HEADINGS[task]}", ""]

@@ -7,6 +7,7 @@ from typing import Any
 import pico
 import pytest
 import torch
+from hub_server import HubServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -358,3 +359,14 @@ def test_class_names_need_a_text_encoder(tmp_path: Path) -> None:
     encoder, _ = load_target(pico.saved("ViT", tmp_path))
     with pytest.raises(StitchError, match="class names are texts and the encoder takes images"):
         Head.of_class_names(encoder, ["storm"])
+
+
+def test_a_chain_is_read_from_its_model_on_the_hub(hub: HubServer, target_folder: str) -> None:
+    files = {file.name: file.read_bytes() for file in Path(target_folder).iterdir()}
+    hub.put_files("bob/classifier", files)
+    encoder, head = load_target("bob/classifier", cut="classifier.dense")
+    read = Head.of_model(encoder.provenance)
+    latents = torch.randn(5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(read.module(latents), head.module(latents), rtol=0, atol=0)
+    assert (read.id2label, read.provenance) == (head.id2label, head.provenance)

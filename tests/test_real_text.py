@@ -8,12 +8,18 @@ import assets
 import pytest
 import torch
 from hub_server import HubServer
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from test_hub import new_process, printed
+from torch import nn
 from torch.nn import functional
-from trained import trained_head
+from trained import trained_chain, trained_head
 from transformers import pipeline
 
-from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
+from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher
+from hf_relstitch.core.confidence import apply_head
+from hf_relstitch.core.relative import directions
 from hf_relstitch.inputs import input_ids
 
 pytestmark = pytest.mark.slow
@@ -131,3 +137,62 @@ print(pipeline("text-classification", model="alice/glosses")(texts[0])[0]["label
         expected = model(**batch).logits
     assert json.loads(found) == expected.double().tolist()
     assert label == model.config.id2label[int(expected[0].argmax())]
+
+
+@pytest.fixture(scope="module")
+def heads(sides: dict[str, Side], glosses: Glosses) -> dict[str, dict[str, Head]]:
+    """Heads of several kinds for each encoder, trained on the same latents."""
+    return {name: heads_of(side.train, glosses.train_classes) for name, side in sides.items()}
+
+
+def heads_of(latents: torch.Tensor, classes: list[int]) -> dict[str, Head]:
+    width = latents.shape[1]
+    dropout = [nn.Dropout(0.1), nn.Dropout(0.1)]
+    layers = nn.Linear(width, width), nn.Linear(width, 26)
+    tanh = nn.Sequential(dropout[0], layers[0], nn.Tanh(), dropout[1], layers[1])  # RobertaClassificationHead
+    two = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 26))
+    mlp = make_pipeline(
+        StandardScaler(), MLPClassifier((128,), max_iter=30, tol=1, n_iter_no_change=30, random_state=0)
+    )
+    made = {
+        "linear": trained_head(latents, classes, C=10),
+        "tanh": trained_chain(tanh, latents, classes),
+        "mlp": trained_chain(two, latents, classes),
+        "sklearn mlp": mlp.fit(latents.numpy(), classes),
+    }
+    return {name: Head.of(head) for name, head in made.items()}
+
+
+def right(head: Head, latents: torch.Tensor, classes: list[int]) -> float:
+    return accuracy(apply_head(head.module, latents.double()).argmax(1), classes)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(("source", "target"), [("minilm", "mpnet"), ("mpnet", "minilm")])
+def test_heads_that_are_not_linear_keep_what_a_linear_head_keeps(
+    sides: dict[str, Side], heads: dict[str, dict[str, Head]], glosses: Glosses, source: str, target: str
+) -> None:
+    """And none of them would, had the translation not brought the target's centre and scale back."""
+    ours, theirs, classes = sides[source], sides[target], glosses.test_classes
+    shares, centre = {}, theirs.anchors.latents.double().mean(0)
+    for name, head in heads[target].items():
+        model = RelativeStitcher.from_anchor_sets(ours.encoder, ours.anchors, theirs.anchors, head)
+        own, translated = right(head, theirs.test, classes), model.translate(ours.test)
+        shares[name] = right(head, translated, classes) / own
+        unit = directions(translated.double(), centre=centre)
+        bare, unscaled = (right(head, latents, classes) / own for latents in (unit, unit + centre))
+        factors = {
+            factor: right(head, centre + float(factor) * (theirs.test - centre), classes)
+            for factor in model.report["scale_invariance"]
+        }
+        print(
+            f"{source} → {target}, {name}: own {own:.3f}, share kept {shares[name]:.3f}, without centre and scale "
+            f"{bare:.3f}, without scale {unscaled:.3f}, accuracy by factor {factors}, answers kept "
+            f"{model.report['scale_invariance']}"
+        )
+        assert min(bare, unscaled) < shares[name] - 0.01
+        assert factors["1.0"] == own
+        assert factors["3.0"] > 0.95 * own
+        assert factors["0.1"] < own, "near its centre a head answers with its biases"
+        assert model.report["scale_invariance"]["0.1"] < model.report["scale_invariance"]["3.0"]
+    assert min(shares.values()) >= shares["linear"] - 0.05

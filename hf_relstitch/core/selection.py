@@ -93,8 +93,9 @@ def choose_settings(
         scores |= {candidate: torch.zeros_like(y[:, 0]) for candidate in candidates}
         for fold in folds:
             view = fold.view(candidates[0])
+            readout = judge.readout(view)
             for candidate in candidates:
-                scores[candidate][fold.held_out] = judge.scores(fold, view, candidate)
+                scores[candidate][fold.held_out] = judge.scores(fold, view, candidate, readout=readout)
     if scale == "carry" and x.shape[1] == y.shape[1]:
         scores[TranslationSettings(seed=seed, identity=True)] = judge.unchanged(x)
     means = {candidate: float(each.mean()) for candidate, each in scores.items()}
@@ -145,19 +146,23 @@ class Judge:
         """Its name."""
         return "cosine" if self.head is None else "head"
 
-    def scores(self, fold: Fold, view: View, settings: TranslationSettings) -> Float[Tensor, " n"]:
+    def readout(self, view: View) -> Float[Tensor, "r_target width"]:
+        """What coordinates in the target space become in the head's first layer, or as latents where there is none."""
+        first, _ = first_layer(self.head) if self.head is not None else (None, None)
+        return view.basis if first is None else view.basis @ first.weight.detach().to(view.basis).T
+
+    def scores(
+        self, fold: Fold, view: View, settings: TranslationSettings, *, readout: Float[Tensor, "r_target width"]
+    ) -> Float[Tensor, " n"]:
         """One score for each held-out row of a fold; no latent of `d_target` is made for a head that begins linear."""
         made = view.map_of(settings)
         scale = fold.target_norm / mean_norm(view.held_out[:NORM_ROWS] @ made)
+        read = scale * torch.linalg.multi_dot([view.held_out, made, readout])
         if self.head is None:
-            return self.cosines(scale * (view.held_out @ made) @ view.basis, fold.centre, fold.held_out)
+            return self.cosines(read, fold.centre, fold.held_out)
         first, rest = first_layer(self.head)
-        if first is None:
-            translated = fold.centre + scale * (view.held_out @ made) @ view.basis
-            return self.answers(apply_head(rest, translated), fold.held_out)
-        readout = made @ (view.basis @ first.weight.detach().to(made).T)
-        taken = apply_head(first, fold.centre[None]) + scale * (view.held_out @ readout)
-        return self.answers(apply_head(rest, taken), fold.held_out)
+        centre = fold.centre[None] if first is None else apply_head(first, fold.centre[None])
+        return self.answers(apply_head(rest, centre + read), fold.held_out)
 
     def unchanged(self, source: Float[Tensor, "k d_target"]) -> Float[Tensor, " k"]:
         """One score for each source latent taken for a target latent as it is."""
