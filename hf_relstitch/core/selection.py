@@ -26,6 +26,8 @@ SHARP_BETAS = (0.15, 0.3, 0.45)
 SHARP_TARGET_RIDGE = 1.0
 CONFIDENCE = 0.8
 """Mean confidence that the head is brought to on true latents, so that its own scale does not matter."""
+MARGIN = 2.0
+"""Standard errors by which a candidate that is not sharpened has to beat the best sharpened one."""
 NORM_ROWS = 64
 """Held-out rows of a fold that tell the mean norm of translated latents."""
 
@@ -43,7 +45,8 @@ class Choice:
     """The settings that were chosen, and on what grounds.
 
     `score` is the mean of `criterion` over anchors held out of the fit; `standard_error` is its standard error.
-    `candidates` are all that were looked at, the best first.
+    `candidates` are all that were looked at, the highest score first; with `prefer="accuracy"` the choice may be
+    another than the first, see `settled`.
     """
 
     settings: TranslationSettings
@@ -100,7 +103,7 @@ def choose_settings(
         scores[TranslationSettings(seed=seed, identity=True)] = judge.unchanged(x)
     means = {candidate: float(each.mean()) for candidate, each in scores.items()}
     ranked = sorted(means, key=lambda candidate: -means[candidate])
-    best = ranked[0]
+    best = settled(scores, ranked)
     stretch = 1.0 if best.identity else sum(fold.stretch(best) for fold in folds) / FOLDS
     return Choice(
         settings=replace(best, stretch=stretch),
@@ -109,6 +112,19 @@ def choose_settings(
         criterion=judge.criterion,
         candidates=tuple(Candidate(candidate, means[candidate]) for candidate in ranked),
     )
+
+
+def settled(scores: dict[TranslationSettings, Tensor], ranked: list[TranslationSettings]) -> TranslationSettings:
+    """The first of the ranked candidates, or the first sharpened one unless the first beats it beyond doubt.
+
+    Where the head is weak, linear maps are nearer to what it says and no nearer to the truth; so a linear map has to
+    be better by two standard errors of the difference (as in the one-standard-error rule of Breiman et al. 1984).
+    """
+    sharpened = next((candidate for candidate in ranked if candidate.sharpness), None)
+    if sharpened is None or sharpened == ranked[0]:
+        return ranked[0]
+    ahead = scores[ranked[0]] - scores[sharpened]
+    return ranked[0] if ahead.mean() > MARGIN * ahead.std() / len(ahead) ** 0.5 else sharpened
 
 
 def grid(prefer: Prefer, base: TranslationSettings) -> list[list[TranslationSettings]]:

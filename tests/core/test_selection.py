@@ -14,7 +14,7 @@ from hf_relstitch.core.fitting import fit
 from hf_relstitch.core.folds import FOLDS, Fold, assigned_folds, quick_frame
 from hf_relstitch.core.inversion import Frame, TranslationSettings, mean_norm
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.selection import choose_settings, grid
+from hf_relstitch.core.selection import choose_settings, grid, settled
 
 examples = settings(deadline=None, max_examples=5, derandomize=True)
 seeds = st.integers(0, 2**16)
@@ -115,9 +115,21 @@ def slow_scores(made, true, centre, head, anchors):
 
 def test_the_best_is_chosen_and_stands_first(noisy):
     x, y, head = noisy
-    choice = choose_settings(x, y, head=head, prefer="accuracy")
+    choice = choose_settings(x, y, head=head)
     assert choice.score == choice.candidates[0].score == max(each.score for each in choice.candidates)
-    assert len(choice.candidates) == 1 + sum(map(len, grid("accuracy", TranslationSettings())))
+    assert len(choice.candidates) == 1 + sum(map(len, grid("linear", TranslationSettings())))
+
+
+def test_a_linear_map_has_to_beat_a_sharpened_one_beyond_doubt():
+    linear_map, sharp = TranslationSettings(), TranslationSettings(sharpness=1.0)
+    noise = gaussian(0, 100)
+    noise = (noise - noise.mean()) / noise.std()
+    for ahead, chosen in ((0.19, sharp), (0.21, linear_map)):
+        scores = {linear_map: noise + ahead, sharp: torch.zeros(100, dtype=noise.dtype)}
+        assert settled(scores, [linear_map, sharp]) == chosen
+    scores = {linear_map: noise, sharp: noise + 0.01}
+    assert settled(scores, [sharp, linear_map]) == sharp
+    assert settled(scores, [linear_map]) == linear_map
 
 
 def test_the_stretch_gives_held_out_latents_the_norm_of_the_target():
