@@ -57,7 +57,7 @@ class RelativeStitcher(SavedModel):
 
     config_class = RelativeStitcherConfig
     base_model_prefix = "relative_stitcher"
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["anchors"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["anchors", "translation"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -199,7 +199,7 @@ class RelativeStitcher(SavedModel):
             model = cls(config)
         weights = next(encoder.model.parameters())
         model.encoder = encoder.model
-        model.translation = made.translation.to(weights.device, weights.dtype)
+        model.translation = made.translation.to(weights.device, torch.promote_types(weights.dtype, torch.float32))
         model.head = linear_of(named_head.linear.weight, named_head.linear.bias).to(weights.device, weights.dtype)
         model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(weights.device)
         model._processor = encoder.processor

@@ -84,10 +84,22 @@ class Frame:
 
     @classmethod
     def of(cls, unit_anchors: Float[Tensor, "k d"], *, precision: float) -> "Frame":
-        """Decompose centred and normalised anchors that are known to a relative `precision`."""
-        u, s, vh = torch.linalg.svd(unit_anchors, full_matrices=False)
+        """Decompose centred and normalised anchors that are known to a relative `precision`.
+
+        Of many anchors the triangular factor is decomposed, `(d, d)`, which is faster on accelerators.
+        """
+        k, d = unit_anchors.shape
+        q, r = torch.linalg.qr(unit_anchors) if k > 2 * d else (None, unit_anchors)
+        u, s, vh = torch.linalg.svd(r, full_matrices=False)
+        u = u if q is None else q @ u
         kept = s > s[0] * max(unit_anchors.shape) * precision
         return cls(u[:, kept], s[kept], vh[kept])
+
+    @classmethod
+    def of_anchors(cls, anchors: Float[Tensor, "k d"]) -> "Frame":
+        """Decompose the directions of anchors from their mean."""
+        latents = to_working(anchors)
+        return cls.of(directions(latents, centre=latents.mean(0)), precision=precision_of(anchors))
 
     @property
     def rank(self) -> int:
@@ -123,8 +135,9 @@ def fold(source: Frame, target: Frame, *, alpha: float, ridge: float) -> Float[T
 
 
 class Translation(nn.Module):
-    """Source latents to target latents: `y = x A + b` for `scale="carry"`, `y = x̂ A + b` for `scale="mean"`.
+    """Source latents to target latents: `y = x A + b` for `scale="carry"`, `y = (x − μ) A / ‖x − μ‖ + b` for `"mean"`.
 
+    Both are one matrix product into one output: `(x − μ) A = x A − μ A`, and the norm is a factor on each row.
     All tensors are buffers: nothing here is trained. They are empty until `fit_translation` or a checkpoint
     fills them.
     """
@@ -143,9 +156,18 @@ class Translation(nn.Module):
     def forward(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n d_target"]:
         """Translate latents; computed in the dtype of the weights, given in the dtype of `x`."""
         latents = x.to(self.weight.dtype)
-        if self.scale == "mean":
-            latents = directions(latents, centre=self.centre)
-        return torch.addmm(self.bias, latents, self.weight).to(x.dtype)
+        if self.scale == "carry":
+            return torch.addmm(self.bias, latents, self.weight).to(x.dtype)
+        product = torch.addmm(-(self.centre @ self.weight), latents, self.weight)
+        return product.mul_(self.inverse_radii(latents)).add_(self.bias).to(x.dtype)
+
+    def inverse_radii(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n 1"]:
+        """`1/‖x − μ‖`, and 0 for latents so near to the centre that rounding alone makes their direction."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        centre = self.centre.to(exact)
+        radii = torch.cdist(x.to(exact), centre[None], compute_mode="donot_use_mm_for_euclid_dist")
+        rounding = 4 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(centre)
+        return torch.where(radii > rounding, 1 / radii, 0).to(x.dtype)
 
 
 @torch.no_grad()
@@ -154,13 +176,15 @@ def fit_translation(
     target_anchors: Float[Tensor, "k d_target"],
     *,
     settings: TranslationSettings,
+    frames: tuple[Frame, Frame] | None = None,
 ) -> Translation:
     """The translation that `settings` makes of anchors paired row for row (arXiv 2406.15057, sec. 3).
 
     Exact, for every α at λ = 0, when the target space is the source space under an isometry, a scale and a
     shift and the anchors span it. Computed and given in float64 on the device of the anchors, without
     gradients. It can be no better than the anchors: what they do not span is lost, and with a small `ridge`
-    the weak directions of the target anchors are amplified by their condition number.
+    the weak directions of the target anchors are amplified by their condition number. `frames` are both sides'
+    `Frame.of_anchors`, where they are at hand.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
@@ -168,14 +192,18 @@ def fit_translation(
     x, y = paired(source_anchors, target_anchors)
     if settings.identity:
         return unchanged(x, y)
-    x_precision, y_precision = precision_of(source_anchors), precision_of(target_anchors)
     x_centre, y_centre = x.mean(0), y.mean(0)
     x_unit, y_unit = directions(x, centre=x_centre), directions(y, centre=y_centre)
-    weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype, device=x.device)
-    subsets = anchor_subsets(y_unit, settings)
-    for rows in subsets:
-        frames = Frame.of(x_unit[rows], precision=x_precision), Frame.of(y_unit[rows], precision=y_precision)
-        weight += fold(*frames, alpha=settings.alpha, ridge=settings.ridge) / len(subsets)
+    if settings.pruning is None:
+        frames = frames or (Frame.of_anchors(source_anchors), Frame.of_anchors(target_anchors))
+        weight = fold(*frames, alpha=settings.alpha, ridge=settings.ridge)
+    else:
+        precisions = precision_of(source_anchors), precision_of(target_anchors)
+        weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype, device=x.device)
+        subsets = anchor_subsets(y_unit, settings)
+        for rows in subsets:
+            pair = Frame.of(x_unit[rows], precision=precisions[0]), Frame.of(y_unit[rows], precision=precisions[1])
+            weight += fold(*pair, alpha=settings.alpha, ridge=settings.ridge) / len(subsets)
 
     inputs = x - x_centre if settings.scale == "carry" else x_unit
     weight *= settings.stretch * mean_norm(y - y_centre) / mean_norm(inputs @ weight)

@@ -1,5 +1,6 @@
 """Choosing a translation on anchors alone: cross-validation over the family, by what the head says."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from hf_relstitch.core.confidence import answer_probability, apply_head, temperature_for
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.folds import FOLDS, Fold, View, assigned_folds
-from hf_relstitch.core.inversion import Scale, TranslationSettings, mean_norm, paired
-from hf_relstitch.core.relative import directions, precision_of
+from hf_relstitch.core.folds import Fold, View, folds_of
+from hf_relstitch.core.inversion import Scale, TranslationSettings, mean_norm
+from hf_relstitch.core.relative import directions
 
 Prefer = Literal["linear", "accuracy"]
 
@@ -62,6 +63,7 @@ def choose_settings(
     scale: Scale = "carry",
     multi_label: bool = False,
     seed: int = 0,
+    folds: Sequence[Fold] | None = None,
 ) -> Choice:
     """The member of the family that does best on anchors held out of its fit, in five folds; no labels.
 
@@ -73,7 +75,8 @@ def choose_settings(
 
     `prefer="linear"` looks at W(α, λ) and, for spaces of one width, at leaving latents as they are; `"accuracy"` also
     at averages of pruned members and at sharpened translations, which do not fold. `stretch` of the choice gives
-    held-out latents the mean norm of the target anchors.
+    held-out latents the mean norm of the target anchors. `folds` are these anchors in `folds_of`, where they are at
+    hand.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
@@ -81,24 +84,23 @@ def choose_settings(
     """
     if prefer not in ("linear", "accuracy"):
         raise StitchError(f"prefer is {prefer!r}: it has to be 'linear' or 'accuracy'")
-    x, y = paired(source_anchors, target_anchors)
-    precisions = precision_of(source_anchors), precision_of(target_anchors)
-    fold_of = assigned_folds(len(x), seed=seed).to(x.device)
-    folds = [Fold.of(x, y, fold_of == fold, scale=scale, precisions=precisions) for fold in range(FOLDS)]
+    folds = folds or folds_of(source_anchors, target_anchors, scale=scale, seed=seed)
+    x, y = folds[0].x, folds[0].y
     judge = Judge.of(head, y, multi_label=multi_label)
     scores: dict[TranslationSettings, Tensor] = {}
     for candidates in grid(prefer, TranslationSettings(scale=scale, seed=seed)):
         scores |= {candidate: torch.zeros_like(y[:, 0]) for candidate in candidates}
         for fold in folds:
             view = fold.view(candidates[0])
+            readout = judge.readout(view)
             for candidate in candidates:
-                scores[candidate][fold.held_out] = judge.scores(fold, view, candidate)
+                scores[candidate][fold.held_out] = judge.scores(fold, view, candidate, readout=readout)
     if scale == "carry" and x.shape[1] == y.shape[1]:
         scores[TranslationSettings(seed=seed, identity=True)] = judge.unchanged(x)
     means = {candidate: float(each.mean()) for candidate, each in scores.items()}
     ranked = sorted(means, key=lambda candidate: -means[candidate])
     best = ranked[0]
-    stretch = 1.0 if best.identity else sum(fold.stretch(best) for fold in folds) / FOLDS
+    stretch = 1.0 if best.identity else sum(fold.stretch(best) for fold in folds) / len(folds)
     return Choice(
         settings=replace(best, stretch=stretch),
         score=means[best],
@@ -144,15 +146,28 @@ class Judge:
         """Its name."""
         return "cosine" if self.head is None else "head"
 
-    def scores(self, fold: Fold, view: View, settings: TranslationSettings) -> Float[Tensor, " n"]:
+    def scores(
+        self,
+        fold: Fold,
+        view: View,
+        settings: TranslationSettings,
+        *,
+        readout: Float[Tensor, "r_target classes"] | None,
+    ) -> Float[Tensor, " n"]:
         """One score for each held-out row of a fold; with a head no latent of `d_target` is ever made."""
-        made = view.map_of(settings.alpha, settings.ridge)
-        scale = fold.target_norm / mean_norm(view.held_out[:NORM_ROWS] @ made)
-        if self.head is None:
-            return self.cosines(scale * (view.held_out @ made) @ view.basis, fold.centre, fold.held_out)
-        readout = made @ (view.basis @ self.head.weight.detach().to(made).T)
-        logits = apply_head(self.head, fold.centre[None]) + scale * (view.held_out @ readout)
+        source_gains, between, target_gains = view.factors_of(settings.alpha, settings.ridge)
+        norm = mean_norm((view.held_out[:NORM_ROWS] * source_gains.T) @ between * target_gains)
+        scale = fold.target_norm / norm
+        if self.head is None or readout is None:
+            made = (view.held_out * source_gains.T) @ between * target_gains
+            return self.cosines(made @ view.basis, fold.centre, fold.held_out)
+        seen = source_gains * (between @ (target_gains[:, None] * readout))
+        logits = apply_head(self.head, fold.centre[None]) + scale * (view.held_out @ seen)
         return self.answers(logits, fold.held_out)
+
+    def readout(self, view: View) -> Float[Tensor, "r_target classes"] | None:
+        """What the head makes of coordinates in the target space."""
+        return None if self.head is None else view.basis @ self.head.weight.detach().to(view.basis).T
 
     def unchanged(self, source: Float[Tensor, "k d_target"]) -> Float[Tensor, " k"]:
         """One score for each source latent taken for a target latent as it is."""

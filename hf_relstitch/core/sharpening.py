@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hf_relstitch.core.inversion import Frame, Scale, TranslationSettings, mean_norm, paired, shrinkage
-from hf_relstitch.core.relative import directions, precision_of
+from hf_relstitch.core.relative import directions
 
 NULL = 1e-12
 """Eigenvalues of a sharpened Gram below this share of the largest, times its size, are rounding."""
@@ -74,6 +74,7 @@ def fit_sharpened(
     target_anchors: Float[Tensor, "m d_target"],
     *,
     settings: TranslationSettings,
+    frames: tuple[Frame, Frame] | None = None,
 ) -> SharpenedTranslation:
     """The family W(α, λ) over sharpened coordinates: `D = (G' + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−(1−α)) Y`.
 
@@ -87,7 +88,7 @@ def fit_sharpened(
     centre, bias = x.mean(0), y.mean(0)
     unit = directions(x, centre=centre)
     vectors, values = sharpened_spectrum(unit, sharpness=settings.sharpness)
-    target = Frame.of(directions(y, centre=bias), precision=precision_of(target_anchors))
+    target = frames[1] if frames else Frame.of_anchors(target_anchors)
     coefficients = shrinkage(values, exponent=settings.alpha, ridge=settings.ridge)[:, None] * (vectors.T @ target.u)
     gains = target.gains(exponent=1 - settings.alpha, ridge=settings.ridge)
 
