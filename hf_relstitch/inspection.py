@@ -8,6 +8,7 @@ from hf_relstitch.anchors import CONFIG_NAME, AnchorSet
 from hf_relstitch.cards import anchor_card, model_card, read_card
 from hf_relstitch.checkpoints import read_config
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.core.inversion import Frame
 from hf_relstitch.files import read_json
 from hf_relstitch.sharing import locate_artifact
 from hf_relstitch.stitching import conditioning
@@ -52,7 +53,7 @@ def describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
         "inputs": anchors.inputs,
         "keyed": anchors.key is not None,
         "provenance": asdict(anchors.provenance),
-        "conditioning": conditioning(anchors.latents),
+        "conditioning": conditioning(Frame.of_anchors(anchors.latents)),
     }
 
 

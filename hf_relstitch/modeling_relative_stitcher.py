@@ -58,7 +58,7 @@ class RelativeStitcher(SavedModel):
 
     config_class = RelativeStitcherConfig
     base_model_prefix = "relative_stitcher"
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["anchors"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["anchors", "translation"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -207,7 +207,7 @@ class RelativeStitcher(SavedModel):
             model = cls(config)
         weights = next(encoder.model.parameters())
         model.encoder = encoder.model
-        model.translation = made.translation.to(weights.device, weights.dtype)
+        model.translation = made.translation.to(weights.device, torch.promote_types(weights.dtype, torch.float32))
         head_module = own_copy(named_head.module) if described else deepcopy(named_head.module)
         model.head = head_module.to(weights.device, weights.dtype)
         model.config.head = described or {"kind": "module", "type": type(head_module).__name__}

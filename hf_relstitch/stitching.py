@@ -12,9 +12,10 @@ from hf_relstitch.core.confidence import apply_head, matching_temperature, proba
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import held_out_translations, mean_cosine, mean_reciprocal_rank
 from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.folds import folds_of
 from hf_relstitch.core.foretelling import Foretold, anchor_coverage, answers_used, foretell, scale_invariance, verdict
 from hf_relstitch.core.inversion import Frame, Translation, TranslationSettings
-from hf_relstitch.core.relative import directions, precision_of, to_working
+from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.selection import Choice, Prefer, choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.devices import accelerate_state
@@ -74,6 +75,7 @@ def stitch(
     device = accelerate_state().device
     x, y = source_anchors.latents.to(device), target_anchors.latents.to(device)
     how, selection = TranslationSettings(**settings), None
+    folds = folds_of(x, y, scale=how.scale, seed=how.seed)
     if not settings.keys() - FREE:
         choice = choose_settings(
             x,
@@ -83,10 +85,14 @@ def stitch(
             scale=how.scale,
             multi_label=head.multi_label,
             seed=how.seed,
+            folds=folds,
         )
         how, selection = choice.settings, as_data(choice, prefer=prefer or "linear")
-    report, temperature = foretold_report(x, y, head, settings=how)
-    translation = fit(x, y, settings=how)
+    frames = Frame.of_anchors(x), Frame.of_anchors(y)
+    translated = held_out_translations(x, y, settings=how, folds=folds)
+    del folds
+    report, temperature = foretold_report(translated, to_working(y), head, frames=frames)
+    translation = fit(x, y, settings=how, frames=frames)
     return Stitch(source_anchors, target_anchors, how, selection, translation, temperature, report)
 
 
@@ -118,19 +124,20 @@ def check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> Non
         )
 
 
-def foretold_report(x: Tensor, y: Tensor, head: Head, *, settings: TranslationSettings) -> tuple[dict[str, Any], float]:
+def foretold_report(
+    translated: Tensor, target: Tensor, head: Head, *, frames: tuple[Frame, Frame]
+) -> tuple[dict[str, Any], float]:
     """How good the translation is on anchors held out of its fit, and the temperature that its logits need.
 
     See `RelativeStitcher.report` for what it holds.
     """
-    translated, target = held_out_translations(x, y, settings=settings), to_working(y)
     centre = target.mean(0)
     report = {
-        "num_anchors": len(x),
+        "num_anchors": len(target),
         "cosine": mean_cosine(translated, target, centre=centre),
         "mean_reciprocal_rank": mean_reciprocal_rank(translated, target, centre=centre),
-        "source": conditioning(x),
-        "target": conditioning(y),
+        "source": conditioning(frames[0]),
+        "target": conditioning(frames[1]),
     }
     if not head.answers:
         return report | {"agreement": None}, 1.0
@@ -170,12 +177,10 @@ def covered(report: dict[str, Any], latents: Tensor, anchors: Tensor) -> dict[st
     return found | {"verdict": judged(report, coverage=coverage)} if report["agreement"] is not None else found
 
 
-def conditioning(anchors: Tensor) -> dict[str, Any]:
+def conditioning(frame: Frame) -> dict[str, Any]:
     """Width, rank, condition number and effective rank of one side's anchors, centred and normalised."""
-    latents = to_working(anchors)
-    frame = Frame.of(directions(latents, centre=latents.mean(0)), precision=precision_of(anchors))
     return {
-        "dim": anchors.shape[1],
+        "dim": frame.vh.shape[1],
         "rank": frame.rank,
         "condition_number": frame.condition_number,
         "effective_rank": frame.effective_rank,

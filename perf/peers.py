@@ -29,8 +29,10 @@ def every_member(x, y, q, head):
     anchors, queries = (x - cx) @ source.vh.T, (q - cx) @ source.vh.T
     for alpha in ALPHAS:
         for ridge in RIDGES:
-            gains = source.gains(exponent=alpha, ridge=ridge)[:, None], target.gains(exponent=1 - alpha, ridge=ridge)
-            made = gains[0] * between * gains[1]
+            member = TranslationSettings(alpha=alpha, ridge=ridge)
+            source_gains = member.gains(source.singular_values, side="source")
+            target_gains = member.gains(target.singular_values, side="target")
+            made = source_gains[:, None] * between * target_gains
             logits = queries @ (made @ readout)
             for like in (anchors[:100], queries[:100]):
                 yield apply_head(head, cy[None]) + logits * (mean_norm(y - cy) / mean_norm(like @ made))

@@ -7,10 +7,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.relative import directions, to_working
+from hf_relstitch.core.relative import BLOCK, directions, to_working
 
 Method = Literal["medoids", "random"]
 ROUNDS = 10
+MEANS = 64
+"""Means that are compared with all points at a time."""
 
 
 @torch.no_grad()
@@ -38,14 +40,14 @@ def choose_anchors(
     unit = directions(points, centre=points.mean(0))
     means = unit[shuffled[:count]]
     for _ in range(ROUNDS):
-        nearest = squared_distances(unit, means).argmin(1)
+        nearest = torch.cat([squared_distances(rows, means).argmin(1) for rows in unit.split(BLOCK)])
         sums = torch.zeros_like(means).index_add(0, nearest, unit)
         sizes = torch.bincount(nearest, minlength=count).to(unit)
         moved = torch.where(sizes[:, None] > 0, sums / sizes.clamp_min(1)[:, None], means)
         if torch.equal(moved, means):
             break
         means = moved
-    return nearest_rows(squared_distances(means, unit))
+    return nearest_rows(means, unit)
 
 
 def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -53,11 +55,12 @@ def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float
     return (x**2).sum(-1, keepdim=True) - 2 * x @ y.T + (y**2).sum(-1)
 
 
-def nearest_rows(distances: Float[Tensor, "m n"]) -> Int[Tensor, " m"]:
-    """The column nearest to each row that no row before it took."""
-    taken = torch.zeros(distances.shape[1], dtype=torch.bool, device=distances.device)
+def nearest_rows(means: Float[Tensor, "m d"], points: Float[Tensor, "n d"]) -> Int[Tensor, " m"]:
+    """The point nearest to each mean that no mean before it took."""
+    taken = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     rows = []
-    for distance in distances:
-        rows.append(int(distance.masked_fill(taken, torch.inf).argmin()))
-        taken[rows[-1]] = True
-    return torch.tensor(rows, device=distances.device)
+    for block in means.split(MEANS):
+        for distance in squared_distances(block, points):
+            rows.append(int(distance.masked_fill(taken, torch.inf).argmin()))
+            taken[rows[-1]] = True
+    return torch.tensor(rows, device=points.device)

@@ -1,15 +1,14 @@
 """How good a translation is, measured on anchors that it was not fitted on: no labels needed."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.folds import FOLDS, Fold, folds_of
 from hf_relstitch.core.inversion import TranslationSettings
-from hf_relstitch.core.relative import directions, to_working
-
-RANKED_AT_ONCE = 4096
-"""Rows whose similarities to all targets are held at once."""
+from hf_relstitch.core.relative import BLOCK, directions
 
 
 def held_out_translations(
@@ -17,17 +16,17 @@ def held_out_translations(
     target_anchors: Float[Tensor, "k d_target"],
     *,
     settings: TranslationSettings,
-    folds: int = 5,
+    folds: int | Sequence[Fold] = FOLDS,
 ) -> Float[Tensor, "k d_target"]:
-    """Each source anchor translated by a fit on the folds that it is not in; folds are drawn from the seed."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    order = torch.randperm(len(source_anchors), generator=generator).to(source_anchors.device)
-    translated = torch.empty_like(to_working(target_anchors))
-    for held_out in order.chunk(folds):
-        fitted = torch.ones_like(order, dtype=torch.bool)
-        fitted[held_out] = False
-        translation = fit(source_anchors[fitted], target_anchors[fitted], settings=settings)
-        translated[held_out] = translation(to_working(source_anchors[held_out]))
+    """Each source anchor translated by a fit on the folds that it is not in; folds are drawn from the seed.
+
+    `folds` may be these anchors in `folds_of` already, so that nothing is decomposed twice.
+    """
+    if isinstance(folds, int):
+        folds = folds_of(source_anchors, target_anchors, scale=settings.scale, seed=settings.seed, folds=folds)
+    translated = torch.empty_like(folds[0].y)
+    for fold in folds:
+        translated[fold.held_out] = fold.translated(settings)
     return translated
 
 
@@ -52,8 +51,8 @@ def retrieval_ranks(
     """Rank of the true latent among all targets, by cosine to the translated one: 1 is first, ties count against it."""
     queries, keys = directions(translated, centre=centre), directions(target, centre=centre)
     ranks = []
-    for start in range(0, len(queries), RANKED_AT_ONCE):
-        similarity = queries[start : start + RANKED_AT_ONCE] @ keys.T
+    for start in range(0, len(queries), BLOCK):
+        similarity = queries[start : start + BLOCK] @ keys.T
         ranks.append((similarity >= similarity.diagonal(start)[:, None]).sum(-1))
     return torch.cat(ranks)
 

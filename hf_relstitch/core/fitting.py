@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_relstitch.core.inversion import Translation, TranslationSettings, fit_translation
+from hf_relstitch.core.inversion import Frame, Translation, TranslationSettings, fit_translation
 from hf_relstitch.core.sharpening import SharpenedTranslation, fit_sharpened
 
 
@@ -12,14 +12,17 @@ def fit(
     target_anchors: Float[Tensor, "k d_target"],
     *,
     settings: TranslationSettings,
+    frames: tuple[Frame, Frame] | None = None,
 ) -> Translation | SharpenedTranslation:
     """The translation that `settings` make of anchors paired row for row; see `fit_translation`, `fit_sharpened`.
+
+    `frames` are both sides' `Frame.of_anchors`, where they are at hand.
 
     Raises:
         StitchError: anchors that cannot be paired, or that carry nothing.
     """
     make = fit_sharpened if settings.sharpness else fit_translation
-    return make(source_anchors, target_anchors, settings=settings)
+    return make(source_anchors, target_anchors, settings=settings, frames=frames)
 
 
 def empty_translation(

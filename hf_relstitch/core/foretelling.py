@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hf_relstitch.core.confidence import answers_of, apply_head, matching_temperature, mean_confidence
 from hf_relstitch.core.fidelity import agreement
-from hf_relstitch.core.relative import directions
+from hf_relstitch.core.relative import BLOCK, directions
 
 Grade = Literal["good", "usable", "do not use"]
 
@@ -107,8 +107,21 @@ def anchor_coverage(latents: Float[Tensor, "n d_source"], anchors: Float[Tensor,
 
 def share_near(latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"]) -> float:
     """Share of latents as near to their nearest anchor as 90 % of the anchors are to theirs."""
-    among = torch.cdist(anchors, anchors).fill_diagonal_(torch.inf).amin(-1)
-    return float((torch.cdist(latents, anchors).amin(-1) <= among.quantile(0.9)).double().mean())
+    among = nearest(anchors, anchors, themselves=True)
+    return float((nearest(latents, anchors) <= among.quantile(0.9)).double().mean())
+
+
+def nearest(
+    latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"], *, themselves: bool = False
+) -> Float[Tensor, " n"]:
+    """Distance of each latent to its nearest anchor, to another than itself where the latents are the anchors."""
+    found = []
+    for start in range(0, len(latents), BLOCK):
+        distances = torch.cdist(latents[start : start + BLOCK], anchors)
+        if themselves:
+            distances.diagonal(offset=start).fill_(torch.inf)
+        found.append(distances.amin(-1))
+    return torch.cat(found)
 
 
 def verdict(

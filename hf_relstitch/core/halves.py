@@ -85,4 +85,6 @@ def half(
 ) -> Float[Tensor, "m d"]:
     """`(XXᵀ + λI)^(−exponent) X` of each subset of centred and normalised anchors, one under the other."""
     frames = [Frame.of(unit[rows], precision=precision) for rows in subsets]
-    return torch.cat([frame.u @ (settings.gains(frame, side=side)[:, None] * frame.vh) for frame in frames])
+    return torch.cat(
+        [frame.u @ (settings.gains(frame.singular_values, side=side)[:, None] * frame.vh) for frame in frames]
+    )

@@ -80,12 +80,13 @@ class TranslationSettings:
             if not kept:
                 raise StitchError(message)
 
-    def gains(self, frame: "Frame", *, side: Side) -> Float[Tensor, " r"]:
-        """Gains of one side's frame: exponent α and λ of the source, exponent β and λ of the target."""
-        if side == "source":
-            return frame.gains(exponent=self.alpha, ridge=self.ridge)
-        beta = 1 - self.alpha if self.beta is None else self.beta
-        return frame.gains(exponent=beta, ridge=self.ridge if self.target_ridge is None else self.target_ridge)
+    def gains(self, singular_values: Float[Tensor, " r"], *, side: Side) -> Float[Tensor, " r"]:
+        """Diagonal of `Uᵀ (XXᵀ + λI)^(−exponent) X V` of a side: α and λ_x of the source, β and λ_y of the target."""
+        exponent, ridge = self.alpha, self.ridge
+        if side == "target":
+            exponent = 1 - self.alpha if self.beta is None else self.beta
+            ridge = self.ridge if self.target_ridge is None else self.target_ridge
+        return singular_values * shrinkage(singular_values**2, exponent=exponent, ridge=ridge)
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,22 @@ class Frame:
 
     @classmethod
     def of(cls, unit_anchors: Float[Tensor, "k d"], *, precision: float) -> "Frame":
-        """Decompose centred and normalised anchors that are known to a relative `precision`."""
-        u, s, vh = torch.linalg.svd(unit_anchors, full_matrices=False)
+        """Decompose centred and normalised anchors that are known to a relative `precision`.
+
+        Of many anchors the triangular factor is decomposed, `(d, d)`, which is faster on accelerators.
+        """
+        k, d = unit_anchors.shape
+        q, r = torch.linalg.qr(unit_anchors) if k > 2 * d else (None, unit_anchors)
+        u, s, vh = torch.linalg.svd(r, full_matrices=False)
+        u = u if q is None else q @ u
         kept = s > s[0] * max(unit_anchors.shape) * precision
         return cls(u[:, kept], s[kept], vh[kept])
+
+    @classmethod
+    def of_anchors(cls, anchors: Float[Tensor, "k d"]) -> "Frame":
+        """Decompose the directions of anchors from their mean."""
+        latents = to_working(anchors)
+        return cls.of(directions(latents, centre=latents.mean(0)), precision=precision_of(anchors))
 
     @property
     def rank(self) -> int:
@@ -123,10 +136,6 @@ class Frame:
         p = self.singular_values / self.singular_values.sum()
         return float(torch.exp(-(p * p.log()).sum()))
 
-    def gains(self, *, exponent: float, ridge: float) -> Float[Tensor, " r"]:
-        """Diagonal of `Uᵀ (XXᵀ + λI)^(−exponent) X V`, with λ relative to the mean squared singular value."""
-        return self.singular_values * shrinkage(self.singular_values**2, exponent=exponent, ridge=ridge)
-
 
 def shrinkage(eigenvalues: Float[Tensor, " r"], *, exponent: float, ridge: float) -> Float[Tensor, " r"]:
     """Eigenvalues of `(G + λI)^(−exponent)`, with λ relative to the mean of the eigenvalues of G that are not null."""
@@ -135,14 +144,15 @@ def shrinkage(eigenvalues: Float[Tensor, " r"], *, exponent: float, ridge: float
 
 def fold(source: Frame, target: Frame, *, settings: TranslationSettings) -> Float[Tensor, "d_source d_target"]:
     """The relative projection and its inversion as one matrix, `W(α, λ)`, without a `(k, k)` inverse."""
-    source_gains = settings.gains(source, side="source")
-    target_gains = settings.gains(target, side="target")
+    source_gains = settings.gains(source.singular_values, side="source")
+    target_gains = settings.gains(target.singular_values, side="target")
     return (source.vh.T * source_gains) @ (source.u.T @ target.u) @ (target_gains[:, None] * target.vh)
 
 
 class Translation(nn.Module):
-    """Source latents to target latents: `y = x A + b` for `scale="carry"`, `y = x̂ A + b` for `scale="mean"`.
+    """Source latents to target latents: `y = x A + b` for `scale="carry"`, `y = (x − μ) A / ‖x − μ‖ + b` for `"mean"`.
 
+    Both are one matrix product into one output: `(x − μ) A = x A − μ A`, and the norm is a factor on each row.
     All tensors are buffers: nothing here is trained. They are empty until `fit_translation` or a checkpoint
     fills them.
     """
@@ -161,9 +171,18 @@ class Translation(nn.Module):
     def forward(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n d_target"]:
         """Translate latents; computed in the dtype of the weights, given in the dtype of `x`."""
         latents = x.to(self.weight.dtype)
-        if self.scale == "mean":
-            latents = directions(latents, centre=self.centre)
-        return torch.addmm(self.bias, latents, self.weight).to(x.dtype)
+        if self.scale == "carry":
+            return torch.addmm(self.bias, latents, self.weight).to(x.dtype)
+        product = torch.addmm(-(self.centre @ self.weight), latents, self.weight)
+        return product.mul_(self.inverse_radii(latents)).add_(self.bias).to(x.dtype)
+
+    def inverse_radii(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n 1"]:
+        """`1/‖x − μ‖`, and 0 for latents so near to the centre that rounding alone makes their direction."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        centre = self.centre.to(exact)
+        radii = torch.cdist(x.to(exact), centre[None], compute_mode="donot_use_mm_for_euclid_dist")
+        rounding = 4 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(centre)
+        return torch.where(radii > rounding, 1 / radii, 0).to(x.dtype)
 
 
 @torch.no_grad()
@@ -172,13 +191,15 @@ def fit_translation(
     target_anchors: Float[Tensor, "k d_target"],
     *,
     settings: TranslationSettings,
+    frames: tuple[Frame, Frame] | None = None,
 ) -> Translation:
     """The translation that `settings` makes of anchors paired row for row (arXiv 2406.15057, sec. 3).
 
     Exact, for every α at λ = 0, when the target space is the source space under an isometry, a scale and a
     shift and the anchors span it. Computed and given in float64 on the device of the anchors, without
     gradients. It can be no better than the anchors: what they do not span is lost, and with a small `ridge`
-    the weak directions of the target anchors are amplified by their condition number.
+    the weak directions of the target anchors are amplified by their condition number. `frames` are both sides'
+    `Frame.of_anchors`, where they are at hand.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
@@ -186,14 +207,18 @@ def fit_translation(
     x, y = paired(source_anchors, target_anchors)
     if settings.identity:
         return unchanged(x, y)
-    x_precision, y_precision = precision_of(source_anchors), precision_of(target_anchors)
     x_centre, y_centre = x.mean(0), y.mean(0)
     x_unit, y_unit = directions(x, centre=x_centre), directions(y, centre=y_centre)
-    weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype, device=x.device)
-    subsets = anchor_subsets(y_unit, settings)
-    for rows in subsets:
-        frames = Frame.of(x_unit[rows], precision=x_precision), Frame.of(y_unit[rows], precision=y_precision)
-        weight += fold(*frames, settings=settings) / len(subsets)
+    if settings.pruning is None:
+        frames = frames or (Frame.of_anchors(source_anchors), Frame.of_anchors(target_anchors))
+        weight = fold(*frames, settings=settings)
+    else:
+        precisions = precision_of(source_anchors), precision_of(target_anchors)
+        weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype, device=x.device)
+        subsets = anchor_subsets(y_unit, settings)
+        for rows in subsets:
+            pair = Frame.of(x_unit[rows], precision=precisions[0]), Frame.of(y_unit[rows], precision=precisions[1])
+            weight += fold(*pair, settings=settings) / len(subsets)
 
     inputs = x - x_centre if settings.scale == "carry" else x_unit
     weight *= settings.stretch * mean_norm(y - y_centre) / mean_norm(inputs @ weight)

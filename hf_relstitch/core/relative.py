@@ -6,6 +6,9 @@ from torch import Tensor, nn
 
 from hf_relstitch.core.errors import StitchError
 
+BLOCK = 1024
+"""Rows that are compared with all others at a time, so that memory does not grow with the square of the rows."""
+
 
 def working_dtype(device: torch.device) -> torch.dtype:
     """The dtype that inversions are computed in: float64, or float32 on a device that has none (MPS)."""

@@ -1,5 +1,6 @@
 """Choosing a translation on anchors alone: cross-validation over the family, by what the head says."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from hf_relstitch.core.confidence import answer_probability, apply_head, first_layer, temperature_for
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.folds import FOLDS, Fold, View, assigned_folds
-from hf_relstitch.core.inversion import Scale, TranslationSettings, mean_norm, paired
-from hf_relstitch.core.relative import directions, precision_of
+from hf_relstitch.core.folds import Fold, View, folds_of
+from hf_relstitch.core.inversion import Scale, TranslationSettings, mean_norm
+from hf_relstitch.core.relative import directions
 
 Prefer = Literal["linear", "accuracy"]
 
@@ -66,6 +67,7 @@ def choose_settings(
     scale: Scale = "carry",
     multi_label: bool = False,
     seed: int = 0,
+    folds: Sequence[Fold] | None = None,
 ) -> Choice:
     """The member of the family that does best on anchors held out of its fit, in five folds; no labels.
 
@@ -78,7 +80,8 @@ def choose_settings(
     `prefer="linear"` looks at W(α, λ) and, for spaces of one width, at leaving latents as they are; `"accuracy"` also
     at averages of pruned members and at sharpened translations, which do not fold: kernel ridge regressions whose
     outputs are then evened out over the target's directions (β, with a ridge of its own). `stretch` of the choice
-    gives held-out latents the mean norm of the target anchors.
+    gives held-out latents the mean norm of the target anchors. `folds` are these anchors in
+    `folds_of`, where they are at hand.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
@@ -86,10 +89,8 @@ def choose_settings(
     """
     if prefer not in ("linear", "accuracy"):
         raise StitchError(f"prefer is {prefer!r}: it has to be 'linear' or 'accuracy'")
-    x, y = paired(source_anchors, target_anchors)
-    precisions = precision_of(source_anchors), precision_of(target_anchors)
-    fold_of = assigned_folds(len(x), seed=seed).to(x.device)
-    folds = [Fold.of(x, y, fold_of == fold, scale=scale, precisions=precisions) for fold in range(FOLDS)]
+    folds = folds or folds_of(source_anchors, target_anchors, scale=scale, seed=seed)
+    x, y = folds[0].x, folds[0].y
     judge = Judge.of(head, y, multi_label=multi_label)
     scores: dict[TranslationSettings, Tensor] = {}
     for candidates in grid(prefer, TranslationSettings(scale=scale, seed=seed)):
@@ -104,7 +105,7 @@ def choose_settings(
     means = {candidate: float(each.mean()) for candidate, each in scores.items()}
     ranked = sorted(means, key=lambda candidate: -means[candidate])
     best = settled(scores, ranked)
-    stretch = 1.0 if best.identity else sum(fold.stretch(best) for fold in folds) / FOLDS
+    stretch = 1.0 if best.identity else sum(fold.stretch(best) for fold in folds) / len(folds)
     return Choice(
         settings=replace(best, stretch=stretch),
         score=means[best],
@@ -171,9 +172,10 @@ class Judge:
         self, fold: Fold, view: View, settings: TranslationSettings, *, readout: Float[Tensor, "r_target width"]
     ) -> Float[Tensor, " n"]:
         """One score for each held-out row of a fold; no latent of `d_target` is made for a head that begins linear."""
-        made = view.map_of(settings)
-        scale = fold.target_norm / mean_norm(view.held_out[:NORM_ROWS] @ made)
-        read = scale * torch.linalg.multi_dot([view.held_out, made, readout])
+        source_gains, between, target_gains = view.factors_of(settings)
+        held_out = view.held_out * source_gains.T
+        scale = fold.target_norm / mean_norm(held_out[:NORM_ROWS] @ between * target_gains)
+        read = scale * torch.linalg.multi_dot([held_out, between, target_gains[:, None] * readout])
         if self.head is None:
             return self.cosines(read, fold.centre, fold.held_out)
         first, rest = first_layer(self.head)

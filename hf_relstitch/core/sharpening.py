@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hf_relstitch.core.inversion import Frame, Scale, TranslationSettings, mean_norm, paired, shrinkage
-from hf_relstitch.core.relative import directions, precision_of
+from hf_relstitch.core.relative import directions
 
 NULL = 1e-12
 """Eigenvalues of a sharpened Gram below this share of the largest, times its size, are rounding."""
@@ -74,6 +74,7 @@ def fit_sharpened(
     target_anchors: Float[Tensor, "m d_target"],
     *,
     settings: TranslationSettings,
+    frames: tuple[Frame, Frame] | None = None,
 ) -> SharpenedTranslation:
     """The family W(α, λ) over sharpened coordinates: `D = (G' + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−β) Y`, β = 1 − α if None.
 
@@ -88,9 +89,9 @@ def fit_sharpened(
     centre, bias = x.mean(0), y.mean(0)
     unit = directions(x, centre=centre)
     vectors, values = sharpened_spectrum(unit, sharpness=settings.sharpness)
-    target = Frame.of(directions(y, centre=bias), precision=precision_of(target_anchors))
+    target = frames[1] if frames else Frame.of_anchors(target_anchors)
     coefficients = shrinkage(values, exponent=settings.alpha, ridge=settings.ridge)[:, None] * (vectors.T @ target.u)
-    gains = settings.gains(target, side="target")
+    gains = settings.gains(target.singular_values, side="target")
 
     made = SharpenedTranslation(len(x), x.shape[1], y.shape[1], sharpness=settings.sharpness, scale=settings.scale)
     made.directions, made.centre, made.bias = unit, centre, torch.zeros_like(bias)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_relstitch.core.calibration import BINS, reliability
+
+examples = settings(deadline=None, max_examples=25, derandomize=True)
 
 
 def two_classes(confidence: torch.Tensor) -> torch.Tensor:
@@ -19,6 +21,7 @@ def test_by_hand() -> None:
     assert found.expected_error == pytest.approx((0.4 + 0.1 + 0.92) / 3)
 
 
+@examples
 @given(st.lists(st.tuples(st.integers(6, 10), st.integers(1, 5)), min_size=1, max_size=8))
 def test_zero_where_every_confidence_is_right_as_often_as_it_says(groups: list[tuple[int, int]]) -> None:
     sure = [tenths / 10 for tenths, times in groups for _ in range(10 * times)]
@@ -27,6 +30,7 @@ def test_zero_where_every_confidence_is_right_as_often_as_it_says(groups: list[t
     assert reliability(two_classes(confidence), torch.tensor(wrong)).expected_error == pytest.approx(0, abs=1e-9)
 
 
+@examples
 @given(st.integers(0, 2**16))
 def test_never_below_the_gap_of_the_means_nor_above_one(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,10 @@ from sklearn.metrics.pairwise import cosine_similarity, paired_cosine_distances
 from torch.testing import assert_close
 
 from hf_relstitch.core.fidelity import agreement, held_out_translations, mean_cosine, mean_reciprocal_rank
+from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.folds import assigned_folds
 from hf_relstitch.core.inversion import TranslationSettings, fit_translation
+from hf_relstitch.core.relative import BLOCK
 
 examples = settings(deadline=None, max_examples=25, derandomize=True)
 seeds = st.integers(0, 2**16)
@@ -58,6 +61,23 @@ def test_as_many_folds_as_rows_leave_one_out():
         translation = fit_translation(source[others], target[others], settings=EXACT)
         expected.append(translation(source[row : row + 1]))
     assert_close(held_out_translations(source, target, settings=EXACT, folds=9), torch.cat(expected))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{"alpha": 0.0, "ridge": 0.0}, {"scale": "mean"}, {"pruning": 0.6, "subspaces": 2}, {"sharpness": 1.0}],
+    ids=["inversion", "mean", "pruned", "sharpened"],
+)
+def test_held_out_translations_are_those_of_fits(chosen):
+    """Made of each fold's decomposition, and the same as fitting anew without the fold."""
+    source, target = gaussian(0, 60, 6), gaussian(1, 60, 5)
+    how = TranslationSettings(stretch=1.2, seed=3, **chosen)
+    fold_of = assigned_folds(60, seed=3)
+    expected = torch.empty_like(target)
+    for fold in range(5):
+        others = fold_of != fold
+        expected[~others] = fit(source[others], target[others], settings=how)(source[~others])
+    assert_close(held_out_translations(source, target, settings=how), expected, rtol=0, atol=1e-9)
 
 
 def test_held_out_translations_are_computed_in_float64():
@@ -162,6 +182,14 @@ def test_reciprocal_rank_equals_that_of_scikit_learn(seed, n, d):
     translated, target, centre = gaussian(seed, n, d), gaussian(seed + 1, n, d), gaussian(seed + 2, d)
     similarity = cosine_similarity(translated - centre, target - centre)
     expected = label_ranking_average_precision_score(np.eye(n), similarity)  # one true label a row: 1/rank
+    assert mean_reciprocal_rank(translated, target, centre=centre) == pytest.approx(expected)
+
+
+def test_reciprocal_rank_of_more_rows_than_are_compared_at_a_time():
+    translated, target, centre = gaussian(0, BLOCK + 77, 3), gaussian(1, BLOCK + 77, 3), gaussian(2, 3)
+    translated[BLOCK:] = target[BLOCK:]
+    similarity = cosine_similarity(translated - centre, target - centre)
+    expected = label_ranking_average_precision_score(np.eye(len(target)), similarity)
     assert mean_reciprocal_rank(translated, target, centre=centre) == pytest.approx(expected)
 
 

@@ -18,10 +18,12 @@ from hf_relstitch.core.foretelling import (
     anchor_coverage,
     answers_used,
     foretell,
+    nearest,
     scale_invariance,
     share_near,
     verdict,
 )
+from hf_relstitch.core.relative import BLOCK
 from hf_relstitch.core.selection import choose_settings
 
 
@@ -187,3 +189,10 @@ def test_too_few_anchors_of_related_spaces_ask_for_more():
     assert (few.grade, few.remedy) == ("do not use", "more anchors")
     assert many.grade == "do not use"
     assert "another encoder" in many.remedy
+
+
+def test_nearest_of_more_rows_than_are_compared_at_a_time():
+    anchors = gaussian(0, BLOCK + 50, 3)
+    distances = torch.cdist(anchors, anchors)
+    assert_close(nearest(anchors, anchors[:9]), distances[:, :9].amin(1))
+    assert_close(nearest(anchors, anchors, themselves=True), distances.fill_diagonal_(torch.inf).amin(1))

@@ -304,6 +304,43 @@ def test_low_precision_latents_give_the_float64_translation_rounded_once(scale, 
     assert_close(translated, translation(latents.double()).to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
 
 
+@examples
+@given(seed=seeds, shift=st.floats(0, 10), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+@scales
+def test_float32_weights_add_no_error_that_shows_in_the_latents_own_dtype(scale, seed, shift, dtype):
+    """Against float64 throughout, with a centre that is far out: (x − μ)W is made as xW − μW."""
+    x, y = gaussian(seed, 80, 32) + shift, gaussian(seed + 1, 80, 24)
+    latents = (gaussian(seed + 2, 9, 32) + shift).to(dtype)
+    translation = fit_translation(x, y, settings=TranslationSettings(scale=scale))
+    expected = translation(latents.double())
+    translated = translation.float()(latents).double()
+    allowed = (torch.finfo(dtype).eps + 50 * (1 + shift) * torch.finfo(torch.float32).eps) * expected.abs().max()
+    assert (translated - expected).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_latent_that_only_rounding_sets_apart_from_the_centre_is_not_blown_up(dtype):
+    x, y = gaussian(0, 30, 5) + 100, gaussian(1, 30, 7)
+    translation = fit_translation(x, y, settings=TranslationSettings(scale="mean")).to(dtype)
+    lengths = (translation(x.to(dtype)) - translation.bias).norm(dim=-1)
+    steps = torch.tensor([0.0, 1, 2, 5, 20]).to(dtype)[:, None]
+    near = translation.centre * (1 + steps * torch.finfo(dtype).eps)
+    assert ((translation(near) - translation.bias).norm(dim=-1) <= 3 * lengths.max()).all()
+
+
+def test_the_mean_scale_passes_on_what_is_not_finite():
+    translation = fit_translation(gaussian(0, 30, 5), gaussian(1, 30, 7), settings=TranslationSettings(scale="mean"))
+    latents = gaussian(2, 3, 5)
+    latents[0, 0], latents[1, 0] = torch.nan, torch.inf
+    assert (~translation(latents).isfinite()).all(1).tolist() == [True, True, False]
+
+
+@scales
+def test_gradients_go_through_a_translation(scale):
+    translation = fit_translation(gaussian(0, 30, 5), gaussian(1, 30, 7), settings=TranslationSettings(scale=scale))
+    assert torch.autograd.gradcheck(translation, gaussian(2, 4, 5).requires_grad_())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_low_precision_anchors_are_inverted_in_float64(dtype):
     x, y = gaussian(0, 60, 16).to(dtype), gaussian(1, 60, 12).to(dtype)
