@@ -277,7 +277,7 @@ def test_images_through_the_stock_pipeline(tmp_path: Path) -> None:
     assert [one[0]["label"] for one in answers] == [pico.LABELS[i] for i in output.logits.argmax(1).tolist()]
 
 
-@pytest.mark.parametrize("settings", [{}, {"sharpness": 1.0}])
+@pytest.mark.parametrize("settings", [{}, {"sharpness": 1.0}, {"beta": 0.1, "target_ridge": 2.0}])
 def test_refit_from_the_stored_anchors_is_the_stored_translation(
     source: Encoder, target_folder: str, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
