@@ -18,6 +18,7 @@ from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.core.halves import relative_half
 from hf_relstitch.cuts import linear_of
 from hf_relstitch.encoders import Encoder, batched, check_inputs, encode_batch, in_order, preprocess
+from hf_relstitch.fusing import Fused, fuse
 from hf_relstitch.heads import Head, load_target
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
@@ -72,6 +73,7 @@ class RelativeStitcher(SavedModel):
         sizes = config.num_anchors, config.d_source, config.d_target
         self.translation = empty_translation(*sizes, settings=config.translation_settings)
         self.head = nn.Linear(config.d_target, config.num_labels, bias=config.head["bias"])
+        self.fused: Fused | None = None
         self.post_init()
 
     @classmethod
@@ -233,7 +235,8 @@ class RelativeStitcher(SavedModel):
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         check_inputs(given, modality=self.config.modality)
         latents, encoded = encode_batch(self.encoder, given, pooling=self.config.pooling, **kwargs)
-        logits = self.head(self.translate(latents)) / self.config.logit_temperature
+        logits = self.fused(latents) if self.fused is not None else self.head(self.translate(latents))
+        logits = logits / self.config.logit_temperature
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -243,6 +246,15 @@ class RelativeStitcher(SavedModel):
             hidden_states=getattr(encoded, "hidden_states", None),
             attentions=getattr(encoded, "attentions", None),
         )
+
+    def fuse(self) -> "RelativeStitcher":
+        """Make logits by one linear layer from here on, and give the model; `translate` and saved folders are as ever.
+
+        Raises:
+            StitchError: the translation is sharpened, or has `scale="mean"`: it is not affine.
+        """
+        self.fused = fuse(self.translation, self.head)
+        return self
 
     def translate(self, latents: Tensor) -> Tensor:
         """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype."""
@@ -301,3 +313,5 @@ class RelativeStitcher(SavedModel):
         """Compute the translation again from the stored anchors, on the device the model is on."""
         made = fit(self.anchors.source, self.anchors.target, settings=self.config.translation_settings)
         self.translation.load_state_dict(made.state_dict())
+        if self.fused is not None:
+            self.fuse()
