@@ -165,7 +165,7 @@ class Translation(nn.Module):
         """`1/‖x − μ‖`, and 0 for latents so near to the centre that rounding alone makes their direction."""
         exact = torch.promote_types(x.dtype, torch.float32)
         latents, centre = x.to(exact), self.centre.to(exact)
-        if torch.compiler.is_compiling():  # which fuses this and needs no centred latents in memory; ONNX knows no cdist
+        if torch.compiler.is_compiling():  # which fuses this in place of a centred copy; ONNX knows no cdist
             radii = torch.linalg.vector_norm(latents - centre, dim=-1, keepdim=True)
         else:
             radii = torch.cdist(latents, centre[None], compute_mode="donot_use_mm_for_euclid_dist")
