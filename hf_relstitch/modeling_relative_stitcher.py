@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
@@ -18,35 +18,15 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.core.halves import relative_half
 from hf_relstitch.encoders import Encoder, batched, check_inputs, encode_batch, in_order, preprocess
+from hf_relstitch.fusing import Fused, fuse
 from hf_relstitch.head_modules import build_head, describe_head, own_copy
 from hf_relstitch.heads import Head, load_target
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
-from hf_relstitch.stitching import covered, stitch, written_anchors, written_call
+from hf_relstitch.stitching import AnchorPair, covered, stitch, written_anchors, written_call
 
 OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "audio": SequenceClassifierOutput}
-
-
-class AnchorPair(nn.Module):
-    """Both sides' anchors, row for row: the truth that the translation can be computed from again."""
-
-    source: Tensor
-    target: Tensor
-    ids: Tensor
-
-    def __init__(self, num_anchors: int, d_source: int, d_target: int) -> None:
-        super().__init__()
-        self.register_buffer("source", torch.empty(num_anchors, d_source))
-        self.register_buffer("target", torch.empty(num_anchors, d_target))
-        self.register_buffer("ids", torch.empty(num_anchors, dtype=torch.int64))
-
-    @classmethod
-    def of(cls, source: AnchorSet, target: AnchorSet) -> "AnchorPair":
-        """The anchors of two paired sets."""
-        pair = cls(0, 0, 0)
-        pair.source, pair.target, pair.ids = source.latents, target.latents, source.ids
-        return pair
 
 
 class RelativeStitcher(SavedModel):
@@ -73,6 +53,7 @@ class RelativeStitcher(SavedModel):
         sizes = config.num_anchors, config.d_source, config.d_target
         self.translation = empty_translation(*sizes, settings=config.translation_settings)
         self.head = build_head(config.head, d_target=config.d_target, num_labels=config.num_labels)
+        self.fused: Fused | None = None
         self.post_init()
 
     @classmethod
@@ -243,7 +224,8 @@ class RelativeStitcher(SavedModel):
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         check_inputs(given, modality=self.config.modality)
         latents, encoded = encode_batch(self.encoder, given, pooling=self.config.pooling, **kwargs)
-        logits = self.head(self.translate(latents)) / self.config.logit_temperature
+        logits = self.fused(latents) if self.fused is not None else self.head(self.translate(latents))
+        logits = logits / self.config.logit_temperature
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -253,6 +235,15 @@ class RelativeStitcher(SavedModel):
             hidden_states=getattr(encoded, "hidden_states", None),
             attentions=getattr(encoded, "attentions", None),
         )
+
+    def fuse(self) -> "RelativeStitcher":
+        """Make logits by one linear layer from here on, and give the model; `translate` and saved folders are as ever.
+
+        Raises:
+            StitchError: the translation is sharpened or has `scale="mean"`, or the head is not one linear layer.
+        """
+        self.fused = fuse(self.translation, self.head)
+        return self
 
     def translate(self, latents: Tensor) -> Tensor:
         """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype."""
@@ -311,3 +302,5 @@ class RelativeStitcher(SavedModel):
         """Compute the translation again from the stored anchors, on the device the model is on."""
         made = fit(self.anchors.source, self.anchors.target, settings=self.config.translation_settings)
         self.translation.load_state_dict(made.state_dict())
+        if self.fused is not None:
+            self.fuse()

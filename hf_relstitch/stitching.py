@@ -40,6 +40,27 @@ class Stitch:
     report: dict[str, Any]
 
 
+class AnchorPair(nn.Module):
+    """Both sides' anchors, row for row: the truth that the translation can be computed from again."""
+
+    source: Tensor
+    target: Tensor
+    ids: Tensor
+
+    def __init__(self, num_anchors: int, d_source: int, d_target: int) -> None:
+        super().__init__()
+        self.register_buffer("source", torch.empty(num_anchors, d_source))
+        self.register_buffer("target", torch.empty(num_anchors, d_target))
+        self.register_buffer("ids", torch.empty(num_anchors, dtype=torch.int64))
+
+    @classmethod
+    def of(cls, source: AnchorSet, target: AnchorSet) -> "AnchorPair":
+        """The anchors of two paired sets."""
+        pair = cls(0, 0, 0)
+        pair.source, pair.target, pair.ids = source.latents, target.latents, source.ids
+        return pair
+
+
 def stitch(
     source_anchors: AnchorSet,
     target_anchors: AnchorSet,

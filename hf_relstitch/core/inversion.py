@@ -179,8 +179,11 @@ class Translation(nn.Module):
     def inverse_radii(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n 1"]:
         """`1/‖x − μ‖`, and 0 for latents so near to the centre that rounding alone makes their direction."""
         exact = torch.promote_types(x.dtype, torch.float32)
-        centre = self.centre.to(exact)
-        radii = torch.cdist(x.to(exact), centre[None], compute_mode="donot_use_mm_for_euclid_dist")
+        latents, centre = x.to(exact), self.centre.to(exact)
+        if torch.compiler.is_compiling():  # which fuses this in place of a centred copy; ONNX knows no cdist
+            radii = torch.linalg.vector_norm(latents - centre, dim=-1, keepdim=True)
+        else:
+            radii = torch.cdist(latents, centre[None], compute_mode="donot_use_mm_for_euclid_dist")
         rounding = 4 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(centre)
         return torch.where(radii > rounding, 1 / radii, 0).to(x.dtype)
 

@@ -1,0 +1,160 @@
+"""What translating, stitching, loading and fitting cost, against what one would run without this package.
+
+python perf/speed.py translate | stitched ENCODER | loading ENCODER | fit 1000 768 | fit 10000 1024
+
+ENCODER is a folder of all-MiniLM-L6-v2. Both sides of a ratio take turns in one process; each ratio is the median of
+the pairs', and its spread is from the lower to the upper quartile.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from hf_relstitch import Encoder, RelativeStitcher
+from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.core.fidelity import held_out_translations, mean_reciprocal_rank
+from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.folds import folds_of
+from hf_relstitch.core.inversion import Frame, TranslationSettings, fit_translation
+from hf_relstitch.core.relative import directions
+from hf_relstitch.core.selection import choose_settings
+
+
+def seconds(run) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def compare(name, ours, theirs, *, pairs, faster=False):
+    """The ratio of times, ours to theirs, or of speeds where `faster`."""
+    ours(), theirs()
+    ratios, times = [], []
+    for number in range(pairs):
+        first, second = (seconds(run) for run in ((ours, theirs) if number % 2 else (theirs, ours)))
+        mine, others = (first, second) if number % 2 else (second, first)
+        ratios.append(others / mine if faster else mine / others)
+        times.append((mine, others))
+    low, _, high = statistics.quantiles(ratios, n=4)
+    mine, others = (statistics.median(column) for column in zip(*times, strict=True))
+    ratio = statistics.median(ratios)
+    print(f"| {name} | {mine:.4g} s | {others:.4g} s | {ratio:.2f} ({low:.2f} to {high:.2f}) | {pairs} |", flush=True)
+
+
+@torch.no_grad()
+def translate(options):
+    """Rows of 768 to 768, float32, with 1,000 anchors."""
+    torch.manual_seed(0)
+    anchors = torch.randn(1000, 768), torch.randn(1000, 768)
+    made = {
+        scale: fit_translation(*anchors, settings=TranslationSettings(scale=scale)).float()
+        for scale in ("carry", "mean")
+    }
+    unit, target_unit = (directions(one, centre=one.mean(0)) for one in anchors)
+    pseudo_inverse, centre = torch.linalg.pinv(target_unit.T), anchors[0].mean(0)
+    mean, std, other_mean, other_std = anchors[0].mean(0), anchors[0].std(0), anchors[1].mean(0), anchors[1].std(0)
+    matrix = made["carry"].weight
+    for rows in options.rows:
+        x = torch.randn(rows, 768)
+        ways = {
+            "torch.mm": lambda x=x: torch.mm(x, matrix),
+            "two steps": lambda x=x: (directions(x, centre=centre) @ unit.T) @ pseudo_inverse,
+            # latentis 0.0.8, Translator.transform with its StandardScaling on both sides, operation by operation
+            "latentis": lambda x=x: (((x - mean) / std) @ matrix) * other_std + other_mean,
+        }
+        carry = lambda x=x: made["carry"](x)  # noqa: E731
+        compare(f"{rows:,} rows, carry / torch.mm", carry, ways["torch.mm"], pairs=options.pairs)
+        compare(f"{rows:,} rows, mean / torch.mm", lambda x=x: made["mean"](x), ways["torch.mm"], pairs=options.pairs)
+        for peer in ("latentis", "two steps"):
+            name = f"{rows:,} rows, times as fast as {peer}"
+            compare(name, carry, ways[peer], pairs=options.pairs, faster=True)
+
+
+def tiny_stitch(folder):
+    """An encoder stitched to a random head through random target anchors: time does not depend on their values."""
+    encoder = Encoder.from_pretrained(folder)
+    texts = [f"storm number {number} hits the coast and the harbour is closed" for number in range(100)]
+    anchors = AnchorSet.encode(encoder, texts, progress=False)
+    head = torch.nn.Linear(anchors.dim, 26)
+    return encoder, RelativeStitcher.from_anchor_sets(encoder, anchors, anchors, head, alpha=0.7, ridge=0.3), texts
+
+
+@torch.no_grad()
+def stitched(options):
+    """A forward pass of 64 texts against the encoder's own and its pooling."""
+    encoder, model, texts = tiny_stitch(options.encoder)
+    batch = dict(encoder.processor(texts[:64], padding=True, return_tensors="pt"))
+    compare(
+        "stitched / encoder and pooling", lambda: model(**batch), lambda: encoder.latents(batch), pairs=options.pairs
+    )
+    model.fuse()
+    compare("fused / encoder and pooling", lambda: model(**batch), lambda: encoder.latents(batch), pairs=options.pairs)
+
+
+def loading(options):
+    """`from_pretrained` of a stitched folder against `AutoModel.from_pretrained` of its encoder's."""
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    encoder, model, _ = tiny_stitch(options.encoder)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(Path(folder, "stitched"))
+        encoder.model.save_pretrained(Path(folder, "encoder"))
+        compare(
+            "loading stitched / encoder",
+            lambda: RelativeStitcher.from_pretrained(Path(folder, "stitched")),
+            lambda: AutoModel.from_pretrained(Path(folder, "encoder")),
+            pairs=options.pairs,
+        )
+
+
+def fitting(options):
+    """All that a stitch computes on anchors, step by step, with the peak memory of the process so far."""
+    count, width = options.sizes
+    torch.manual_seed(0)
+    shared = torch.randn(count, 64)
+    x, y = (shared @ torch.randn(64, width) + torch.randn(count, width) for _ in range(2))
+    head, total = torch.nn.Linear(width, 20), 0.0
+
+    def step(name, run):
+        nonlocal total
+        begun = time.perf_counter()
+        result = run()
+        total += (spent := time.perf_counter() - begun)
+        peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+        print(f"| {count:,} × {width:,}, {name} | {spent:.2f} s | {total:.2f} s | {peak:,} MB |", flush=True)
+        return result
+
+    folds = step("folds", lambda: folds_of(x, y, scale="carry", seed=0))
+    choice = step("choice", lambda: choose_settings(x, y, head=head, folds=folds))
+    made = step("held-out", lambda: held_out_translations(x, y, settings=choice.settings, folds=folds))
+    frames = step("one SVD a side", lambda: (Frame.of_anchors(x), Frame.of_anchors(y)))
+    step("fit", lambda: fit(x, y, settings=choice.settings, frames=frames))
+    step("retrieval", lambda: mean_reciprocal_rank(made, y.double(), centre=y.double().mean(0)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=21)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("translate")
+    command.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    command.set_defaults(run=translate)
+    for name, run in (("stitched", stitched), ("loading", loading)):
+        command = commands.add_parser(name)
+        command.add_argument("encoder")
+        command.set_defaults(run=run)
+    command = commands.add_parser("fit")
+    command.add_argument("sizes", type=int, nargs=2)
+    command.set_defaults(run=fitting)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
