@@ -147,6 +147,9 @@ def refused(tmp_path: Path, text: str) -> str:
             "line 14: 'tinny' in ['tiny', 'tinny'] is no enc",
         ),
         ("heads:", "heads: [", "is not YAML"),
+        ("heads:", "a: &a [*a]\nheads:", "line 16: this is deeper, or longer, than a suite can be"),
+        ("heads:", "? [a]\n: b\nheads:", "line 16: a name is text, and this is a sequence"),
+        ("text: words", "text: label", "line 11: salad: an input is a int: expected a text"),
     ],
 )
 def test_a_suite_that_cannot_be_is_refused_with_its_line(
@@ -248,7 +251,7 @@ def test_what_a_cell_depends_on_makes_it_another(latents: Path, tmp_path: Path) 
     assert cells(name="another name") == 2
     assert cells(seeds=[1]) == 4
     fewer = suite_of(latents)["data"]
-    fewer["spaces"]["head_rows"] = 150
+    fewer["spaces"] |= {"head_rows": 150, "test_rows": 250}  # of the same rows
     assert cells(data=fewer) == 6
 
 

@@ -9,7 +9,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_relstitch.pictures import COLOURS, MARKERS
+from hf_relstitch.pictures import COLOURS as ALL_COLOURS
+from hf_relstitch.pictures import MARKERS
+
+COLOURS = [colour for colour in ALL_COLOURS if colour not in ("#f0e442", "#000000")]
+"""Without yellow, which is faint as a line, and black, which is the native encoder's."""
 
 WIDTH = 11.0
 """Inches of a picture, at 150 dots each and letters of 12 points."""
@@ -152,7 +156,7 @@ def diagram(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[st
         used = counts > 0.005 * counts.sum()
         sizes = 20 + 180 * counts[used] / counts.sum()
         style: dict[str, Any] = {"color": COLOURS[place], "label": method}
-        axes.plot(sure[used], right[used], linewidth=1.5, **style)
+        axes.plot(sure[used], right[used], linewidth=1.5, marker=MARKERS[place], markersize=3, **style)
         axes.scatter(sure[used], right[used], s=sizes, marker=MARKERS[place], color=COLOURS[place])
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)

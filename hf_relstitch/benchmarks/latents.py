@@ -141,7 +141,10 @@ def space_of(
             f"{', '.join(rows.inputs)}; add it to inputs, say input: of the encoder, or name the pairs",
         )
     inputs, state = rows.inputs[column], accelerate_state()
-    ids = hashlib.blake2b(input_ids(inputs).numpy().tobytes(), digest_size=12).hexdigest()
+    try:
+        ids = hashlib.blake2b(input_ids(inputs).numpy().tobytes(), digest_size=12).hexdigest()
+    except StitchError as error:
+        raise document.error(("data", rows.name, "inputs", column), f"{rows.name}: {error}") from error
     key = key_of("latents", asdict(model.provenance), ids)
     file = folder / f"{key}.safetensors"
     there = file.is_file()

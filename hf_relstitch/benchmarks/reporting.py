@@ -88,11 +88,11 @@ def method_table(cells: Sequence[Mapping[str, Any]]) -> str:
         by_count = {count: [cell for cell in group if cell["anchors"] == count] for count in counts}
         last = by_count[counts[-1]] or group
         index = [cell["accuracy"] / cell["native_accuracy"] for cell in last if cell["native_accuracy"]]
-        means = [fmean(cell[name] for cell in last) for name in ("f1", "agreement", "ece")]
+        means = [fmean(cell[name] for cell in last) for name in ("f1", "agreement", "ece", "native_ece")]
         accuracies = [spread([cell["accuracy"] for cell in each], deviation=False) for each in by_count.values()]
         rows.append([method, *accuracies, decimal(fmean(index)) if index else "–", *map(decimal, means)])
     titles = [f"accuracy, {count}" for count in counts]
-    return table(["method", *titles, "stitching index", "F1", "agreement", "ECE"], rows)
+    return table(["method", *titles, "stitching index", "F1", "agreement", "ECE", "native ECE"], rows)
 
 
 def foretold_table(cells: Sequence[Mapping[str, Any]]) -> str:

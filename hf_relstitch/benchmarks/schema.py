@@ -12,6 +12,8 @@ from hf_relstitch.core.errors import StitchError
 
 Path_ = tuple[str | int, ...]
 T = TypeVar("T")
+DEEPEST, LONGEST = 8, 10_000
+"""Keys that lead to a value, and values in all: a file of aliases could go on for ever."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def many(rule: Any) -> Any:
     """A rule for a list of at least one, each different."""
 
     def rule_for_all(document: Document, value: Any, path: Path_) -> tuple[Any, ...]:
-        if not isinstance(value, list) or not value:
+        if not isinstance(value, list | tuple) or not value:
             raise document.error(path, f"{_name(path)} is {value!r}: expected a list of one or more")
         made = tuple(rule(document, one, (*path, place)) for place, one in enumerate(value))
         if len(set(made)) < len(made):
@@ -134,14 +136,18 @@ def named(rule: Any) -> Any:
 
 def nested(cls: type[T]) -> Any:
     """A rule for a dataclass within a dataclass."""
-    return lambda document, value, path: document.into(cls, value or {}, path)
+    return lambda document, value, path: document.into(cls, {} if value is None else value, path)
 
 
 def _number(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: str) -> None:
     """Write down the line of each value, of a mapping's the line of its key."""
+    if len(path) > DEEPEST or len(lines) > LONGEST:
+        raise StitchError(f"{file}, line {node.start_mark.line + 1}: this is deeper, or longer, than a suite can be")
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise StitchError(f"{file}, line {key.start_mark.line + 1}: a name is text, and this is a {key.id}")
             at = (*path, key.value)
             if at in lines:
                 raise StitchError(f"{file}, line {key.start_mark.line + 1}: {key.value!r} stands here a second time")

@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).with_name("suites")
 
 def pair(document: Document, value: Any, path: Path_) -> tuple[str, str]:
     """A rule for `[source, target]`."""
-    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(one, str) for one in value):
         raise document.error(path, f"{'.'.join(map(str, path))} is {value!r}: expected [source, target], two names")
     return (value[0], value[1])
 
@@ -117,6 +117,8 @@ def check_suite(document: Document) -> Suite:
         StitchError: an unknown key, a missing one, a value that is not allowed, or a name that stands for nothing.
     """
     suite = document.into(Suite, document.content, ())
+    if not suite.data:
+        raise document.error(("data",), "data is empty: name at least one data set")
     for name, encoder in suite.encoders.items():
         if encoder.model and encoder.classifier:
             raise document.error(("encoders", name), f"encoder {name!r} has model and classifier: give one of them")

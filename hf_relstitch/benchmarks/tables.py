@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetsError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -112,7 +112,7 @@ def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
         if suffix in FORMATS:
             return load_dataset(FORMATS[suffix], data_files={split: place}, split=split)
         return load_dataset(place, spec.config, split=split, revision=spec.revision)
-    except (DatasetNotFoundError, ValueError, OSError) as error:
+    except (DatasetsError, ValueError, OSError) as error:
         raise document.error((*at, "path"), f"{place} (split {split!r}) cannot be loaded: {error}") from error
 
 
