@@ -11,7 +11,7 @@ import assets
 import pytest
 import yaml
 from datasets import Dataset, Features, Image, Value
-from efficientnet_lite import lite_model, lite_processor
+from efficientnet_lite import lite_model, lite_processor, register
 
 from hf_relstitch import Encoder
 from hf_relstitch.benchmarks import run_suite, write_report
@@ -34,6 +34,7 @@ def emoji() -> Dataset:
 
 def encoders() -> dict[str, Encoder]:
     """Two of text and two of images."""
+    register()
     lites = {
         size: Encoder(lite_model(size), lite_processor(size), model_id=f"efficientnet-lite{size}") for size in (0, 2)
     }

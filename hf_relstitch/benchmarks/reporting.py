@@ -61,7 +61,7 @@ def markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     parts += [f"![{caption}]({file})\n\n{caption}." for file, caption in pictures.items()]
     if failures:
         names = [*PAIR, "method", "anchors", "seed", "error"]
-        rows = [[str(one[name]).replace("|", "\\|").replace("\n", " ") for name in names] for one in failures]
+        rows = [[str(one[name]).replace("|", "\\|").replace("\n", " ")[:200] for name in names] for one in failures]
         parts += ["## Failed", table(names, rows)]
     parts += ["## Data and encoders", data_table(results["data"])]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
