@@ -301,7 +301,8 @@ def test_refit_follows_the_anchors(stitched: RelativeStitcher) -> None:
 def test_settings_reach_the_translation(source: Encoder, target_folder: str) -> None:
     settings = {"alpha": 0.0, "ridge": 0.0, "scale": "mean", "pruning": 0.9, "subspaces": 2, "seed": 3, "stretch": 1.1}
     model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **settings)
-    assert model.config.translation == settings | {"sharpness": 0.0, "identity": False}
+    plain = {"beta": None, "target_ridge": None, "sharpness": 0.0, "identity": False}
+    assert model.config.translation == settings | plain
     assert model.config.selection is None
     expected = fit_translation(
         model.anchors.source, model.anchors.target, settings=TranslationSettings(**settings)
@@ -436,7 +437,7 @@ def test_refuses_weights_that_are_not_the_models(
         ({"pooling": "max"}, "the config's pooling is 'max': expected one of mean, cls"),
         ({"head": {"kind": "code"}}, "expected kind 'linear'"),
         ({"translation": {"alpha": 2.0}}, r"alpha is 2\.0: it has to be in \[0, 1\]"),
-        ({"translation": {"beta": 2.0}}, "the config's translation settings are not of this version"),
+        ({"translation": {"warp": 2.0}}, "the config's translation settings are not of this version"),
     ],
 )
 def test_refuses_a_config_that_it_cannot_follow(
