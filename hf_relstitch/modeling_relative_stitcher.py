@@ -19,6 +19,7 @@ from hf_relstitch.core.halves import relative_half
 from hf_relstitch.cuts import linear_of
 from hf_relstitch.encoders import Encoder, batched, check_inputs, encode_batch, in_order, preprocess
 from hf_relstitch.heads import Head, load_target
+from hf_relstitch.inputs import Side, are_pairs, side_of
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
@@ -98,7 +99,8 @@ class RelativeStitcher(SavedModel):
             target: a text, image or audio classifier (a folder or a Hub id), which is cut into encoder and head; or,
                 with `head`, the encoder that the head was trained on.
             anchors: unlabeled inputs that both models take: texts, PIL images, numpy
-                arrays of sound, or Paths of images or sounds.
+                arrays of sound, or Paths of images or sounds. Or pairs, where the models take no common input: what
+                the source takes and what the target takes, such as (image, text), (German, English), (sound, text).
             head: the linear layer from target latents to logits, where `target` is an encoder.
             labels: the names of a bare layer's classes.
             num_anchors: how many of the anchor inputs to keep, chosen by `choose_anchors`; None keeps all.
@@ -121,13 +123,14 @@ class RelativeStitcher(SavedModel):
             target, head = load_target(str(target))
         elif not isinstance(target, Encoder):
             target = Encoder.from_pretrained(target)
+        sides: tuple[Side | None, Side | None] = ("first", "second") if are_pairs(anchors) else (None, None)
         if num_anchors is not None and num_anchors < len(anchors):
-            candidates = target.encode(anchors, batch_size=batch_size, progress=progress)
+            candidates = target.encode(side_of(anchors, sides[1]), batch_size=batch_size, progress=progress)
             anchors = [anchors[row] for row in choose_anchors(candidates, num_anchors).tolist()]
-        target_anchors = AnchorSet.encode(target, anchors, **options)
+        target_anchors = AnchorSet.encode(target, anchors, side=sides[1], **options)
         del target
         source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
-        source_anchors = AnchorSet.encode(source, anchors, **options)
+        source_anchors = AnchorSet.encode(source, anchors, side=sides[0], **options)
         model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
         if inputs is not None:
             model.config.report = model.check(inputs)

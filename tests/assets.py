@@ -4,13 +4,18 @@ A test whose asset is not there is skipped, or fails where HF_RELSTITCH_REQUIRE_
 """
 
 import hashlib
+import json
 import os
+import shutil
+import subprocess
+import tarfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, NoReturn
+from xml.etree import ElementTree
 from zipfile import ZipFile
 
 import numpy as np
@@ -22,6 +27,9 @@ MPNET_SHA256 = "eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da
 MPNET_PARTS = range(1, 6)
 LITE_FILES = {0: "efficientnet-lite0-57934424.pth", 2: "efficientnet-lite2-9656183e.pth"}
 WORDNET_NOUNS = Path("/usr/share/wordnet/data.noun")
+EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
+EMOJI_SHA256 = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
+CLDR = Path("/usr/share/unicode/cldr/common")
 FIRST_NOUN_CLASS = 3  # of WordNet's 45 lexicographer files, 3 to 28 are nouns
 
 
@@ -68,6 +76,70 @@ def digits() -> tuple[list[Image.Image], list[int]]:
     return [Image.fromarray(image).convert("RGB") for image in pixels], data.target.tolist()
 
 
+def emoji(language: str = "en") -> tuple[list[Image.Image], list[str], list[int]]:
+    """1,849 emoji: the picture of each (64 × 64, on white), its name and keywords, and its group, 0 to 8."""
+    if not (CLDR / "annotations" / f"{language}.xml").is_file():
+        missing(f"{CLDR}/annotations/{language}.xml", install="apt-get install unicode-cldr-core")
+    folder, texts = emoji_folder(), emoji_texts(language)
+    listed = json.loads((folder / "emoji.json").read_text(encoding="utf-8"))
+    found = [
+        (folder / "img/google/64" / one["image"], texts[characters], one["category"])
+        for one in sorted(listed, key=lambda one: one["sort_order"])
+        if one["category"] != "Component" and (characters := emoji_characters(one["unified"])) in texts
+    ]
+    groups = sorted({group for *_, group in found})
+    return (
+        [on_white(file) for file, *_ in found],
+        [text for _, text, _ in found],
+        [groups.index(group) for *_, group in found],
+    )
+
+
+def on_white(file: Path) -> Image.Image:
+    """A picture with transparent parts as one without."""
+    with Image.open(file) as opened:
+        picture = opened.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def emoji_characters(code_points: str) -> str:
+    """An emoji from its code points, without variation selectors, which CLDR leaves out."""
+    return "".join(chr(int(one, 16)) for one in code_points.split("-")).replace("\ufe0f", "")
+
+
+def emoji_texts(language: str) -> dict[str, str]:
+    """Names and keywords of emoji, as "name: keyword, keyword"."""
+    names: dict[str, str] = {}
+    keywords: dict[str, str] = {}
+    for kind in ("annotations", "annotationsDerived"):
+        for one in ElementTree.parse(CLDR / kind / f"{language}.xml").iter("annotation"):
+            (names if one.get("type") == "tts" else keywords)[one.get("cp")] = one.text
+    return {one: f"{name}: {keywords[one].replace(' | ', ', ')}" for one, name in names.items() if one in keywords}
+
+
+def emoji_folder() -> Path:
+    """Folder of `emoji.json` and the pictures, taken out of the npm package the first time (of 74 MB)."""
+    folder = cache() / f"emoji-{EMOJI_SHA256[:12]}"
+    if folder.is_dir():
+        return folder
+    if shutil.which("npm") is None:
+        missing("npm, which fetches the emoji,", install="apt-get install npm")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as scratch:
+        command = ["npm", "pack", "--silent", "--pack-destination", scratch, EMOJI_PACKAGE]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            missing(EMOJI_PACKAGE, install=f"npm could not fetch it ({done.stderr.strip()})")
+        (archive,) = Path(scratch).glob("*.tgz")
+        if (digest := hashlib.sha256(archive.read_bytes()).hexdigest()) != EMOJI_SHA256:
+            pytest.fail(f"{EMOJI_PACKAGE} has sha256 {digest}: expected {EMOJI_SHA256}")
+        with tarfile.open(archive) as packed:
+            wanted = [one for one in packed if one.name.startswith(("package/emoji.json", "package/img/google/64/"))]
+            packed.extractall(scratch, wanted, filter="data")
+        move_once(Path(scratch, "package"), folder)
+    return folder
+
+
 def missing(what: str, *, install: str) -> NoReturn:
     """Skip the test for want of an asset, or fail it where HF_RELSTITCH_REQUIRE_ASSETS=1."""
     message = f"{what} is not there: {install}"
@@ -106,11 +178,16 @@ def unzip_once(parts: Sequence[Path], *, to: Path, sha256: str) -> None:
         join(parts, archive, sha256=sha256)
         with ZipFile(archive) as zipped:
             zipped.extractall(unzipped)
-        try:
-            unzipped.rename(to)
-        except OSError:
-            if not to.is_dir():  # no other process was faster
-                raise
+        move_once(unzipped, to)
+
+
+def move_once(made: Path, to: Path) -> None:
+    """Move a folder to its place, where another process may have put the same one meanwhile."""
+    try:
+        made.rename(to)
+    except OSError:
+        if not to.is_dir():
+            raise
 
 
 def join(parts: Sequence[Path], archive: Path, *, sha256: str) -> None:
