@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
+from hf_relstitch.anchor_checks import MIN_ANCHORS, check_ids, check_latents, check_shapes, first_of_each
 from hf_relstitch.cards import ANCHORS_TAG, inputs_tag, write_card
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.halves import target_half
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.files import check_format, checksum, read_json, verify_checksum, whole_folder, write_json
 from hf_relstitch.hub import find_tagged, locate, push_folder
-from hf_relstitch.inputs import data_name, ids_fingerprint, input_ids, key_fingerprint
+from hf_relstitch.inputs import Side, data_name, ids_fingerprint, input_ids, key_fingerprint, side_of
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.version import __version__
@@ -25,7 +26,6 @@ from hf_relstitch.version import __version__
 logger = logging.get_logger(__name__)
 
 FORMAT_VERSION = 1
-MIN_ANCHORS = 32
 CONFIG_NAME = "anchor_config.json"
 LATENTS_NAME = "anchors.safetensors"
 
@@ -85,24 +85,28 @@ class AnchorSet:
         encoder: "LatentSource",
         inputs: Sequence[Any],
         *,
+        side: Side | None = None,
         data: str | None = None,
         key: str | None = None,
         batch_size: int = 32,
         progress: bool = True,
     ) -> "AnchorSet":
-        """Encode anchor inputs (texts, or images as PIL images or paths).
+        """Encode anchor inputs: texts, PIL images, numpy arrays of sound, or Paths of images or sounds.
+
+        Where two models take no common input, inputs are pairs, such as (image, text) or (German, English), and `side`
+        says which of each, `first` or `second`, this encoder takes; an id is that of the pair, so it pairs both sides.
 
         Inputs that are repeated, or that the encoder cannot tell apart, are kept once; a log line says how many
         were left out. `data` names the data that they are from. An id is a hash of its input, so whoever has an input
         can find out whether it is in the set; with a `key`, a secret that those who pair anchors share, only they can.
 
         Raises:
-            StitchError: too few different inputs, or latents that cannot be anchors.
+            StitchError: too few different inputs, pairs without a side, or latents that cannot be anchors.
         """
-        ids = input_ids(inputs, key=key)
+        taken, ids = side_of(inputs, side), input_ids(inputs, key=key)
         first = {int(one): row for row, one in reversed(list(enumerate(ids)))}
         rows = sorted(first.values())
-        latents = encoder.encode([inputs[row] for row in rows], batch_size=batch_size, progress=progress)
+        latents = encoder.encode([taken[row] for row in rows], batch_size=batch_size, progress=progress)
         distinct = first_of_each(latents)
         if len(distinct) < len(inputs):
             logger.warning(f"{len(inputs) - len(distinct)} of {len(inputs)} anchor inputs repeat others: left out")
@@ -251,69 +255,5 @@ class AnchorSet:
             raise StitchError(f"{folder} is not a whole anchor set ({error!r}): save or download it again") from error
 
 
-def first_of_each(latents: Tensor) -> list[int]:
-    """Rows whose latent no earlier row has."""
-    first: dict[bytes, int] = {}
-    for row, latent in enumerate(latents.cpu().float().numpy()):
-        first.setdefault(latent.tobytes(), row)
-    return list(first.values())
-
-
-def check_shapes(latents: Tensor, ids: Tensor) -> None:
-    """Refuse tensors that are not `(k, d)` floats and `(k,)` integers with k at least 32."""
-    if latents.ndim != 2 or not latents.is_floating_point():
-        raise StitchError(f"anchor latents are {latents.dtype} of shape {tuple(latents.shape)}: expected (k, d) floats")
-    if ids.shape != latents.shape[:1] or ids.dtype != torch.int64:
-        raise StitchError(
-            f"anchor ids are {ids.dtype} of shape {tuple(ids.shape)} for {len(latents)} latents: "
-            f"expected ({len(latents)},) int64, one id a row"
-        )
-    if len(latents) < MIN_ANCHORS:
-        raise StitchError(
-            f"{len(latents)} anchors: at least {MIN_ANCHORS} different inputs are needed, some hundreds are usual"
-        )
-
-
-def check_ids(ids: Tensor) -> None:
-    """Refuse ids that stand twice."""
-    values, counts = torch.unique(ids, return_counts=True)
-    if len(values) < len(ids):
-        row = int((ids == values[counts.argmax()]).nonzero()[0])
-        raise StitchError(
-            f"{len(ids) - len(values)} of {len(ids)} anchor ids repeat others (the id of row {row} is one): "
-            "each anchor has to be a different input"
-        )
-
-
-def check_latents(latents: Tensor) -> None:
-    """Refuse latents that carry nothing, or too much."""
-    finite = latents.isfinite().all(1)
-    if not finite.all():
-        raise StitchError(
-            f"{_rows(~finite)} not-a-number or infinite values: look at these inputs and at the encoder's dtype"
-        )
-    centred = latents.double() - latents.double().mean(0)
-    lengths = latents.double().norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    if (centred.norm(dim=1) <= 1e-6 * lengths).all():
-        raise StitchError(
-            f"all {len(latents)} anchors have the same latent: is the encoder trained, and are the inputs different?"
-        )
-    if not (latents != 0).any(1).all():
-        raise StitchError(f"{_rows((latents == 0).all(1))} a zero norm: leave out these inputs")
-    if (repeated := len(latents) - len(first_of_each(latents))) > 0:
-        raise StitchError(f"{repeated} of {len(latents)} anchors repeat the latent of another: leave out the copies")
-    central = centred.norm(dim=1) <= 1e-6 * lengths
-    if central.any():
-        raise StitchError(
-            f"{_rows(central)} a latent at the mean of all, so without a direction: leave out these inputs"
-        )
-
-
 def _key_name(key: str | None) -> str:
     return f"the key of fingerprint {key}" if key else "no key"
-
-
-def _rows(mask: Tensor) -> str:
-    rows = mask.nonzero().flatten().tolist()
-    shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
-    return f"{len(rows)} of {len(mask)} anchors (rows {shown}) have"

@@ -145,7 +145,7 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
     if strange := [one for one in inputs if not isinstance(one, kinds)]:
         raise StitchError(
             f"the model takes {expected} and one input is a {type(strange[0]).__name__}: give it its own kind of "
-            "input, or stitch a source that takes yours"
+            "input; anchors of two kinds are pairs, (what the source takes, what the target takes)"
         )
     if modality == "text":
         batch = processor(list(inputs), padding=True, truncation=True, return_tensors="pt")

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
 
+Side = Literal["first", "second"]
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"}
 
 
@@ -131,17 +132,56 @@ def length_of(one: Any, *, modality: str) -> int:
     return len(one) if isinstance(one, str | np.ndarray) else 0
 
 
+def are_pairs(inputs: Sequence[Any]) -> bool:
+    """Whether inputs are pairs, tuples of two, such as (image, text).
+
+    Raises:
+        StitchError: some are and some are not, or tuples of another length.
+    """
+    tuples = [row for row, one in enumerate(inputs) if isinstance(one, tuple)]
+    if not tuples:
+        return False
+    if len(tuples) < len(inputs):
+        raise StitchError(
+            f"{len(tuples)} of {len(inputs)} inputs are pairs, row {tuples[0]} is one: give pairs only, or none"
+        )
+    if strange := [row for row in tuples if len(inputs[row]) != 2]:
+        raise StitchError(
+            f"the input of row {strange[0]} is a tuple of {len(inputs[strange[0]])}: expected pairs, tuples of two"
+        )
+    return True
+
+
+def side_of(inputs: Sequence[Any], side: Side | None) -> Sequence[Any]:
+    """Of pairs the first or the second of each; inputs that are not pairs have no sides.
+
+    Raises:
+        StitchError: pairs without a side, or a side of what are no pairs.
+    """
+    sides = get_args(Side)
+    if side not in (None, *sides):
+        raise StitchError(f"side is {side!r}: expected {' or '.join(map(repr, sides))}")
+    if are_pairs(inputs) == (side is None):
+        raise StitchError(
+            "the inputs are pairs: say with side='first' or side='second' which of each the encoder takes"
+            if side is None
+            else f"side is {side!r} and the inputs are not pairs: give tuples of two, or leave side out"
+        )
+    return inputs if side is None else [one[sides.index(side)] for one in inputs]
+
+
 def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
     """A 64-bit id for each input, `(n,)` int64.
 
-    It is the BLAKE2b of a text's UTF-8, of an image's size and RGB pixels, or of a sound's float32 samples.
+    It is the BLAKE2b of a text's UTF-8, of an image's size and RGB pixels, or of a sound's float32 samples; that of a
+    pair is one of both ids.
 
     The same input has the same id everywhere, so two people can pair their anchor sets without showing the
     inputs. Whoever has an input can compute its id, and so can find out whether it is in a set; with a secret
     `key` only those who have it can.
 
     Raises:
-        StitchError: an input that is neither a text, an image, a sound, nor the path of one.
+        StitchError: an input that is neither a text, an image, a sound, the path of one, nor a pair of these.
     """
     secret = _secret(key)
     return torch.tensor([_input_id(one, secret) for one in inputs], dtype=torch.int64)
@@ -172,6 +212,8 @@ def _input_id(one: Any, secret: bytes) -> int:
     elif isinstance(one, Path | Image.Image):
         image = load_image(one)
         content = b"image:%dx%d:" % image.size + image.tobytes()
+    elif isinstance(one, tuple) and len(one) == 2:
+        content = b"pair:" + b"".join(_input_id(part, secret).to_bytes(8, "little", signed=True) for part in one)
     else:
         raise StitchError(
             f"an input is a {type(one).__name__}: expected a text, a PIL image, a numpy array of sound, or a Path"

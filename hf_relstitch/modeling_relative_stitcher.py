@@ -21,6 +21,7 @@ from hf_relstitch.encoders import Encoder, batched, check_inputs, encode_batch, 
 from hf_relstitch.fusing import Fused, fuse
 from hf_relstitch.head_modules import build_head, describe_head, own_copy
 from hf_relstitch.heads import Head, load_target
+from hf_relstitch.inputs import Side, are_pairs, side_of
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
@@ -81,7 +82,8 @@ class RelativeStitcher(SavedModel):
             target: a text, image or audio classifier (a folder or a Hub id), which is cut into encoder and head; or,
                 with `head`, the encoder that the head was trained on.
             anchors: unlabeled inputs that both models take: texts, PIL images, numpy
-                arrays of sound, or Paths of images or sounds.
+                arrays of sound, or Paths of images or sounds. Or pairs, where the models take no common input: what
+                the source takes and what the target takes, such as (image, text), (German, English), (sound, text).
             head: what makes logits of target latents, where `target` is an encoder: a `Head`, a module, or a fitted
                 scikit-learn estimator; see `Head.of`.
             cut: the module of `target` to cut at, where it is not the last linear layer; see `hf_relstitch.cut`.
@@ -108,13 +110,14 @@ class RelativeStitcher(SavedModel):
             target, head = load_target(str(target), cut=cut)
         elif not isinstance(target, Encoder):
             target = Encoder.from_pretrained(target)
+        sides: tuple[Side | None, Side | None] = ("first", "second") if are_pairs(anchors) else (None, None)
         if num_anchors is not None and num_anchors < len(anchors):
-            candidates = target.encode(anchors, batch_size=batch_size, progress=progress)
+            candidates = target.encode(side_of(anchors, sides[1]), batch_size=batch_size, progress=progress)
             anchors = [anchors[row] for row in choose_anchors(candidates, num_anchors).tolist()]
-        target_anchors = AnchorSet.encode(target, anchors, **options)
+        target_anchors = AnchorSet.encode(target, anchors, side=sides[1], **options)
         del target
         source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
-        source_anchors = AnchorSet.encode(source, anchors, **options)
+        source_anchors = AnchorSet.encode(source, anchors, side=sides[0], **options)
         model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
         if inputs is not None:
             model.config.report = model.check(inputs)

@@ -76,8 +76,8 @@ def digits() -> tuple[list[Image.Image], list[int]]:
     return [Image.fromarray(image).convert("RGB") for image in pixels], data.target.tolist()
 
 
-def emoji(language: str = "en") -> tuple[list[Path], list[str], list[int]]:
-    """1,849 emoji: the picture of each (64 × 64), its name and keywords in a language, and its group, 0 to 8."""
+def emoji(language: str = "en") -> tuple[list[Image.Image], list[str], list[int]]:
+    """1,849 emoji: the picture of each (64 × 64, on white), its name and keywords, and its group, 0 to 8."""
     if not (CLDR / "annotations" / f"{language}.xml").is_file():
         missing(f"{CLDR}/annotations/{language}.xml", install="apt-get install unicode-cldr-core")
     folder, texts = emoji_folder(), emoji_texts(language)
@@ -88,7 +88,18 @@ def emoji(language: str = "en") -> tuple[list[Path], list[str], list[int]]:
         if one["category"] != "Component" and (characters := emoji_characters(one["unified"])) in texts
     ]
     groups = sorted({group for *_, group in found})
-    return [image for image, *_ in found], [text for _, text, _ in found], [groups.index(group) for *_, group in found]
+    return (
+        [on_white(file) for file, *_ in found],
+        [text for _, text, _ in found],
+        [groups.index(group) for *_, group in found],
+    )
+
+
+def on_white(file: Path) -> Image.Image:
+    """A picture with transparent parts as one without."""
+    with Image.open(file) as opened:
+        picture = opened.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def emoji_characters(code_points: str) -> str:

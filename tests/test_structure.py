@@ -13,7 +13,7 @@ import hf_relstitch
 PACKAGE = Path(hf_relstitch.__file__).parent
 ROOMS = [  # each may import from those before it, and not from those after it
     {"version", "provenance", "core"},
-    {"files", "inputs", "devices", "hub", "edits", "metrics"},
+    {"files", "inputs", "anchor_checks", "devices", "hub", "edits", "metrics"},
     {"cards"},
     {"relative_latents"},
     {"anchors", "pooling", "head_modules", "sklearn_heads"},

@@ -5,7 +5,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from hf_relstitch.anchors import MIN_ANCHORS
+from hf_relstitch.anchor_checks import MIN_ANCHORS
 from hf_relstitch.benchmarks.schema import Document, Path_, many, named, nested, number, one_of, text
 from hf_relstitch.pooling import POOLINGS
 

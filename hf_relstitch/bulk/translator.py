@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_relstitch.anchors import MIN_ANCHORS
+from hf_relstitch.anchor_checks import MIN_ANCHORS
 from hf_relstitch.checkpoints import INDEX, read_config
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError

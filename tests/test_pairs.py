@@ -1,0 +1,110 @@
+"""Anchors as pairs: two models that take no common input, one id for both sides of a pair."""
+
+from pathlib import Path
+
+import numpy as np
+import pico
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
+from hf_relstitch.inputs import input_ids
+
+WORDS = st.text(min_size=1, max_size=5)
+
+
+def pictures(count: int) -> list[Image.Image]:
+    """Different gradients of 8 × 8 pixels."""
+    return [Image.linear_gradient("L").rotate(7 * index).resize((8, 8)) for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return pico.saved("ViT", tmp_path_factory.mktemp("image") / "tiny-vit", seed=3)
+
+
+def test_image_source_on_a_text_head(image_folder: str, target_folder: str, tmp_path: Path) -> None:
+    pairs = list(zip(pictures(40), pico.texts(40), strict=True))
+    model = RelativeStitcher.from_parts(image_folder, target_folder, pairs, alpha=1.0, ridge=1e-6, progress=False)
+    assert model.config.modality == "image"
+    assert model.anchors.ids.equal(input_ids(pairs))
+    source = Encoder.from_pretrained(image_folder).encode(pictures(40), progress=False)
+    torch.testing.assert_close(model.anchors.source, source)
+    model.save_pretrained(tmp_path)
+    loaded = RelativeStitcher.from_pretrained(tmp_path)
+    batch = model.processor(images=[one.convert("RGB") for one in pictures(3)], return_tensors="pt")
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_each_side_takes_its_own_of_a_pair_and_rows_stay_paired(image_folder: str, source: Encoder) -> None:
+    """Shuffled rows, and a picture that stands twice, still meet their own texts."""
+    images, texts = pictures(40), pico.texts(40)
+    images[7] = images[5]
+    pairs = list(zip(images, texts, strict=True))
+    ours = AnchorSet.encode(Encoder.from_pretrained(image_folder), pairs, side="first", progress=False)
+    theirs = AnchorSet.encode(source, pairs[::-1], side="second", progress=False)
+    assert (len(ours), len(theirs)) == (39, 40)
+    assert ours.inputs == theirs.inputs
+    _, paired = ours.intersect(theirs)
+    expected = source.encode([text for row, text in enumerate(texts) if row != 7], progress=False)
+    torch.testing.assert_close(paired.latents, expected)
+
+
+def test_anchors_are_chosen_among_pairs(image_folder: str, target_folder: str) -> None:
+    pairs = list(zip(pictures(48), pico.texts(48), strict=True))
+    model = RelativeStitcher.from_parts(image_folder, target_folder, pairs, num_anchors=33, progress=False)
+    assert set(model.anchors.ids.tolist()) < set(input_ids(pairs).tolist())
+    assert len(model.anchors.ids) == 33
+
+
+def test_an_encoder_and_a_layer_are_a_target_of_pairs_too(image_folder: str, source: Encoder) -> None:
+    pairs = list(zip(pico.texts(40), pictures(40), strict=True))
+    target = Encoder.from_pretrained(image_folder)
+    model = RelativeStitcher.from_parts(source, target, pairs, head=nn.Linear(16, 3), progress=False)
+    assert model.config.modality == "text"
+    torch.testing.assert_close(model.anchors.target, target.encode(pictures(40), progress=False))
+
+
+def test_swapped_pairs_say_which_comes_first(image_folder: str, target_folder: str) -> None:
+    swapped = list(zip(pico.texts(40), pictures(40), strict=True))
+    with pytest.raises(StitchError, match=r"takes texts and one input is a Image.*\(what the source takes, what the"):
+        RelativeStitcher.from_parts(image_folder, target_folder, swapped, progress=False)
+
+
+def test_texts_alone_for_an_image_source_say_what_to_give(image_folder: str, target_folder: str) -> None:
+    with pytest.raises(StitchError, match=r"takes PIL images or Paths of images and one input is a str.*are pairs"):
+        RelativeStitcher.from_parts(image_folder, target_folder, pico.texts(40), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "side", "message"),
+    [
+        ([("a", "b"), ("c", "d")], None, "the inputs are pairs: say with side='first' or side='second'"),
+        (["a", "b"], "first", "side is 'first' and the inputs are not pairs"),
+        ([("a", "b"), "c"], "first", "1 of 2 inputs are pairs, row 0 is one: give pairs only, or none"),
+        ([("a", "b"), ("c", "d", "e")], "first", "row 1 is a tuple of 3: expected pairs"),
+        ([("a", "b")], "source", "side is 'source': expected 'first' or 'second'"),
+        ([("a", 3)], "first", "an input is a int: expected a text"),
+    ],
+)
+def test_refuses_what_are_no_pairs(inputs: list[object], side: str | None, message: str, source: Encoder) -> None:
+    with pytest.raises(StitchError, match=message):
+        AnchorSet.encode(source, inputs, side=side, progress=False)
+
+
+@given(WORDS, WORDS, WORDS, WORDS)
+def test_a_pair_has_its_own_id(a: str, b: str, c: str, d: str) -> None:
+    ids = [int(one) for one in input_ids([(a, b), (c, d), a, b])]
+    assert (ids[0] == ids[1]) == ((a, b) == (c, d))
+    assert ids[0] not in ids[2:]
+    assert int(input_ids([(a, b)], key="secret")) != ids[0]
+
+
+def test_a_pair_of_a_sound_and_its_transcript_has_an_id() -> None:
+    sound = np.sin(np.arange(100, dtype=np.float32))
+    assert input_ids([(sound, "hello")]).equal(input_ids([(sound.astype(np.float64), "hello")]))
+    assert not input_ids([(sound, "hello")]).equal(input_ids([(sound, "hallo")]))
