@@ -29,7 +29,7 @@ def emoji() -> Dataset:
     """Names and pictures of emoji, and their groups."""
     images, texts, groups = assets.emoji()
     features = Features({"text": Value("string"), "image": Image(), "label": Value("int64")})
-    return Dataset.from_dict({"text": texts, "image": [str(one) for one in images], "label": groups}, features=features)
+    return Dataset.from_dict({"text": texts, "image": images, "label": groups}, features=features)
 
 
 def encoders() -> dict[str, Encoder]:

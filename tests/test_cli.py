@@ -61,7 +61,7 @@ def test_a_choice_is_shown_with_its_best_candidates(source_folder: str, target_f
     assert description["selection"]["prefer"] == "accuracy"
     scores = list(description["best candidates"].values())
     assert scores == sorted(scores, reverse=True)
-    assert scores[0] == description["selection"]["score"]
+    assert scores[0] >= description["selection"]["score"]  # a sharpened one is taken unless another is clearly better
 
 
 def test_inspect_describes_an_anchor_set(source: Encoder, tmp_path: Path) -> None:
