@@ -3,6 +3,10 @@
 The Hub of the tests is a server on loopback, from before huggingface_hub is imported; nothing goes further.
 """
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests share the cores with another worker of theirs
+
 from loopback_hub import server  # isort: skip  (it says to huggingface_hub where the Hub is)
 
 from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]
     """Run `hf-relstitch` and check its exit status."""
     command = [str(Path(sys.executable).with_name("hf-relstitch")), *map(str, arguments)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "160"}, timeout=240
+        command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "300"}, timeout=240
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done

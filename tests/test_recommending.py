@@ -49,10 +49,7 @@ def test_no_candidates_are_an_error(target_folder: str) -> None:
         recommend(target_folder, [], pico.texts(40))
 
 
-def test_from_the_shell(
-    source_folder: str, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+def test_from_the_shell(source_folder: str, target_folder: str, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(pico.texts(60)))
     arguments = ("recommend", target_folder, "--anchors", tmp_path / "texts.txt", "--limit", "40")
     asked = [str(one) for one in (*arguments, "--candidates", source_folder, tmp_path / "missing", "--json")]

@@ -17,6 +17,7 @@ from hf_relstitch.core.inversion import (
     paired,
     shrinkage,
     unchanged,
+    without_silent,
 )
 from hf_relstitch.core.relative import directions, precision_of
 from hf_relstitch.core.sharpening import sharpen, sharpened_spectrum
@@ -210,5 +211,5 @@ def quick_frame(unit_anchors: Float[Tensor, "k d"], *, precision: float) -> Fram
     kept = values > values[0] * floor**2
     s, vectors = values[kept].sqrt(), vectors[:, kept]
     if wide:
-        return Frame(vectors, s, vectors.T @ unit_anchors / s[:, None])
-    return Frame(unit_anchors @ vectors / s, s, vectors.T)
+        return Frame(vectors, s, without_silent(vectors.T @ unit_anchors / s[:, None], unit_anchors))
+    return Frame(unit_anchors @ vectors / s, s, without_silent(vectors.T, unit_anchors))

@@ -112,7 +112,7 @@ class Frame:
         u, s, vh = torch.linalg.svd(r, full_matrices=False)
         u = u if q is None else q @ u
         kept = s > s[0] * max(unit_anchors.shape) * precision
-        return cls(u[:, kept], s[kept], vh[kept])
+        return cls(u[:, kept], s[kept], without_silent(vh[kept], unit_anchors))
 
     @classmethod
     def of_anchors(cls, anchors: Float[Tensor, "k d"]) -> "Frame":
@@ -135,6 +135,16 @@ class Frame:
         """Directions that the anchors really use: exp of the entropy of the singular values (Roy & Vetterli 2007)."""
         p = self.singular_values / self.singular_values.sum()
         return float(torch.exp(-(p * p.log()).sum()))
+
+
+def without_silent(vh: Float[Tensor, "r d"], unit_anchors: Float[Tensor, "k d"]) -> Float[Tensor, "r d"]:
+    """`Vᵀ` with 0 for coordinates so small beside the largest that it holds nothing but rounding there.
+
+    all-mpnet-base-v2 has some that vary by 1e-34: a head on standardised latents would see rounding alone, magnified.
+    With 0 they are translated to their mean.
+    """
+    sizes = unit_anchors.norm(dim=0)
+    return vh * (sizes > max(unit_anchors.shape) * torch.finfo(vh.dtype).eps * sizes.max())
 
 
 def shrinkage(eigenvalues: Float[Tensor, " r"], *, exponent: float, ridge: float) -> Float[Tensor, " r"]:

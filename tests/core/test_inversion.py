@@ -492,3 +492,13 @@ def test_anchors_that_are_not_paired_are_refused(shapes_unchecked):
 def test_spaces_of_two_widths_are_not_one():
     with pytest.raises(StitchError, match="identity=True with latents 3 and 2 wide"):
         fit_translation(gaussian(0, 5, 3), gaussian(1, 5, 2), settings=TranslationSettings(identity=True))
+
+
+def test_a_coordinate_that_hardly_varies_is_translated_to_its_mean():
+    """As a head on standardised latents needs it: rounding of the others would be all that there is in it."""
+    x = gaussian(0, 60, 16)
+    y = x @ isometry(1, 16, 16)
+    y[:, 3] = 1e-34 * (y[:, 3] + 4)
+    for alpha in (0.0, 0.7, 1.0):
+        made = fit_translation(x, y, settings=TranslationSettings(alpha=alpha, ridge=0.1))(gaussian(2, 9, 16))
+        assert_close(made[:, 3], y[:, 3].mean().expand(9), rtol=1e-9, atol=0)
