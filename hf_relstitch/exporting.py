@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_relstitch.checkpoints import AUTO_CLASSES
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.cuts import calls
 from hf_relstitch.encoders import encode_batch, preprocess
@@ -15,7 +16,6 @@ from hf_relstitch.fusing import fuse
 from hf_relstitch.heads import TASKS, probe_inputs
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
-TASK_OF = {"text": "ForSequenceClassification", "image": "ForImageClassification", "audio": "ForAudioClassification"}
 TOLERANCE = 1e-5
 ODD_PARTS = (1.0, 0.5)
 """z = c·(f(z) − f(−z)): c is 1 for f = ReLU, GELU and SiLU, and ½ for none."""
@@ -58,7 +58,7 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
 
 def empty_classifier(model: RelativeStitcher) -> PreTrainedModel:
     """The classifier of the source's architecture, with the source's weights and the head's classes."""
-    task = TASK_OF[model.config.modality]
+    task = AUTO_CLASSES[model.config.modality].removeprefix("AutoModel")
     loader: Any = TASKS[task]
     source = model.config.source_config
     if source is None or type(source) not in loader._model_mapping:

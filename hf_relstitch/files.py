@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from filelock import FileLock, Timeout
 
 from hf_relstitch.core.errors import StitchError
 
@@ -52,6 +53,20 @@ def whole_file(file: str | Path) -> Iterator[Path]:
     except BaseException:
         written.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def only_run(lock: Path, *, doing: str, instead: str) -> Iterator[None]:
+    """Keep a lock file for one run; that of a run that was killed does not stay locked.
+
+    Raises:
+        StitchError: another run has it; `doing` says what that run does, and `instead` what else to do.
+    """
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise StitchError(f"another run is {doing}: let it end, or {instead}") from error
 
 
 def checksum(file: Path) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, Features, Image, Value
+from filelock import FileLock
 from hub_server import HubServer
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
@@ -21,7 +22,6 @@ from typer.testing import CliRunner
 from hf_relstitch import Encoder, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import compare, load_suite, run_suite, write_report
 from hf_relstitch.benchmarks.raw_inputs import evaluate_model
-from hf_relstitch.benchmarks.running import only_run
 from hf_relstitch.benchmarks.scores import score
 from hf_relstitch.benchmarks.suite import METHODS, SHIPPED
 from hf_relstitch.cli import app
@@ -256,7 +256,7 @@ def test_what_a_cell_depends_on_makes_it_another(latents: Path, tmp_path: Path) 
 
 
 def test_a_folder_is_for_one_run_at_a_time(latents: Path, tmp_path: Path) -> None:
-    with only_run(tmp_path), pytest.raises(StitchError, match="another run is writing"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(StitchError, match="another run is writing"):
         run_suite(suite_of(latents), tmp_path, progress=False)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
+from hf_relstitch.anchor_checks import first_of_each
 from hf_relstitch.benchmarks.schema import Document
 from hf_relstitch.benchmarks.suite import EncoderSpec, Suite
 from hf_relstitch.benchmarks.tables import Rows
@@ -161,14 +162,8 @@ def space_of(
 
 def distinct(spaces: list[Tensor]) -> Tensor:
     """Rows, in order, whose latents are unlike those of all earlier rows, in every space."""
-    kept = torch.ones(len(spaces[0]), dtype=torch.bool)
-    for latents in spaces:
-        seen: set[bytes] = set()
-        for row, latent in enumerate(latents.numpy()):
-            content = latent.tobytes()
-            kept[row] &= content not in seen
-            seen.add(content)
-    return kept.nonzero().flatten()
+    rows = set.intersection(*(set(first_of_each(latents)) for latents in spaces))
+    return torch.tensor(sorted(rows), dtype=torch.int64)
 
 
 def _unloadable(name: str, spec: EncoderSpec, document: Document, error: Exception) -> StitchError:

@@ -1,7 +1,6 @@
 """Running a suite: cells, each computed once and kept, and what comes out as one file."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import product
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers.utils import logging
 
@@ -18,6 +16,7 @@ from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.benchmarks.latents import Sources, Space, all_spaces, check_models, distinct, key_of
 from hf_relstitch.benchmarks.methods import Problem, answer, train_head
 from hf_relstitch.benchmarks.raw_inputs import raw_accuracy
+from hf_relstitch.benchmarks.reporting import FORMAT_VERSION, RESULTS_NAME
 from hf_relstitch.benchmarks.schema import Document
 from hf_relstitch.benchmarks.scores import score
 from hf_relstitch.benchmarks.suite import Suite, check_suite, load_suite
@@ -25,16 +24,14 @@ from hf_relstitch.benchmarks.tables import Rows, read_rows
 from hf_relstitch.core.confidence import apply_head
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import Frame
-from hf_relstitch.core.relative import directions, precision_of, relative_projection
+from hf_relstitch.core.relative import relative_projection
 from hf_relstitch.devices import accelerate_state
 from hf_relstitch.encoders import Encoder
-from hf_relstitch.files import read_json, whole_file, write_json
+from hf_relstitch.files import only_run, read_json, whole_file, write_json
 from hf_relstitch.heads import Head
 
 logger = logging.get_logger(__name__)
 
-FORMAT_VERSION = 1
-RESULTS_NAME = "results.json"
 RAW = "auto, raw inputs"
 LIBRARIES = ("hf-relstitch", "torch", "transformers", "datasets", "scikit-learn", "scipy", "numpy")
 
@@ -97,26 +94,12 @@ def run_suite(
     sources = Sources(plan, document, given)
     state, results = accelerate_state(), folder / RESULTS_NAME
     if state.is_main_process:
-        with only_run(folder):
+        with only_run(folder / ".lock", doing=f"writing to {folder}", instead="give another folder"):
             content = bench.results(sources, progress=progress)
             with whole_file(results) as written:
                 write_json(written, content)
     state.wait_for_everyone()
     return read_json(results)
-
-
-@contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-    """Keep a folder for one run; the lock of a run that was killed does not stay.
-
-    Raises:
-        StitchError: another run is writing to it.
-    """
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise StitchError(f"another run is writing to {folder}: let it end, or give another folder") from error
 
 
 class Bench:
@@ -282,9 +265,8 @@ class Bench:
     def _singular_values(self, data: str, encoder: str) -> list[float]:
         """Of centred and normalised anchors, as many as there are and the suite asks for, with the first seed."""
         count = min(max(self.suite.anchors), len(self.pools[data]))
-        latents = self.spaces[data, encoder].latents[self.anchors(data, count, self.suite.seeds[0])].double()
-        frame = Frame.of(directions(latents, centre=latents.mean(0)), precision=precision_of(latents.float()))
-        return frame.singular_values.tolist()
+        latents = self.spaces[data, encoder].latents[self.anchors(data, count, self.suite.seeds[0])]
+        return Frame.of_anchors(latents).singular_values.tolist()
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,6 @@ from typing import BinaryIO
 
 import pyarrow as pa
 import xxhash
-from filelock import FileLock, Timeout
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
@@ -22,7 +21,7 @@ from hf_relstitch.bulk.tables import retype_features, translate_arrow, translate
 from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import fingerprint
-from hf_relstitch.files import checksum, whole_file
+from hf_relstitch.files import checksum, only_run, whole_file
 
 logger = logging.get_logger(__name__)
 
@@ -215,10 +214,8 @@ def _begun(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK_NAME, timeout=0):
+        with only_run(folder / LOCK_NAME, doing=f"writing to {folder}", instead="give another output folder"):
             yield
-    except Timeout as error:
-        raise StitchError(f"another run is writing to {folder}: let it end, or give another output folder") from error
     except OSError as error:
         raise StitchError(f"{folder} cannot be written ({error}): give another output folder") from error
 

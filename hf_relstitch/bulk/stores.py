@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
-from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from hf_relstitch.bulk.tables import translated_batches, translated_schema
 from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.files import only_run
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -65,9 +65,10 @@ def move_table(
     table = _table(db, old)
     if (folder / f"{new}.lance").exists():
         raise StitchError(f"{db.uri} has a table {new} already: give another name, or drop it")
-    translator = Translator(load_translation(model)[0], column, batch_size)
-    with _alone(folder / f".{new}.lock", new):
-        made, version = _begun_table(db, table, f"{new}-partial", translator, model)
+    translation, which = load_translation(model)
+    translator = Translator(translation, column, batch_size)
+    with only_run(folder / f".{new}.lock", doing=f"making {new}", instead="give another name"):
+        made, version = _begun_table(db, table, f"{new}-partial", translator, which["fingerprint"])
         table.checkout(version)
         total, done = table.count_rows(), made.count_rows()
         with logging.tqdm(total=total, initial=done, desc=f"moving to {new}", disable=not progress) as bar:
@@ -94,12 +95,12 @@ def _table(db: "LanceDBConnection", name: str) -> "Table":
 
 
 def _begun_table(
-    db: "LanceDBConnection", table: "Table", name: str, translator: Translator, model: AnyModel
+    db: "LanceDBConnection", table: "Table", name: str, translator: Translator, fingerprint: str
 ) -> tuple["Table", int]:
     """The unfinished table and the version of the old one that it is made of."""
     with _explained(f"table {table.name}"):
         schema = translated_schema(table.schema, translator)
-    note = {"model": load_translation(model)[1]["fingerprint"], "table": table.name, "column": translator.column}
+    note = {"model": fingerprint, "table": table.name, "column": translator.column}
     if name not in db.list_tables().tables:
         kept = {key: value for key, value in (schema.metadata or {}).items() if key.decode() not in FOR_ANOTHER_MODEL}
         kept[NOTE.encode()] = json.dumps(note | {"version": table.version}).encode()
@@ -215,15 +216,6 @@ def _move_records(source: "Collection", made: "Collection", ids: list[str], tran
 def _check_note(found: object, note: object, name: str) -> None:
     if found != note:
         raise StitchError(f"{name} was begun with {found} and not {note}: drop it, or give another name")
-
-
-@contextmanager
-def _alone(lock: Path, name: str) -> Iterator[None]:
-    try:
-        with FileLock(lock, timeout=0):
-            yield
-    except Timeout as error:
-        raise StitchError(f"another run is making {name}: let it end, or give another name") from error
 
 
 @contextmanager
