@@ -1,5 +1,8 @@
 """A stitched model's folder: what is checked before it is loaded, and the encoder that an adapter leaves on the Hub."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +49,31 @@ def read_config(folder: Path) -> RelativeStitcherConfig:
     return RelativeStitcherConfig.from_dict(content)
 
 
-def verify_weights(folder: Path, config: RelativeStitcherConfig) -> None:
-    """Compare the weight files with the checksums in the config.
+@contextmanager
+def verified_weights(folder: Path, config: RelativeStitcherConfig) -> Iterator[None]:
+    """Compare the weight files with the checksums in the config, on a thread, while the body loads them.
 
     Raises:
-        StitchError: no safetensors, a file that is missing or altered, or an index that names any other file.
+        StitchError: no safetensors, a file that is missing or altered, or an index that names any other file; where
+            the body fails too, for the file's fault.
     """
+    check_listed(folder, config)
+    with ThreadPoolExecutor(1) as thread:
+        compared = [thread.submit(verify_checksum, folder / name, digest) for name, digest in config.checksums.items()]
+        try:
+            yield
+        finally:
+            for one in compared:
+                one.result()
+
+
+def check_listed(folder: Path, config: RelativeStitcherConfig) -> None:
+    """Refuse a folder whose config or index names other weights than safetensors beside it."""
     if not config.checksums:
         raise StitchError(f"{folder} lists no safetensors in its config, and nothing else is read: save it again")
-    for name, digest in config.checksums.items():
+    for name in config.checksums:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise StitchError(f"{folder} lists {name!r} as weights: expected a safetensors file in the same folder")
-        verify_checksum(folder / name, digest)
     if (folder / INDEX).is_file():
         weights = read_json(folder / INDEX).get("weight_map")
         strange = set(weights.values() if isinstance(weights, dict) else ["no weight_map"]) - set(config.checksums)

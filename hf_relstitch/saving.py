@@ -16,7 +16,7 @@ from hf_relstitch.checkpoints import (
     pin_encoder,
     pinned_encoder,
     read_config,
-    verify_weights,
+    verified_weights,
 )
 from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
@@ -136,10 +136,10 @@ class SavedModel(PreTrainedModel):
         folder = repo.folder()
         kwargs = {name: value for name, value in kwargs.items() if name not in (*HUB_OPTIONS, "revision", "subfolder")}
         config = kwargs.pop("config", None) or read_config(folder)
-        verify_weights(folder, config)
         elsewhere = {name: kwargs.pop(name) for name in ENCODER_OPTIONS if name in kwargs and config.share == "adapter"}
         kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, loading = super().from_pretrained(str(folder), *args, config=config, **kwargs)
+        with verified_weights(folder, config):
+            model, loading = super().from_pretrained(str(folder), *args, config=config, **kwargs)
         check_loaded(repo.name, loading)
         if config.share == "adapter":
             model.attach(pinned_encoder(config, dtype=kwargs.get("dtype"), **elsewhere, **repo.options))
