@@ -58,11 +58,11 @@ def markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         parts += ["## Agreement with the head on its own encoder: foretold and found", foretold_table(foretold)]
     if raw := results.get("raw_inputs"):
         parts += ["## From raw inputs, driven by `evaluate`", raw_table(raw)]
+    if models := results.get("models"):
+        parts += ["## Stitched models as they are", model_table(models)]
     parts += [f"![{caption}]({file})\n\n{caption}." for file, caption in pictures.items()]
     if failures:
-        names = [*PAIR, "method", "anchors", "seed", "error"]
-        rows = [[str(one[name]).replace("|", "\\|").replace("\n", " ")[:200] for name in names] for one in failures]
-        parts += ["## Failed", table(names, rows)]
+        parts += ["## Failed", failure_table(failures)]
     parts += ["## Data and encoders", data_table(results["data"])]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     return "\n\n".join([*parts, f"Made with {versions}, on {results['device']}."]) + "\n"
@@ -119,6 +119,25 @@ def raw_table(cells: Sequence[Mapping[str, Any]]) -> str:
         for cell in cells
     ]
     return table(["data", "source → target", "anchors", "rows", "from raw inputs", "from kept latents"], rows)
+
+
+def model_table(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Stitched models as they are."""
+    rows = [
+        [one["data"], one["model"], f"`{one['commit'] or 'a folder'}`", str(one["rows"])]
+        + [decimal(one[name]) for name in ("accuracy", "f1", "ece")]
+        for one in measured
+    ]
+    return table(["data", "model", "commit", "rows", "accuracy", "F1", "ECE"], rows)
+
+
+def failure_table(failures: Sequence[Mapping[str, Any]]) -> str:
+    """What failed, and why."""
+    rows = []
+    for one in failures:
+        what = ", ".join(f"{name} {value}" for name, value in one.items() if name != "error")
+        rows.append([each.replace("|", "\\|").replace("\n", " ")[:200] for each in (what, one["error"])])
+    return table(["what", "error"], rows)
 
 
 def data_table(data: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ METHODS = (
     "relative-decoder",
 )
 HEADS = ("logistic", "svm", "own")
+EXPERIMENTS = ("reconstruction", "angles", "scale")
 SHIPPED = Path(__file__).with_name("suites")
 
 
@@ -75,8 +76,8 @@ class DataSpec:
 class Suite:
     """What is measured: every pair of every data set × heads × methods × numbers of anchors × seeds.
 
-    With `raw_rows` the stitched model of each pair, with the most anchors, also classifies that many tests from raw
-    inputs, driven by `evaluate`.
+    `experiments` are those of the paper on the encoders' own spaces. With `raw_rows` the stitched model of each pair,
+    with the most anchors, also classifies that many tests from raw inputs, driven by `evaluate`.
     """
 
     name: str = field(metadata={"rule": text})
@@ -86,6 +87,7 @@ class Suite:
     encoders: dict[str, EncoderSpec] = field(default_factory=dict, metadata={"rule": named(nested(EncoderSpec))})
     heads: tuple[str, ...] = field(default=("logistic",), metadata={"rule": many(one_of(*HEADS))})
     seeds: tuple[int, ...] = field(default=(0,), metadata={"rule": many(number(at_least=0))})
+    experiments: tuple[str, ...] = field(default=(), metadata={"rule": many(one_of(*EXPERIMENTS))})
     raw_rows: int = field(default=0, metadata={"rule": number(at_least=0)})
     description: str = field(default="", metadata={"rule": text})
 
