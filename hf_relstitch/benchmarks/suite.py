@@ -17,6 +17,7 @@ METHODS = (
     "parseval",
     "absolute",
     "procrustes",
+    "latentis",
     "ortho",
     "least-squares",
     "affine",
