@@ -69,19 +69,16 @@ def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: in
     if given is None and spec.path is None:
         raise document.error(at, f"data {name!r} has no path: give one, or the rows by run_suite(data=…)")
     spec = replace(spec, revision=_commit(spec) or spec.revision) if given is None else spec
-    train = given if given is not None else _load(spec, spec.split, document, at)
+    train = given if given is not None else _split(spec, spec.split, document, at)
     columns = {(*at, "inputs", key): column for key, column in spec.inputs.items()}
     for place, column in {**columns, (*at, "label"): spec.label}.items():
-        if column not in train.column_names:
-            raise document.error(
-                place, f"{spec.path or name} has no column {column!r}: it has {', '.join(train.column_names)}"
-            )
+        _needs(train, column, document, place, of=spec.path or name)
     train = train.shuffle(seed=0)
     if spec.test_split is None:
         tests, rest = _some(train, spec.head_rows, spec.test_rows), spec.head_rows + spec.test_rows
     else:
         tests, rest = (
-            _some(_load(spec, spec.test_split, document, at).shuffle(seed=0), 0, spec.test_rows),
+            _some(_split(spec, spec.test_split, document, at).shuffle(seed=0), 0, spec.test_rows),
             spec.head_rows,
         )
     parts = [_some(train, 0, spec.head_rows), tests, _some(train, rest, CANDIDATES * most_anchors)]
@@ -121,6 +118,28 @@ def _commit(spec: DataSpec) -> str | None:
     with suppress(*HUB_ERRORS):
         return HfApi().dataset_info(place, revision=spec.revision).sha
     return None
+
+
+def _split(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
+    """A split, with the columns of other configs that are wanted; rows that are not in all of these are left out."""
+    table = _load(spec, split, document, at)
+    for key, column in spec.inputs.items():
+        if ":" not in column:
+            continue
+        config, name = column.split(":", 1)
+        other, match = _load(replace(spec, config=config), split, document, at), str(spec.match)
+        _needs(table, match, document, (*at, "match"), of=f"{spec.path}")
+        _needs(other, match, document, (*at, "match"), of=f"{spec.path}, {config},")
+        _needs(other, name, document, (*at, "inputs", key), of=f"{spec.path}, {config},")
+        values = dict(zip(other[match], other[name], strict=True))
+        table = table.select([row for row, one in enumerate(table[match]) if one in values])
+        table = table.add_column(column, [values[one] for one in table[match]])
+    return table
+
+
+def _needs(table: Dataset, column: str, document: Document, at: Path_, *, of: str) -> None:
+    if column not in table.column_names:
+        raise document.error(at, f"{of} has no column {column!r}: it has {', '.join(table.column_names)}")
 
 
 def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
