@@ -124,7 +124,9 @@ def push_results(run: str | Path, repo_id: str, *, token: str | bool | None = No
     results = read_results(run)
     measured = [one for one in results.get("models", []) if one["model"] == repo_id]
     if not measured:
-        raise StitchError(f"{run} has no numbers of {repo_id}: run the benchmark with `--push {repo_id}`")
+        failed = [one["error"] for one in results["failures"] if one.get("model") == repo_id]
+        why = failed[0] if failed else f"run the benchmark with `--push {repo_id}`"
+        raise StitchError(f"{run} has no numbers of {repo_id}: {why}")
     commit = measured[0]["commit"]
     with hub_errors(f"asking the Hub for {repo_id}"):
         head = head_of(HfApi(token=token), repo_id, revision=None)
