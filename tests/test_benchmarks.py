@@ -255,7 +255,7 @@ def test_experiments_are_in_results_and_report(latents: Path, tmp_path: Path) ->
         *((scales[0], one, scales[1]) for one in ("turned", "plain")),
     ]
     whole = results["experiments"][0]["rows"][0]
-    assert (whole["num_anchors"], whole["pruning"], whole["cosine"]) == (40, None, pytest.approx(1))
+    assert (whole["num_anchors"], whole["pruning"], whole["cosine"], whole["rank"]) == (40, None, pytest.approx(1), 12)
     assert results["experiments"][2]["rows"][0]["cosine_correlation"] == pytest.approx(1)
     report = write_report(tmp_path).read_text()
     assert "| spaces | turned | all | 1.000 ± .000 | 1.000 ± .000 | 200 |" in report
