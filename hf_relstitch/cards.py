@@ -121,9 +121,12 @@ def eval_results(config: Mapping[str, Any]) -> list[EvalResult]:
                 task_type=one["task_type"],
                 dataset_type=public_data_name(one.get("dataset_id") or one["dataset_name"]),
                 dataset_name=public_data_name(one["dataset_name"]),
+                dataset_config=one.get("config"),
                 dataset_split=one.get("split"),
+                dataset_revision=one.get("revision"),
                 metric_type=one["metric"],
                 metric_value=one["value"],
+                metric_name=f"{one['metric']} on {one['rows']} rows" if one.get("rows") else None,
             )
             for one in config.get("results") or []
         ]
@@ -136,19 +139,28 @@ def eval_results(config: Mapping[str, Any]) -> list[EvalResult]:
 def eval_result_files(config: Mapping[str, Any]) -> dict[str, str]:
     """Name and content of the `.eval_results/` file: the results on data sets of the Hub, if there are any.
 
-    The Hub shows those whose data set is a benchmark there and has the task `task_id`; `default` if none is given.
+    The Hub shows those whose data set is a benchmark there and has the task `task_id`; `default` if none is given. A
+    leaderboard has one value for a task, so of several metrics on one the first is written.
     """
-    entries = [
-        EvalResultEntry(
-            dataset_id=one["dataset_id"],
-            task_id=one.get("task_id", "default"),
-            value=one["value"],
-            notes=", ".join(filter(None, (one["metric"], one.get("split") and f"split {one['split']}"))),
-        )
-        for one in config.get("results") or []
-        if dataset_id(one.get("dataset_id"))
-    ]
-    return {RESULTS_NAME: safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)} if entries else {}
+    entries: dict[tuple[str, str], EvalResultEntry] = {}
+    for one in config.get("results") or []:
+        if dataset_id(one.get("dataset_id")):
+            entry = EvalResultEntry(
+                dataset_id=one["dataset_id"],
+                task_id=one.get("task_id", "default"),
+                value=one["value"],
+                dataset_revision=one.get("revision"),
+                notes=", ".join(notes(one)),
+            )
+            entries.setdefault((entry.dataset_id, entry.task_id), entry)
+    content = eval_result_entries_to_yaml(list(entries.values()))
+    return {RESULTS_NAME: safe_dump(content, sort_keys=False)} if entries else {}
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What a result was measured by and on, as far as it is known."""
+    on = [f"{name} {result[name]}" for name in ("config", "split") if result.get(name)]
+    return [result["metric"], *on, *([f"{result['rows']} rows"] if result.get("rows") else [])]
 
 
 @dataclass(frozen=True)

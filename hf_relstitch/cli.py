@@ -263,14 +263,19 @@ def benchmark_command(
     out: Annotated[Path, typer.Option(help="Folder for results and report; a run that was stopped goes on.")] = Path(
         "benchmark-output"
     ),
+    push: Annotated[
+        str | None, typer.Option(help="A stitched model's repo: measure it too, and write its results there.")
+    ] = None,
 ) -> None:
     """Measure encoders, heads, translations and numbers of anchors against each other, and report."""
-    from hf_relstitch.benchmarks import run_suite, write_report
+    from hf_relstitch.benchmarks import push_results, run_suite, write_report
     from hf_relstitch.devices import accelerate_state
 
-    failures = run_suite(suite, out)["failures"]
+    failures = run_suite(suite, out, models=[push] if push else [])["failures"]
     if accelerate_state().is_main_process:
         typer.echo(f"{write_report(out)}" + (f"; {len(failures)} cells failed" if failures else ""))
+        if push:
+            typer.echo(push_results(out, push))
     if failures:
         raise typer.Exit(1)
 

@@ -37,8 +37,9 @@ class RelativeStitcherConfig(PretrainedConfig):
         report: what was known of the translation when it was made, see `RelativeStitcher.report`.
         call: the Python call that made the model.
         results: what was measured on labeled data, a dict each with `task_type`, `dataset_name`, `dataset_id` (None if
-            the data are not on the Hub), `split`, `metric` and `value`; and `task_id`, if the data are one of the
-            Hub's benchmarks and the task there has another name than `default`.
+            the data are not on the Hub), `split`, `metric` and `value`; where they are known, the data's `config` and
+            `revision` and the number of `rows`; and `task_id`, if the data are one of the Hub's benchmarks and the task
+            there has another name than `default`.
         checksums: of the weight files.
         share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
         encoder_fingerprint: of an adapter's source encoder, a hash of its weights.

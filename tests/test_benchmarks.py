@@ -20,15 +20,16 @@ from trained import trained_head
 from typer.testing import CliRunner
 
 from hf_relstitch import Encoder, RelativeStitcher, StitchError
-from hf_relstitch.benchmarks import compare, load_suite, run_suite, write_report
+from hf_relstitch.benchmarks import compare, run_suite, write_report
 from hf_relstitch.benchmarks.raw_inputs import evaluate_model
 from hf_relstitch.benchmarks.scores import score
-from hf_relstitch.benchmarks.suite import METHODS, SHIPPED
+from hf_relstitch.benchmarks.suite import METHODS
 from hf_relstitch.cli import app
 from hf_relstitch.metrics import Accuracy, script
 
 COMMAND = "from hf_relstitch.cli import main; main()"
 PICTURES = ("stitching.png", "anchors.png", "singular_values.png", "reliability.png")
+EXPERIMENTS = ["reconstruction", "angles", "scale"]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,7 @@ def refused(tmp_path: Path, text: str) -> str:
         ),
         ("[32]", "[8]", "line 15: anchors.0 is 8: expected a whole number, 32 or more"),
         ("text: words", "text: word", "line 11: {data} has no column 'word': it has words, label"),
+        ("text: words", "text: en:words", "line 11: 'en:words' is of another config of 'salad': say by which column"),
         ("    test_rows: 40", "    test_rows: 40\n    label: class", "line 14: {data} has no column 'class'"),
         (
             "text: words",
@@ -169,7 +171,7 @@ def test_stored_latents_without_the_tensor_are_refused_with_what_there_is(latent
 
 
 def test_an_isometry_loses_nothing_and_absolute_does(latents: Path, tmp_path: Path) -> None:
-    methods = [method for method in METHODS if method != "ortho"]  # which takes no shift away
+    methods = [method for method in METHODS if method not in ("ortho", "latentis")]  # ortho takes no shift away
     results = run_suite(suite_of(latents, methods=methods, heads=["logistic", "svm"]), tmp_path, progress=False)
     assert results["failures"] == []
     cells = {(cell["head"], cell["method"]): cell for cell in results["cells"]}
@@ -239,6 +241,57 @@ def test_killed_and_run_again_gives_the_same_and_computes_nothing_twice(latents:
     assert before.items() <= after.items()
     run_suite(file, whole, progress=False)
     assert (killed / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_experiments_are_in_results_and_report(latents: Path, tmp_path: Path) -> None:
+    suite = suite_of(latents, methods=["auto"], anchors=[40, 200], seeds=[0, 1], experiments=EXPERIMENTS)
+    results = run_suite(suite, tmp_path, progress=False)
+    assert results["failures"] == []
+    found = [(one["experiment"], one.get("encoder"), len(one["rows"])) for one in results["experiments"]]
+    returned, angles, scales = ("reconstruction", 2 * 2 * 3), ("angles", 1), ("scale", 5)
+    assert found == [
+        *((returned[0], one, returned[1]) for one in ("turned", "plain")),
+        (angles[0], None, angles[1]),
+        *((scales[0], one, scales[1]) for one in ("turned", "plain")),
+    ]
+    whole = results["experiments"][0]["rows"][0]
+    assert (whole["num_anchors"], whole["pruning"], whole["cosine"], whole["rank"]) == (40, None, pytest.approx(1), 12)
+    assert results["experiments"][2]["rows"][0]["cosine_correlation"] == pytest.approx(1)
+    report = write_report(tmp_path).read_text()
+    assert "| spaces | turned | all | 1.000 ± .000 | 1.000 ± .000 | 200 |" in report
+    assert "| spaces | turned, plain | 1.000 | 1.000 |" in report
+    assert report.count("| logistic | ") == 2 + 2  # of a pair for each number of anchors, of scale for each encoder
+    for name in EXPERIMENTS:
+        assert f"]({name}.png)" in report
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("cells/*.json")}
+    assert len(kept) == 4 + 5
+    run_suite(suite, tmp_path, progress=False)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("cells/*.json")} == kept
+
+
+def test_an_experiment_that_fails_is_reported(latents: Path, tmp_path: Path) -> None:
+    results = run_suite(suite_of(latents, anchors=[40, 700], experiments=EXPERIMENTS), tmp_path, progress=False)
+    failed = [(one["experiment"], one["encoder"]) for one in results["failures"] if "experiment" in one]
+    assert failed == [("reconstruction", "turned"), ("reconstruction", "plain")]
+    assert [one["experiment"] for one in results["experiments"]] == ["angles", "scale", "scale"]
+    assert "data spaces, encoder turned, experiment reconstruction | StitchError" in write_report(tmp_path).read_text()
+
+
+def test_latentis_is_a_method_where_it_is_installed(latents: Path, tmp_path: Path) -> None:
+    pytest.importorskip("latentis.transform.translate.aligner", reason="pip install --no-deps -r tests/assets.txt")
+    (cell,) = run_suite(suite_of(latents, methods=["latentis"]), tmp_path, progress=False)["cells"]
+    assert cell["accuracy"] >= cell["native_accuracy"] - 0.03
+
+
+def test_latentis_that_is_missing_fails_its_cells_alone(
+    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "latentis.transform.translate.aligner", None)
+    results = run_suite(suite_of(latents, methods=["auto", "latentis"]), tmp_path, progress=False)
+    assert [cell["method"] for cell in results["cells"]] == ["auto"]
+    (failure,) = results["failures"]
+    assert "pip install --no-deps latentis==0.0.8" in failure["error"]
 
 
 def test_what_a_cell_depends_on_makes_it_another(latents: Path, tmp_path: Path) -> None:
@@ -319,12 +372,6 @@ def test_the_command_reports_what_is_no_benchmark(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"format_version": 99, "cells": []}))
     with pytest.raises(StitchError, match="reads versions up to 1"):
         write_report(tmp_path)
-
-
-@pytest.mark.parametrize("name", sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-def test_shipped_suites_are_whole(name: str) -> None:
-    suite, _ = load_suite(name)
-    assert {"auto", "inversion", "absolute"} <= set(suite.methods)
 
 
 @torch.no_grad()

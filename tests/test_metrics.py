@@ -190,3 +190,11 @@ LINE = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
 def test_what_cannot_be_measured_is_refused(name: str, given: dict[str, object], message: str) -> None:
     with pytest.raises(StitchError, match=message):
         SCRIPTS[name]().compute(**given)
+
+
+def test_a_computation_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    metric = metrics.F1(cache_dir=str(tmp_path))
+    with pytest.raises(StitchError, match="'binary' of 3 classes"):
+        metric.compute(predictions=[2, 0], references=[1, 0])
+    assert list(tmp_path.rglob("*.arrow")) == []
+    assert metric.compute(predictions=[1, 0], references=[1, 0])["f1"] == 1

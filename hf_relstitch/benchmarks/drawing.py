@@ -1,6 +1,7 @@
 """The pictures of a report, as PNG, legible at the width of a README, in colours that colour-blind readers can tell."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ COLOURS = [colour for colour in ALL_COLOURS if colour not in ("#f0e442", "#00000
 
 WIDTH = 11.0
 """Inches of a picture, at 150 dots each and letters of 12 points."""
-Panel = Callable[[Axes, str], None]
+LEGEND_COLUMNS = 5
+Panel = Callable[..., None]
+STYLES = ("-", "--", ":", "-.")
 
 
 def draw_all(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -46,28 +49,33 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
         "reliability.png": lambda axes, name: diagram(axes, [c for c in last if c["data"] == name], methods),
     }
     for file, panel in panels.items():
-        draw(shown, panel, folder / file, legend=file in ("anchors.png", "reliability.png"))
-    return titles
+        draw({name: partial(panel, name=name) for name in shown}, folder / file)
+    return titles | draw_experiments(results.get("experiments", []), folder)
 
 
-def draw(names: Sequence[str], panel: Panel, file: Path, *, legend: bool) -> None:
-    """A panel for each data set, two or three in a row; one legend for all, where there is to be one."""
-    columns = min(len(names), 2 if len(names) in (2, 4) else 3)
-    rows = -(-len(names) // columns)
+def draw(panels: Mapping[str, Callable[[Axes], None]], file: Path, *, columns: int | None = None) -> None:
+    """A panel for each title, two or three in a row; one legend for all of them, where their lines have labels."""
+    columns = columns or min(len(panels), 2 if len(panels) in (2, 4) else 3)
+    rows = -(-len(panels) // columns)
     with rc_context({"font.size": 12, "axes.titlesize": 13}):
-        height = min(WIDTH / columns * 0.85, 5) * rows + (1.0 if legend else 0.2)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = np.atleast_1d(figure.subplots(rows, columns)).flat
-        for axis, name in zip(axes, names, strict=False):
-            panel(axis, name)
-            axis.set_title(name)
-        for axis in list(axes)[len(names) :]:
+        figure = Figure(figsize=(WIDTH, min(WIDTH / columns * 0.85, 5) * rows + 0.2), layout="constrained")
+        axes = list(np.atleast_1d(figure.subplots(rows, columns)).flat)
+        for axis, (title, panel) in zip(axes, panels.items(), strict=False):
+            panel(axis)
+            axis.set_title(title)
+        for axis in axes[len(panels) :]:
             axis.set_axis_off()
-        if legend:
-            handles = {
-                label: one for axis in figure.axes for one, label in zip(*axis.get_legend_handles_labels(), strict=True)
-            }
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False)
+        lines = [
+            pair
+            for axis in axes
+            if not axis.get_legend()
+            for pair in zip(*axis.get_legend_handles_labels(), strict=True)
+        ]
+        handles = {label: line for line, label in lines}
+        if handles:
+            figure.set_figheight(figure.get_figheight() + 0.4 * -(-len(handles) // LEGEND_COLUMNS))
+            place = {"loc": "outside lower center", "ncols": LEGEND_COLUMNS, "frameon": False}
+            figure.legend(handles.values(), handles.keys(), **place)
         figure.savefig(file, dpi=150)
 
 
@@ -84,14 +92,20 @@ def heat_map(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
                 found = [cell["native_accuracy"] for cell in cells if cell["target"] == target]
             if found:
                 matrix[row, column] = np.mean(found)
+    numbered(axes, matrix, rows=names, columns=targets)
+    axes.set(xlabel="target's head", ylabel="source encoder")
+
+
+def numbered(axes: Axes, matrix: Any, *, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """A matrix of shares as colours with numbers on them."""
     axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(matrix):
         if np.isfinite(value):
             colour = "black" if value > 0.5 else "white"
-            axes.text(column, row, f"{value:.2f}".lstrip("0"), ha="center", va="center", color=colour, fontsize=13)
-    axes.set_xticks(range(len(targets)), targets, rotation=20, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="target's head", ylabel="source encoder")
+            shown = f"{value:.2f}".replace("0.", ".", 1)
+            axes.text(column, row, shown, ha="center", va="center", color=colour, fontsize=13)
+    axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
 
 
 def curves(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
@@ -159,4 +173,100 @@ def diagram(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[st
         axes.plot(sure[used], right[used], linewidth=1.5, marker=MARKERS[place], markersize=3, **style)
         axes.scatter(sure[used], right[used], s=sizes, marker=MARKERS[place], color=COLOURS[place])
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+
+
+def draw_experiments(found: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, str]:
+    """Draw the paper's experiments that there are, a picture each; gives what each file shows, by its name."""
+    titles = {
+        "reconstruction": "How much of a space comes back from its own relative representation, by the paper's "
+        "inversion; pruned anchors have no two with a larger |cosine|",
+        "angles": "Correlation of the pairwise cosines of two encoders' latents",
+        "scale": "Norms about the mean, over their mean: median, half and nine tenths of the latents; below, the share "
+        "of answers that a head keeps when latents are scaled about their mean",
+    }
+    drawn = {}
+    for name, title in titles.items():
+        by_data: dict[str, list[Mapping[str, Any]]] = {}
+        for one in found:
+            if one["experiment"] == name:
+                by_data.setdefault(one["data"], []).append(one)
+        if not by_data:
+            continue
+        encoders = list(dict.fromkeys(one["encoder"] for each in by_data.values() for one in each if "encoder" in one))
+        colours = {encoder: COLOURS[place % len(COLOURS)] for place, encoder in enumerate(encoders)}
+        if name == "reconstruction":
+            panels = {data: partial(returned, found=each, colours=colours) for data, each in by_data.items()}
+            draw(panels, folder / f"{name}.png")
+        elif name == "angles":
+            draw({data: partial(alike, rows=each[0]["rows"]) for data, each in by_data.items()}, folder / f"{name}.png")
+        else:
+            panels = {f"{data}: norms": partial(norms, found=each, colours=colours) for data, each in by_data.items()}
+            panels |= {f"{data}: heads": partial(kept, found=each, colours=colours) for data, each in by_data.items()}
+            draw(panels, folder / f"{name}.png", columns=len(by_data))
+        drawn[f"{name}.png"] = title
+    return drawn
+
+
+def returned(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    """Cosine of what came back against anchors: a colour an encoder, a style a pruning."""
+    prunings = list(dict.fromkeys(row["pruning"] for one in found for row in one["rows"]))
+    for place, pruning in enumerate(prunings):
+        style: dict[str, Any] = {"linestyle": STYLES[place % len(STYLES)], "marker": MARKERS[place], "linewidth": 2}
+        for one in found:
+            rows = [row for row in one["rows"] if row["pruning"] == pruning]
+            counts = sorted({row["num_anchors"] for row in rows})
+            means = [np.mean([row["cosine"] for row in rows if row["num_anchors"] == count]) for count in counts]
+            name = {"label": one["encoder"]} if pruning is None else {}
+            axes.plot(counts, means, color=colours[one["encoder"]], **name, **style)
+        if pruning is not None:
+            axes.plot([], [], color="black", label=f"pruned at {pruning}", **style)
+    axes.set(xscale="log", xlabel="anchors", ylabel="cosine", ylim=(None, 1.01))
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+
+
+def alike(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Encoders by encoders."""
+    names = list(dict.fromkeys(name for row in rows for name in (row["a"], row["b"])))
+    matrix = np.eye(len(names))
+    for row in rows:
+        a, b = names.index(row["a"]), names.index(row["b"])
+        matrix[a, b] = matrix[b, a] = row["cosine_correlation"]
+    numbered(axes, matrix, rows=names, columns=names)
+
+
+def norms(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    """Quantiles of the norms of each encoder's latents."""
+    spaces = {one["encoder"]: one["norms"] for one in found}
+    for place, (encoder, quantiles) in enumerate(spaces.items()):
+        low, quarter, middle, three, high = (quantiles[f"quantile_{q}"] for q in (0.05, 0.25, 0.5, 0.75, 0.95))
+        axes.plot([low, high], [place, place], color=colours[encoder], linewidth=2)
+        axes.plot([quarter, three], [place, place], color=colours[encoder], linewidth=9, solid_capstyle="butt")
+        axes.plot(middle, place, color="white", marker="|", markersize=9, markeredgewidth=2)
+    axes.axvline(1, color="black", linestyle="--", linewidth=1, zorder=0)
+    axes.set_yticks(range(len(spaces)), list(spaces))
+    axes.set(xlabel="norm over mean norm", xlim=(0, None), ylim=(len(spaces) - 0.4, -0.6))
+    axes.grid(alpha=0.3, axis="x")
+
+
+def kept(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    """Share of answers against the factor: a colour an encoder, a style a kind of head."""
+    kinds = list(dict.fromkeys(one["head"] for one in found))
+    for one in found:
+        factors = [row["factor"] for row in one["rows"]]
+        said = one["encoder"] if len(kinds) == 1 else f"{one['encoder']}, {one['head']}"
+        style: dict[str, Any] = {"linestyle": STYLES[kinds.index(one["head"]) % len(STYLES)], "marker": "o"}
+        axes.plot(
+            factors,
+            [row["agreement"] for row in one["rows"]],
+            color=colours[one["encoder"]],
+            label=said,
+            linewidth=2,
+            **style,
+        )
+    axes.set(xscale="log", xlabel="factor", ylabel="answers kept", ylim=(0, 1.03))
+    axes.set_xticks(factors, [f"{factor:g}" for factor in factors])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)

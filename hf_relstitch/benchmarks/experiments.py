@@ -1,6 +1,6 @@
 """The experiments of arXiv 2406.15057 on latents alone; each gives rows of plain values, ready for a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +68,7 @@ def reconstructed(latents: Tensor, *, count: int, settings: TranslationSettings)
 
 
 @torch.no_grad()
-def angle_preservation(spaces: dict[str, Tensor]) -> list[dict[str, Any]]:
+def angle_preservation(spaces: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """How alike in shape the spaces of several models are, two at a time, for latents of the same inputs.
 
     A row has `a`, `b`, `cosine_correlation` over all pairs of inputs, and `cka`.
@@ -89,7 +89,7 @@ def angle_preservation(spaces: dict[str, Tensor]) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def scale_distribution(spaces: dict[str, Tensor]) -> list[dict[str, Any]]:
+def scale_distribution(spaces: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """How the norms of a space's latents, from their mean, are spread.
 
     A row has `space`, `mean`, `spread` (standard deviation over mean) and quantiles over the mean.
@@ -112,7 +112,7 @@ def scale_distribution(spaces: dict[str, Tensor]) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def head_scale_invariance(heads: dict[str, nn.Linear], latents: dict[str, Tensor]) -> list[dict[str, Any]]:
+def head_scale_invariance(heads: Mapping[str, nn.Module], latents: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """Share of answers that each head keeps when its own latents are scaled about their mean, a row a factor.
 
     A row has `head`, `factor` and `agreement` with the answers at factor 1.

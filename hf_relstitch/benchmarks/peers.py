@@ -6,8 +6,12 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.linear_model import LinearRegression, RidgeCV
 from torch import Tensor
 
+from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import mean_norm
 from hf_relstitch.core.relative import directions
+
+LATENTIS = "latentis==0.0.8 GitPython gitdb smmap python-dotenv"
+"""What its Procrustes imports; all that it depends on is much more."""
 
 
 def padded(x: Tensor, width: int) -> Tensor:
@@ -56,6 +60,22 @@ def procrustes(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     return scale * padded(q - cx, width) @ turned + cy
 
 
+def latentis(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+    """Latentis's own Procrustes, which standardises both sides and zero-pads the narrower.
+
+    Raises:
+        StitchError: latentis is not installed.
+    """
+    try:
+        from latentis.transform.translate.aligner import Procrustes  # noqa: PLC0415  (not among the extras)
+    except ImportError as error:
+        raise StitchError(
+            f"the method latentis needs the package ({error}): pip install --no-deps {LATENTIS}"
+        ) from error
+    translated, _ = Procrustes().fit(x, y).transform(q)
+    return torch.as_tensor(translated)
+
+
 PEERS = {
     "absolute": absolute,
     "least-squares": least_squares,
@@ -63,4 +83,5 @@ PEERS = {
     "ridge": ridge,
     "ortho": ortho,
     "procrustes": procrustes,
+    "latentis": latentis,
 }

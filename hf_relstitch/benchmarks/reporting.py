@@ -58,11 +58,14 @@ def markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         parts += ["## Agreement with the head on its own encoder: foretold and found", foretold_table(foretold)]
     if raw := results.get("raw_inputs"):
         parts += ["## From raw inputs, driven by `evaluate`", raw_table(raw)]
+    for name, (title, shown) in EXPERIMENTS.items():
+        if found := [one for one in results.get("experiments", []) if one["experiment"] == name]:
+            parts += [f"## {title}", shown(found)]
+    if models := results.get("models"):
+        parts += ["## Stitched models as they are", model_table(models)]
     parts += [f"![{caption}]({file})\n\n{caption}." for file, caption in pictures.items()]
     if failures:
-        names = [*PAIR, "method", "anchors", "seed", "error"]
-        rows = [[str(one[name]).replace("|", "\\|").replace("\n", " ")[:200] for name in names] for one in failures]
-        parts += ["## Failed", table(names, rows)]
+        parts += ["## Failed", failure_table(failures)]
     parts += ["## Data and encoders", data_table(results["data"])]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     return "\n\n".join([*parts, f"Made with {versions}, on {results['device']}."]) + "\n"
@@ -119,6 +122,71 @@ def raw_table(cells: Sequence[Mapping[str, Any]]) -> str:
         for cell in cells
     ]
     return table(["data", "source → target", "anchors", "rows", "from raw inputs", "from kept latents"], rows)
+
+
+def model_table(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Stitched models as they are."""
+    rows = [
+        [one["data"], one["model"], f"`{one['commit'] or 'a folder'}`", str(one["rows"])]
+        + [decimal(one[name]) for name in ("accuracy", "f1", "ece")]
+        for one in measured
+    ]
+    return table(["data", "model", "commit", "rows", "accuracy", "F1", "ECE"], rows)
+
+
+def reconstruction_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Cosine of what comes back with the true latents, by number of anchors; at the most, what pruning keeps."""
+    counts = sorted({row["num_anchors"] for one in found for row in one["rows"]})
+    rows = []
+    for one in found:
+        for (pruning,), group in grouped(one["rows"], ("pruning",)).items():
+            by_count = {count: [row for row in group if row["num_anchors"] == count] for count in counts}
+            last = by_count[counts[-1]] or group
+            kept, condition = (fmean(row[name] for row in last) for name in ("kept", "condition_number"))
+            cosines = [spread([row["cosine"] for row in each]) for each in by_count.values()]
+            said = "all" if pruning is None else f"pruned at {pruning}"
+            rows.append([one["data"], one["encoder"], said, *cosines, f"{kept:.0f}", f"{condition:.3g}"])
+    titles = [f"cosine, {count}" for count in counts]
+    return table(["data", "encoder", "anchors", *titles, "anchors kept", "condition number"], rows)
+
+
+def angles_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """How alike two spaces are in shape."""
+    rows = [
+        [one["data"], f"{row['a']}, {row['b']}", decimal(row["cosine_correlation"]), decimal(row["cka"])]
+        for one in found
+        for row in one["rows"]
+    ]
+    return table(["data", "encoders", "correlation of pairwise cosines", "CKA"], rows)
+
+
+def scale_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """How norms are spread, and what share of answers a head keeps when its latents are scaled."""
+    factors = sorted({row["factor"] for one in found for row in one["rows"]} - {1.0})
+    rows = []
+    for one in found:
+        kept = {row["factor"]: row["agreement"] for row in one["rows"]}
+        norms = [one["norms"][name] for name in ("spread", "quantile_0.05", "quantile_0.95")]
+        agreements = [decimal(kept[factor]) if factor in kept else "–" for factor in factors]
+        rows.append([one["data"], one["encoder"], one["head"], *map(decimal, norms), *agreements])
+    titles = [f"answers kept, × {factor:g}" for factor in factors]
+    return table(["data", "encoder", "head", "spread of norms", "5 % quantile", "95 % quantile", *titles], rows)
+
+
+EXPERIMENTS = {
+    "reconstruction": ("A space from its own relative representation, by the paper's inversion", reconstruction_table),
+    "angles": ("How alike the spaces are in shape", angles_table),
+    "scale": ("Norms about the mean, relative to their mean, and answers that heads keep under a scale", scale_table),
+}
+
+
+def failure_table(failures: Sequence[Mapping[str, Any]]) -> str:
+    """What failed, and why."""
+    rows = []
+    for one in failures:
+        what = ", ".join(f"{name} {value}" for name, value in one.items() if name != "error")
+        rows.append([each.replace("|", "\\|").replace("\n", " ")[:200] for each in (what, one["error"])])
+    return table(["what", "error"], rows)
 
 
 def data_table(data: Mapping[str, Any]) -> str:

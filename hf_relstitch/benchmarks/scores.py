@@ -15,15 +15,23 @@ def score(logits: Tensor, native_logits: Tensor, labels: Tensor) -> dict[str, An
     `reliability` has a row `[inputs, mean confidence, accuracy]` for each bin of confidence; `ece` sums it up.
     """
     answers, native = logits.argmax(-1), native_logits.argmax(-1)
-    accuracy, f1, agreement = metrics()
+    accuracy, _, agreement = metrics()
+    return own_scores(logits, labels) | {
+        "native_accuracy": accuracy.compute(predictions=native, references=labels)["accuracy"],
+        "agreement": agreement.compute(predictions=answers, native=native)["native_agreement"],
+        "native_ece": calibration(native_logits, labels).expected_error,
+    }
+
+
+def own_scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Those of the scores that need nothing but the logits and the labels."""
+    answers = logits.argmax(-1)
+    accuracy, f1, _ = metrics()
     bins = calibration(logits, labels)
     return {
         "accuracy": accuracy.compute(predictions=answers, references=labels)["accuracy"],
         "f1": f1.compute(predictions=answers, references=labels, average="macro")["f1"],
-        "native_accuracy": accuracy.compute(predictions=native, references=labels)["accuracy"],
-        "agreement": agreement.compute(predictions=answers, native=native)["native_agreement"],
         "ece": bins.expected_error,
-        "native_ece": calibration(native_logits, labels).expected_error,
         "reliability": [
             list(row) for row in zip(bins.count.tolist(), bins.confidence.tolist(), bins.accuracy.tolist(), strict=True)
         ],

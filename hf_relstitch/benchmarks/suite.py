@@ -17,6 +17,7 @@ METHODS = (
     "parseval",
     "absolute",
     "procrustes",
+    "latentis",
     "ortho",
     "least-squares",
     "affine",
@@ -24,6 +25,7 @@ METHODS = (
     "relative-decoder",
 )
 HEADS = ("logistic", "svm", "own")
+EXPERIMENTS = ("reconstruction", "angles", "scale")
 SHIPPED = Path(__file__).with_name("suites")
 
 
@@ -53,8 +55,9 @@ class EncoderSpec:
 class DataSpec:
     """Labeled rows: a `datasets` data set, files of one (Parquet, CSV, JSON), or latents in a safetensors file.
 
-    `inputs` maps names to columns, of which each is what some encoders read; `latents` maps names, which then stand for
-    encoders, to tensors of the file. Rows are shuffled, always alike, and divided: `head_rows` train the heads,
+    `inputs` maps names to columns, of which each is what some encoders read; `CONFIG:COLUMN` is a column of another
+    config, such as another language, whose rows are found by the column `match`. `latents` maps names, which then stand
+    for encoders, to tensors of the file. Rows are shuffled, always alike, and divided: `head_rows` train the heads,
     `test_rows` are tested on (from `test_split` if there is one), anchors are drawn from others.
     """
 
@@ -66,6 +69,7 @@ class DataSpec:
     test_split: str | None = field(default=None, metadata={"rule": text})
     revision: str | None = field(default=None, metadata={"rule": text})
     label: str = field(default="label", metadata={"rule": text})
+    match: str | None = field(default=None, metadata={"rule": text})
     inputs: dict[str, str] = field(default_factory=dict, metadata={"rule": named(text)})
     latents: dict[str, str] = field(default_factory=dict, metadata={"rule": named(text)})
     pairs: tuple[tuple[str, str], ...] = field(default=(), metadata={"rule": many(pair)})
@@ -75,8 +79,8 @@ class DataSpec:
 class Suite:
     """What is measured: every pair of every data set × heads × methods × numbers of anchors × seeds.
 
-    With `raw_rows` the stitched model of each pair, with the most anchors, also classifies that many tests from raw
-    inputs, driven by `evaluate`.
+    `experiments` are those of the paper on the encoders' own spaces. With `raw_rows` the stitched model of each pair,
+    with the most anchors, also classifies that many tests from raw inputs, driven by `evaluate`.
     """
 
     name: str = field(metadata={"rule": text})
@@ -86,6 +90,7 @@ class Suite:
     encoders: dict[str, EncoderSpec] = field(default_factory=dict, metadata={"rule": named(nested(EncoderSpec))})
     heads: tuple[str, ...] = field(default=("logistic",), metadata={"rule": many(one_of(*HEADS))})
     seeds: tuple[int, ...] = field(default=(0,), metadata={"rule": many(number(at_least=0))})
+    experiments: tuple[str, ...] = field(default=(), metadata={"rule": many(one_of(*EXPERIMENTS))})
     raw_rows: int = field(default=0, metadata={"rule": number(at_least=0)})
     description: str = field(default="", metadata={"rule": text})
 
@@ -122,17 +127,32 @@ def check_suite(document: Document) -> Suite:
     for name, encoder in suite.encoders.items():
         if encoder.model and encoder.classifier:
             raise document.error(("encoders", name), f"encoder {name!r} has model and classifier: give one of them")
-    for name, data in suite.data.items():
-        at: Path_ = ("data", name)
-        if bool(data.inputs) == bool(data.latents):
-            raise document.error(at, f"data {name!r} needs one of inputs (names: columns) and latents (names: tensors)")
-        known = sorted(data.latents or suite.encoders)
-        for place, names in enumerate(data.pairs):
-            for one in names:
-                if one not in known:
-                    raise document.error(
-                        (*at, "pairs", place), f"{one!r} in {list(names)} is no encoder of {name!r}: {', '.join(known)}"
-                    )
-        if not suite.pairs(name):
-            raise document.error(at, f"data {name!r} has fewer than two encoders: {', '.join(known) or 'none'}")
+    for name in suite.data:
+        check_data(name, suite, document)
     return suite
+
+
+def check_data(name: str, suite: Suite, document: Document) -> None:
+    """See that a data set of a suite has inputs or latents, and pairs.
+
+    Raises:
+        StitchError: it does not.
+    """
+    data, at = suite.data[name], ("data", name)
+    if bool(data.inputs) == bool(data.latents):
+        raise document.error(at, f"data {name!r} needs one of inputs (names: columns) and latents (names: tensors)")
+    known = sorted(data.latents or suite.encoders)
+    for place, names in enumerate(data.pairs):
+        for one in names:
+            if one not in known:
+                raise document.error(
+                    (*at, "pairs", place), f"{one!r} in {list(names)} is no encoder of {name!r}: {', '.join(known)}"
+                )
+    for key, column in data.inputs.items():
+        if ":" in column and data.match is None:
+            raise document.error(
+                (*at, "inputs", key),
+                f"{column!r} is of another config of {name!r}: say by which column its rows are found, as match: id",
+            )
+    if not suite.pairs(name):
+        raise document.error(at, f"data {name!r} has fewer than two encoders: {', '.join(known) or 'none'}")

@@ -1,19 +1,23 @@
 """The rows of a data set, shuffled and divided into those for heads, for tests and for anchors."""
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, load_dataset
 from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hf_relstitch.benchmarks.schema import Document, Path_
 from hf_relstitch.benchmarks.suite import DataSpec
+from hf_relstitch.cards import dataset_id
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.hub import HUB_ERRORS, is_commit
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 CANDIDATES = 4
@@ -24,7 +28,8 @@ CANDIDATES = 4
 class Rows:
     """Rows of one data set: first those for heads, then those for tests, then those for anchors.
 
-    `inputs` and `latents` have the rows of each name in the suite; one of them is empty.
+    `inputs` and `latents` have the rows of each name in the suite; one of them is empty. `revision` is the commit of a
+    data set on the Hub.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Rows:
     latents: dict[str, Tensor]
     head_rows: int
     test_rows: int
+    revision: str | None = None
 
     @property
     def heads(self) -> slice:
@@ -62,19 +68,17 @@ def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: in
         return _stored(name, spec, document, at, most_anchors=most_anchors)
     if given is None and spec.path is None:
         raise document.error(at, f"data {name!r} has no path: give one, or the rows by run_suite(data=…)")
-    train = given if given is not None else _load(spec, spec.split, document, at)
+    spec = replace(spec, revision=_commit(spec) or spec.revision) if given is None else spec
+    train = given if given is not None else _split(spec, spec.split, document, at)
     columns = {(*at, "inputs", key): column for key, column in spec.inputs.items()}
     for place, column in {**columns, (*at, "label"): spec.label}.items():
-        if column not in train.column_names:
-            raise document.error(
-                place, f"{spec.path or name} has no column {column!r}: it has {', '.join(train.column_names)}"
-            )
+        _needs(train, column, document, place, of=spec.path or name)
     train = train.shuffle(seed=0)
     if spec.test_split is None:
         tests, rest = _some(train, spec.head_rows, spec.test_rows), spec.head_rows + spec.test_rows
     else:
         tests, rest = (
-            _some(_load(spec, spec.test_split, document, at).shuffle(seed=0), 0, spec.test_rows),
+            _some(_split(spec, spec.test_split, document, at).shuffle(seed=0), 0, spec.test_rows),
             spec.head_rows,
         )
     parts = [_some(train, 0, spec.head_rows), tests, _some(train, rest, CANDIDATES * most_anchors)]
@@ -84,7 +88,8 @@ def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: in
         )
     inputs = {key: [one for part in parts for one in part[column]] for key, column in spec.inputs.items()}
     labels, classes = _labels([one for part in parts for one in part[spec.label]], train.features[spec.label])
-    return Rows(name, labels, classes, inputs, {}, spec.head_rows, spec.test_rows)
+    revision = spec.revision if is_commit(spec.revision or "") else None
+    return Rows(name, labels, classes, inputs, {}, spec.head_rows, spec.test_rows, revision)
 
 
 def _stored(name: str, spec: DataSpec, document: Document, at: Path_, *, most_anchors: int) -> Rows:
@@ -103,6 +108,38 @@ def _stored(name: str, spec: DataSpec, document: Document, at: Path_, *, most_an
     latents = {key: tensors[tensor][order].float() for key, tensor in spec.latents.items()}
     labels, classes = _labels(tensors[spec.label][order].tolist(), None)
     return Rows(name, labels, classes, {}, latents, spec.head_rows, spec.test_rows)
+
+
+def _commit(spec: DataSpec) -> str | None:
+    """The commit that a data set on the Hub is at; None for files, folders, and where the Hub cannot be asked."""
+    place = str(spec.path)
+    if Path(place).suffix in FORMATS or Path(place).exists() or dataset_id(place) is None:
+        return None
+    with suppress(*HUB_ERRORS):
+        return HfApi().dataset_info(place, revision=spec.revision).sha
+    return None
+
+
+def _split(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
+    """A split, with the columns of other configs that are wanted; rows that are not in all of these are left out."""
+    table = _load(spec, split, document, at)
+    for key, column in spec.inputs.items():
+        if ":" not in column:
+            continue
+        config, name = column.split(":", 1)
+        other, match = _load(replace(spec, config=config), split, document, at), str(spec.match)
+        _needs(table, match, document, (*at, "match"), of=f"{spec.path}")
+        _needs(other, match, document, (*at, "match"), of=f"{spec.path}, {config},")
+        _needs(other, name, document, (*at, "inputs", key), of=f"{spec.path}, {config},")
+        values = dict(zip(other[match], other[name], strict=True))
+        table = table.select([row for row, one in enumerate(table[match]) if one in values])
+        table = table.add_column(column, [values[one] for one in table[match]])
+    return table
+
+
+def _needs(table: Dataset, column: str, document: Document, at: Path_, *, of: str) -> None:
+    if column not in table.column_names:
+        raise document.error(at, f"{of} has no column {column!r}: it has {', '.join(table.column_names)}")
 
 
 def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:

@@ -1,5 +1,6 @@
 """What all metrics of ours share: the columns that they take, and the checks on these."""
 
+from pathlib import Path
 from typing import Any
 
 import evaluate
@@ -21,6 +22,9 @@ class CheckedMetric(evaluate.Metric):
     A metric script of `evaluate` is the first metric class that it names, so metrics reach this one through its
     module.
     """
+
+    filelocks: Any
+    file_paths: Any
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
         """Add rows; every column has to have as many.
@@ -52,7 +56,19 @@ class CheckedMetric(evaluate.Metric):
             self.add_batch(**columns)
         if self.writer is None:
             raise StitchError(f"{self.name} of no rows: add some, or give them to compute")
-        return super().compute(**{name: value for name, value in kwargs.items() if name not in EXTRA})
+        try:
+            return super().compute(**{name: value for name, value in kwargs.items() if name not in EXTRA})
+        except Exception:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        """Remove the rows of a computation that failed, which evaluate leaves in its cache, and their locks."""
+        self.data = None
+        for lock, file in zip(self.filelocks or (), self.file_paths or (), strict=True):
+            Path(file).unlink(missing_ok=True)
+            lock.release()
+        self.file_paths = self.filelocks = None
 
 
 def information(description: str, **columns: str) -> evaluate.MetricInfo:
