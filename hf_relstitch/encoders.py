@@ -12,7 +12,15 @@ import xxhash
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
@@ -141,12 +149,7 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
         StitchError: inputs of another kind than the processor takes.
     """
     modality = modality_of(processor)
-    expected, kinds = INPUTS[modality]
-    if strange := [one for one in inputs if not isinstance(one, kinds)]:
-        raise StitchError(
-            f"the model takes {expected} and one input is a {type(strange[0]).__name__}: give it its own kind of "
-            "input; anchors of two kinds are pairs, (what the source takes, what the target takes)"
-        )
+    check_kinds(inputs, modality=modality)
     if modality == "text":
         batch = processor(list(inputs), padding=True, truncation=True, return_tensors="pt")
     elif modality == "image":
@@ -161,6 +164,32 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
         name: tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
         for name, tensor in batch.items()
     }
+
+
+def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "model") -> None:
+    """Refuse inputs of another kind than a model of this modality takes; None stands for one that is not known.
+
+    Raises:
+        StitchError: there is such an input.
+    """
+    expected, kinds = INPUTS.get(modality or "", ("anything", (object,)))
+    if strange := [one for one in inputs if not isinstance(one, kinds)]:
+        raise StitchError(
+            f"the {who} takes {expected} and one input is a {type(strange[0]).__name__}: give it its own kind of "
+            "input; anchors of two kinds are pairs, (what the source takes, what the target takes)"
+        )
+
+
+def modality_at(source: str | Encoder) -> str | None:
+    """The modality of an encoder, or of one at a place, by its config alone; None where that does not tell."""
+    if isinstance(source, Encoder):
+        return source.modality
+    repo = locate(source)
+    try:
+        model = MODEL_MAPPING[type(AutoConfig.from_pretrained(repo.place, **repo.loading))]
+    except (KeyError, OSError, ValueError):  # loading it says what is wrong
+        return None
+    return MODALITIES.get(getattr(model, "main_input_name", ""))
 
 
 def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[list[int]]:

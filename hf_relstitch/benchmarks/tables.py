@@ -14,8 +14,8 @@ from torch import Tensor
 from hf_relstitch.benchmarks.schema import Document, Path_
 from hf_relstitch.benchmarks.suite import DataSpec
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.inputs import TABLES
 
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 CANDIDATES = 4
 """How many rows anchors are drawn from, relative to the largest number of anchors."""
 
@@ -109,8 +109,8 @@ def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
     place = str(spec.path)
     suffix = Path(place).suffix
     try:
-        if suffix in FORMATS:
-            return load_dataset(FORMATS[suffix], data_files={split: place}, split=split)
+        if suffix in TABLES:
+            return load_dataset(TABLES[suffix], data_files={split: place}, split=split)
         return load_dataset(place, spec.config, split=split, revision=spec.revision)
     except (DatasetsError, ValueError, OSError) as error:
         raise document.error((*at, "path"), f"{place} (split {split!r}) cannot be loaded: {error}") from error
