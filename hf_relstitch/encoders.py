@@ -26,7 +26,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.devices import accelerate_state
+from hf_relstitch.devices import accelerate_state, placement, stored_tensors
 from hf_relstitch.hub import Repo, hub_options, locate
 from hf_relstitch.inputs import length_of, load_audio, load_image
 from hf_relstitch.pooling import pool, resolve_pooling, token_mask
@@ -159,11 +159,8 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
         sounds = [load_audio(one, sampling_rate=rate) for one in inputs]
         padding = {} if pads_by_itself(processor) else {"padding": True}
         batch = processor(sounds, sampling_rate=rate, return_tensors="pt", **padding)
-    weights = next(model.parameters())
-    return {
-        name: tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
-        for name, tensor in batch.items()
-    }
+    device, dtype = placement(model)
+    return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in batch.items()}
 
 
 def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "model") -> None:
@@ -274,8 +271,8 @@ def load_processor(repo: Repo, *, modality: str) -> Any:
 def fingerprint(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """A hash of a model's weights, for models that no commit hash names."""
     digest = xxhash.xxh3_128()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in stored_tensors(model):
         if name not in without:
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return f"weights:{digest.hexdigest()}"

@@ -16,6 +16,7 @@ from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.core.halves import relative_half
+from hf_relstitch.devices import placement
 from hf_relstitch.encoders import (
     Encoder,
     batched,
@@ -89,9 +90,8 @@ class RelativeStitcher(SavedModel):
             source: the new encoder: a folder, a Hub id, or an `Encoder`.
             target: a text, image or audio classifier (a folder or a Hub id), which is cut into encoder and head; or,
                 with `head`, the encoder that the head was trained on.
-            anchors: unlabeled inputs that both models take: texts, PIL images, numpy
-                arrays of sound, or Paths of images or sounds. Or pairs, where the models take no common input: what
-                the source takes and what the target takes, such as (image, text), (German, English), (sound, text).
+            anchors: unlabeled inputs that both models take: texts, PIL images, numpy arrays of sound, or Paths of
+                images or sounds. Or pairs, what the source takes first, such as (image, text), (German, English).
             head: what makes logits of target latents, where `target` is an encoder: a `Head`, a module, or a fitted
                 scikit-learn estimator; see `Head.of`.
             cut: the module of `target` to cut at, where it is not the last linear layer; see `hf_relstitch.cut`.
@@ -173,8 +173,8 @@ class RelativeStitcher(SavedModel):
         source_anchors, target_anchors = (
             AnchorSet.from_pretrained(one) if isinstance(one, str) else one for one in (source_anchors, target_anchors)
         )
-        given_head = Head.of_model(target_anchors.provenance) if head is None else head
-        named_head = Head.of(given_head, labels=labels, dim=target_anchors.dim)
+        found = Head.of_model(target_anchors.provenance) if head is None else head
+        named_head = Head.of(found, labels=labels, dim=target_anchors.dim)
         described = describe_head(named_head.module)
         encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
         made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, **settings)
@@ -199,13 +199,13 @@ class RelativeStitcher(SavedModel):
         )
         with torch.device("meta"):
             model = cls(config)
-        weights = next(encoder.model.parameters())
-        model.encoder = encoder.model
-        model.translation = made.translation.to(weights.device, torch.promote_types(weights.dtype, torch.float32))
+        device, dtype = placement(encoder.model)
+        model.translation = made.translation.to(device, torch.promote_types(dtype, torch.float32))
         head_module = own_copy(named_head.module) if described else deepcopy(named_head.module)
-        model.head = head_module.to(weights.device, weights.dtype)
+        model.head = head_module.to(device, dtype)
         model.config.head = described or {"kind": "module", "type": type(head_module).__name__}
-        model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(weights.device)
+        model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(device)
+        model.attach(encoder.model)
         model._processor = encoder.processor
         return model.eval()
 
