@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from hf_relstitch.anchor_checks import MIN_ANCHORS, check_ids, check_latents, check_shapes, first_of_each
 from hf_relstitch.cards import ANCHORS_TAG, inputs_tag, write_card
+from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.halves import target_half
 from hf_relstitch.core.relative import to_working
@@ -86,6 +87,7 @@ class AnchorSet:
         inputs: Sequence[Any],
         *,
         side: Side | None = None,
+        ids: Tensor | None = None,
         data: str | None = None,
         key: str | None = None,
         batch_size: int = 32,
@@ -99,11 +101,12 @@ class AnchorSet:
         Inputs that are repeated, or that the encoder cannot tell apart, are kept once; a log line says how many
         were left out. `data` names the data that they are from. An id is a hash of its input, so whoever has an input
         can find out whether it is in the set; with a `key`, a secret that those who pair anchors share, only they can.
+        `ids` are what `input_ids` gives for the inputs, where that is known already.
 
         Raises:
             StitchError: too few different inputs, pairs without a side, or latents that cannot be anchors.
         """
-        taken, ids = side_of(inputs, side), input_ids(inputs, key=key)
+        taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
         first = {int(one): row for row, one in reversed(list(enumerate(ids)))}
         rows = sorted(first.values())
         latents = encoder.encode([taken[row] for row in rows], batch_size=batch_size, progress=progress)
@@ -138,6 +141,17 @@ class AnchorSet:
                 f"{MIN_ANCHORS} are needed: encode the same inputs with both models"
             )
         return self._subset(ours), other._subset(theirs)
+
+    def chosen(self, count: int | None) -> "AnchorSet":
+        """The most telling of the anchors, by `choose_anchors`; all of them where there are no more, or of None."""
+        if count is None or count >= len(self):
+            return self
+        return self._subset(choose_anchors(self.latents, count).tolist())
+
+    def rows_of(self, ids: Tensor) -> list[int]:
+        """For each anchor the first row of ids `(n,)` that is its own."""
+        first = {int(one): row for row, one in reversed(list(enumerate(ids)))}
+        return [first[int(one)] for one in self.ids]
 
     def _subset(self, rows: list[int]) -> "AnchorSet":
         return AnchorSet(self.latents[rows], self.ids[rows], self.provenance, key=self.key)

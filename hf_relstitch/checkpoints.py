@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from hf_relstitch.cards import RESULTS_NAME
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.devices import placement
 from hf_relstitch.encoders import fingerprint
 from hf_relstitch.files import read_json, verify_checksum
 from hf_relstitch.hub import hub_options, is_commit, locate
@@ -104,7 +105,8 @@ def pin_encoder(encoder: nn.Module, source: dict[str, Any], **options: Any) -> s
             f"the source {source['model_id']} was not loaded from the Hub, so an adapter has nothing to load it from "
             "again: push the encoder and stitch from its Hub id, or use share='full'"
         )
-    dtype = next(encoder.parameters()).dtype
+    _, dtype = placement(encoder)
+    options["quantization_config"] = getattr(encoder.config, "quantization_config", None)
     pinned, untrained = load_pinned(source, dtype=dtype, **options)
     digest = fingerprint(pinned, without=untrained)
     if fingerprint(encoder, without=untrained) != digest:
@@ -121,19 +123,22 @@ def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **optio
     Raises:
         StitchError: it is not there at that commit any more, or its weights have changed.
     """
+    options.setdefault("quantization_config", getattr(config.source_config, "quantization_config", None))
     encoder, untrained = load_pinned(config.source, dtype=config.dtype, **options)
-    quantised = options.get("quantization_config") is not None
-    offloaded = any(tensor.is_meta for tensor in encoder.state_dict().values())
-    if not (quantised or offloaded) and fingerprint(encoder, without=untrained) != config.encoder_fingerprint:
+    quantised = getattr(encoder, "hf_quantizer", None) is not None
+    if not quantised and fingerprint(encoder, without=untrained) != config.encoder_fingerprint:
         raise StitchError(
             f"{config.source['model_id']} at commit {config.source['revision']} does not hold the weights that the "
             "adapter was made for: ask its author for a model with share='full'"
         )
-    return encoder if dtype in (None, "auto") else encoder.to(dtype)
+    return encoder if quantised or dtype in (None, "auto") else encoder.to(dtype)
 
 
 def load_pinned(source: dict[str, Any], **options: Any) -> tuple[nn.Module, set[str]]:
-    """An encoder from the Hub at one commit, and the names of its weights that no training has made."""
+    """An encoder from the Hub at one commit, and the names of its weights that no training has made.
+
+    A `quantization_config` of None, or for an encoder that is stored quantised, is left out.
+    """
     model_id, commit = source["model_id"], source["revision"]
     repo = locate(model_id, revision=commit, **hub_options(options))
     if repo.commit != commit:
@@ -141,5 +146,8 @@ def load_pinned(source: dict[str, Any], **options: Any) -> tuple[nn.Module, set[
             f"{model_id} at commit {commit} is wanted from the Hub, and "
             + (f"the Hub gives commit {repo.commit}" if repo.commit else "a folder here has that name: move it away")
         )
+    if (how := options.pop("quantization_config", None)) is not None:
+        stored = AutoConfig.from_pretrained(repo.place, **repo.loading)
+        options |= {} if hasattr(stored, "quantization_config") else {"quantization_config": how}
     model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading | options)
     return model.eval().requires_grad_(False), set(loading["missing_keys"])

@@ -1,9 +1,43 @@
-"""The device and the processes that accelerate gives."""
+"""The device and the processes that accelerate gives, and where it keeps a model's weights."""
 
+from collections.abc import Iterator
+
+import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import align_module_device, parse_flag_from_env
+from torch import Tensor, nn
 
 
 def accelerate_state() -> PartialState:
     """Accelerate's state; unlike a bare `PartialState()`, it heeds `accelerate launch --cpu`."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """The device that a model takes its inputs on, and its dtype; also of one that is offloaded or quantised."""
+    weights = [one for one in model.parameters() if one.is_floating_point()]
+    hooks = [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
+    devices = [one.device for one in weights if not one.is_meta]
+    devices += [torch.device(device) for hook in hooks if (device := getattr(hook, "execution_device", None))]
+    return devices[0], weights[0].dtype
+
+
+def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A model's tensors by name, one at a time from where they are offloaded; quantised ones as their parts."""
+    for name, tensor in sorted(model.state_dict().items()):
+        owner, _, own_name = name.rpartition(".")
+        if not tensor.is_meta:
+            yield from ((name, part) for part in parts_of(tensor))
+        else:
+            module = model.get_submodule(owner)
+            with align_module_device(module, torch.device("cpu")):
+                yield name, getattr(module, own_name).detach()
+
+
+def parts_of(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a quantised one is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor.detach()
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from parts_of(getattr(tensor, name))

@@ -12,13 +12,21 @@ import xxhash
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.devices import accelerate_state
+from hf_relstitch.devices import accelerate_state, placement, stored_tensors
 from hf_relstitch.hub import Repo, hub_options, locate
 from hf_relstitch.inputs import length_of, load_audio, load_image
 from hf_relstitch.pooling import pool, resolve_pooling, token_mask
@@ -141,12 +149,7 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
         StitchError: inputs of another kind than the processor takes.
     """
     modality = modality_of(processor)
-    expected, kinds = INPUTS[modality]
-    if strange := [one for one in inputs if not isinstance(one, kinds)]:
-        raise StitchError(
-            f"the model takes {expected} and one input is a {type(strange[0]).__name__}: give it its own kind of "
-            "input; anchors of two kinds are pairs, (what the source takes, what the target takes)"
-        )
+    check_kinds(inputs, modality=modality)
     if modality == "text":
         batch = processor(list(inputs), padding=True, truncation=True, return_tensors="pt")
     elif modality == "image":
@@ -156,11 +159,34 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
         sounds = [load_audio(one, sampling_rate=rate) for one in inputs]
         padding = {} if pads_by_itself(processor) else {"padding": True}
         batch = processor(sounds, sampling_rate=rate, return_tensors="pt", **padding)
-    weights = next(model.parameters())
-    return {
-        name: tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
-        for name, tensor in batch.items()
-    }
+    device, dtype = placement(model)
+    return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in batch.items()}
+
+
+def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "model") -> None:
+    """Refuse inputs of another kind than a model of this modality takes; None stands for one that is not known.
+
+    Raises:
+        StitchError: there is such an input.
+    """
+    expected, kinds = INPUTS.get(modality or "", ("anything", (object,)))
+    if strange := [one for one in inputs if not isinstance(one, kinds)]:
+        raise StitchError(
+            f"the {who} takes {expected} and one input is a {type(strange[0]).__name__}: give it its own kind of "
+            "input; anchors of two kinds are pairs, (what the source takes, what the target takes)"
+        )
+
+
+def modality_at(source: str | Encoder) -> str | None:
+    """The modality of an encoder, or of one at a place, by its config alone; None where that does not tell."""
+    if isinstance(source, Encoder):
+        return source.modality
+    repo = locate(source)
+    try:
+        model = MODEL_MAPPING[type(AutoConfig.from_pretrained(repo.place, **repo.loading))]
+    except (KeyError, OSError, ValueError):  # loading it says what is wrong
+        return None
+    return MODALITIES.get(getattr(model, "main_input_name", ""))
 
 
 def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[list[int]]:
@@ -245,8 +271,8 @@ def load_processor(repo: Repo, *, modality: str) -> Any:
 def fingerprint(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """A hash of a model's weights, for models that no commit hash names."""
     digest = xxhash.xxh3_128()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in stored_tensors(model):
         if name not in without:
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return f"weights:{digest.hexdigest()}"

@@ -1,6 +1,7 @@
 """A head and the translation before it as one linear layer."""
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from hf_relstitch.core.errors import StitchError
@@ -41,9 +42,10 @@ def fuse(translation: Translation | SharpenedTranslation, head: nn.Module) -> Fu
             f"the translation {how}, so that it is not affine and does not fuse with the head: stitch with "
             "prefer='linear' and scale='carry'"
         )
-    exact = working_dtype(head.weight.device)
-    weight, readout = translation.weight.to(exact), head.weight.to(exact)
-    bias = readout @ translation.bias.to(exact)
-    bias = bias if head.bias is None else bias + head.bias.to(exact)
+    exact = working_dtype(translation.weight.device)
+    with align_module_device(head):
+        weight, readout = translation.weight.to(exact), head.weight.to(exact)
+        bias = readout @ translation.bias.to(exact)
+        bias = bias if head.bias is None else bias + head.bias.to(exact)
     dtype = translation.weight.dtype
     return Fused((readout @ weight.T).to(dtype), bias.to(dtype))

@@ -9,38 +9,52 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from datasets import load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetsError
 from PIL import Image
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
 
 Side = Literal["first", "second"]
+TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"}
 
 
-def read_inputs(place: str, *, column: str | None = None, split: str = "train") -> list[Any]:
-    """Inputs from a text file (one a line), an image or sound, a folder of them, or a column of a `datasets` data set.
+def read_inputs(
+    place: str, *, column: str | None = None, target_column: str | None = None, split: str = "train"
+) -> list[Any]:
+    """Inputs from a text file (one a line), an image or a sound, a folder of them, or a column, see `read_columns`.
+
+    With `target_column` they are pairs: what the source takes, of `column`, and what the target takes.
 
     Raises:
         StitchError: nothing is there, or it holds no input.
     """
     path = Path(place)
-    known = Image.registered_extensions().keys() | SOUNDS
     inputs: list[Any]
-    if path.is_dir():
-        inputs = sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
-    elif path.suffix.lower() in known:
-        inputs = [path]
-    elif path.is_file():
-        inputs = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    else:
+    if target_column is not None:
+        inputs = list(zip(*read_columns(place, [column, target_column], split=split), strict=True))
+    elif column is not None or not path.exists():
         inputs = read_columns(place, [column], split=split)[0]
+    elif path.is_dir():
+        inputs = sorted(file for file in path.rglob("*") if is_media(file))
+    elif is_media(path):
+        inputs = [path]
+    elif path.suffix.lower() in TABLES:
+        raise StitchError(f"{place} is a table: name its column of inputs, or give a text file with one a line")
+    else:
+        inputs = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not inputs:
         raise StitchError(
-            f"{place} holds no input: expected a text file with one a line or a folder of images or sounds"
+            f"{place} holds no input: expected a text file with one a line or a folder of images or sounds; of a "
+            "table or a data set name the column"
         )
     return inputs
+
+
+def is_media(path: str | Path) -> bool:
+    """Whether a path names an image or a sound, by its suffix."""
+    return Path(path).suffix.lower() in Image.registered_extensions().keys() | SOUNDS
 
 
 def data_name(data: str | None) -> str | None:
@@ -51,21 +65,31 @@ def data_name(data: str | None) -> str | None:
 
 
 def read_columns(name: str, columns: Sequence[str | None], *, split: str) -> list[list[Any]]:
-    """Columns of a `datasets` data set, by its Hub name; `None` stands for a column that was not named.
+    """Columns of a Parquet, CSV or JSON file, or of a `datasets` data set; `None` stands for one that was not named.
+
+    A column of paths of images or sounds is read as Paths, relative to the file or the folder that names them.
 
     Raises:
         StitchError: there is no such data set, split or column.
     """
+    path = Path(name)
+    reader = TABLES.get(path.suffix.lower()) if path.is_file() else None
     try:
-        table = load_dataset(name, split=split)
-    except (DatasetNotFoundError, ValueError, ConnectionError) as error:
+        table = load_dataset(reader, data_files=name, split=split) if reader else load_dataset(name, split=split)
+    except (DatasetsError, ValueError, OSError) as error:
         raise StitchError(
             f"{name} is no text file, no folder, and no data set that could be loaded: {error}"
         ) from error
     for column in columns:
         if column not in table.column_names:
             raise StitchError(f"{name} has no column {column!r}: it has {', '.join(table.column_names)}")
-    return [list(table[column]) for column in columns]
+    folder = path.parent if reader else path
+    return [_paths(list(table[column]), folder) if path.exists() else list(table[column]) for column in columns]
+
+
+def _paths(values: list[Any], folder: Path) -> list[Any]:
+    named = all(isinstance(one, str) and is_media(one) for one in values)
+    return [folder / one for one in values] if named else values
 
 
 def load_image(image: Path | Image.Image) -> Image.Image:
@@ -150,6 +174,11 @@ def are_pairs(inputs: Sequence[Any]) -> bool:
             f"the input of row {strange[0]} is a tuple of {len(inputs[strange[0]])}: expected pairs, tuples of two"
         )
     return True
+
+
+def sides_of(inputs: Sequence[Any]) -> tuple[Side | None, Side | None]:
+    """Which side of each input the source takes, and which the target; None where inputs are not pairs."""
+    return ("first", "second") if are_pairs(inputs) else (None, None)
 
 
 def side_of(inputs: Sequence[Any], side: Side | None) -> Sequence[Any]:

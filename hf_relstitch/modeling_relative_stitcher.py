@@ -13,15 +13,24 @@ from transformers.utils import can_return_tuple
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
-from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.core.halves import relative_half
-from hf_relstitch.encoders import Encoder, batched, check_inputs, encode_batch, in_order, preprocess
+from hf_relstitch.devices import placement
+from hf_relstitch.encoders import (
+    Encoder,
+    batched,
+    check_inputs,
+    check_kinds,
+    encode_batch,
+    in_order,
+    modality_at,
+    preprocess,
+)
 from hf_relstitch.fusing import Fused, fuse
 from hf_relstitch.head_modules import build_head, describe_head, own_copy
 from hf_relstitch.heads import Head, load_target
-from hf_relstitch.inputs import Side, are_pairs, side_of
+from hf_relstitch.inputs import input_ids, side_of, sides_of
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
@@ -81,9 +90,8 @@ class RelativeStitcher(SavedModel):
             source: the new encoder: a folder, a Hub id, or an `Encoder`.
             target: a text, image or audio classifier (a folder or a Hub id), which is cut into encoder and head; or,
                 with `head`, the encoder that the head was trained on.
-            anchors: unlabeled inputs that both models take: texts, PIL images, numpy
-                arrays of sound, or Paths of images or sounds. Or pairs, where the models take no common input: what
-                the source takes and what the target takes, such as (image, text), (German, English), (sound, text).
+            anchors: unlabeled inputs that both models take: texts, PIL images, numpy arrays of sound, or Paths of
+                images or sounds. Or pairs, what the source takes first, such as (image, text), (German, English).
             head: what makes logits of target latents, where `target` is an encoder: a `Head`, a module, or a fitted
                 scikit-learn estimator; see `Head.of`.
             cut: the module of `target` to cut at, where it is not the last linear layer; see `hf_relstitch.cut`.
@@ -106,18 +114,20 @@ class RelativeStitcher(SavedModel):
             raise StitchError(f"head is given, and cut is {cut!r}: a classifier is cut, or its head is given")
         if head is None and isinstance(target, Encoder):
             raise StitchError("the target is an encoder without a head: give the head, or a classifier as target")
+        sides = sides_of(anchors)
+        check_kinds(side_of(anchors, sides[0]), modality=modality_at(source), who="source")
         if head is None:
             target, head = load_target(str(target), cut=cut)
         elif not isinstance(target, Encoder):
             target = Encoder.from_pretrained(target)
-        sides: tuple[Side | None, Side | None] = ("first", "second") if are_pairs(anchors) else (None, None)
-        if num_anchors is not None and num_anchors < len(anchors):
-            candidates = target.encode(side_of(anchors, sides[1]), batch_size=batch_size, progress=progress)
-            anchors = [anchors[row] for row in choose_anchors(candidates, num_anchors).tolist()]
-        target_anchors = AnchorSet.encode(target, anchors, side=sides[1], **options)
+        check_kinds(side_of(anchors, sides[1]), modality=target.modality, who="target")
+        ids = input_ids(anchors, key=key)
+        target_anchors = AnchorSet.encode(target, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
         del target
         source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
-        source_anchors = AnchorSet.encode(source, anchors, side=sides[0], **options)
+        rows = target_anchors.rows_of(ids)
+        kept = [anchors[row] for row in rows]
+        source_anchors = AnchorSet.encode(source, kept, side=sides[0], ids=ids[rows], **options)
         model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
         if inputs is not None:
             model.config.report = model.check(inputs)
@@ -163,8 +173,8 @@ class RelativeStitcher(SavedModel):
         source_anchors, target_anchors = (
             AnchorSet.from_pretrained(one) if isinstance(one, str) else one for one in (source_anchors, target_anchors)
         )
-        given_head = Head.of_model(target_anchors.provenance) if head is None else head
-        named_head = Head.of(given_head, labels=labels, dim=target_anchors.dim)
+        found = Head.of_model(target_anchors.provenance) if head is None else head
+        named_head = Head.of(found, labels=labels, dim=target_anchors.dim)
         described = describe_head(named_head.module)
         encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
         made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, **settings)
@@ -189,13 +199,13 @@ class RelativeStitcher(SavedModel):
         )
         with torch.device("meta"):
             model = cls(config)
-        weights = next(encoder.model.parameters())
-        model.encoder = encoder.model
-        model.translation = made.translation.to(weights.device, torch.promote_types(weights.dtype, torch.float32))
+        device, dtype = placement(encoder.model)
+        model.translation = made.translation.to(device, torch.promote_types(dtype, torch.float32))
         head_module = own_copy(named_head.module) if described else deepcopy(named_head.module)
-        model.head = head_module.to(weights.device, weights.dtype)
+        model.head = head_module.to(device, dtype)
         model.config.head = described or {"kind": "module", "type": type(head_module).__name__}
-        model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(weights.device)
+        model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(device)
+        model.attach(encoder.model)
         model._processor = encoder.processor
         return model.eval()
 
@@ -287,7 +297,8 @@ class RelativeStitcher(SavedModel):
 
         The agreement that a report expects holds only for inputs like the anchors.
         """
-        return covered(self.report, self._latents(inputs, batch_size=32), self.anchors.source)
+        accurate = (self.config.selection or {}).get("prefer") == "accuracy"
+        return covered(self.report, self._latents(inputs, batch_size=32), self.anchors.source, accurate=accurate)
 
     @torch.no_grad()
     def _latents(self, inputs: Sequence[Any], *, batch_size: int) -> Tensor:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_relstitch.anchors import AnchorSet
-from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import Encoder
 from hf_relstitch.heads import Head, load_target
+from hf_relstitch.inputs import input_ids, side_of, sides_of
 from hf_relstitch.stitching import stitch
 
 WARM_UP = 2
@@ -20,11 +20,12 @@ def recommend(
     candidates: Sequence[str],
     anchors: Sequence[Any],
     *,
+    cut: str | None = None,
     num_anchors: int | None = None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Candidate encoders for a target's head, the best first, from anchor inputs alone.
+    """Candidate encoders for a target's head, the best first, from anchor inputs alone; or pairs, see `from_parts`.
 
     A row has the `candidate`, the `agreement` that its report foretells with `agreement_interval`, the `verdict`,
     `inputs_per_second` (measured while it encoded the anchors, on this machine), `parameters`, `megabytes` of
@@ -36,17 +37,18 @@ def recommend(
     """
     if not candidates:
         raise StitchError("there are no candidates: name at least one encoder")
-    encoder, head = load_target(target)
-    if num_anchors is not None and num_anchors < len(anchors):
-        latents = encoder.encode(anchors, batch_size=batch_size, progress=progress)
-        anchors = [anchors[row] for row in choose_anchors(latents, num_anchors).tolist()]
-    target_anchors = AnchorSet.encode(encoder, anchors, batch_size=batch_size, progress=progress)
+    encoder, head = load_target(target, cut=cut)
+    sides, ids = sides_of(anchors), input_ids(anchors)
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    target_anchors = AnchorSet.encode(encoder, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
     del encoder
+    rows_kept = target_anchors.rows_of(ids)
+    taken = side_of([anchors[row] for row in rows_kept], sides[0])
     rows = []
     for candidate in candidates:
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         try:
-            row |= measured(candidate, target_anchors, head, anchors, batch_size=batch_size, progress=progress)
+            row |= measured(candidate, target_anchors, head, taken, **options)
         except Exception as error:
             row["error"] = str(error) or type(error).__name__
         rows.append(row | {"candidate": candidate})
@@ -67,17 +69,17 @@ COLUMNS = (
 
 
 def measured(
-    candidate: str, target_anchors: AnchorSet, head: Head, anchors: Sequence[Any], *, batch_size: int, progress: bool
+    candidate: str, target_anchors: AnchorSet, head: Head, inputs: Sequence[Any], *, batch_size: int, progress: bool
 ) -> dict[str, Any]:
-    """What is known of one candidate, once its translation is fitted.
+    """What is known of one candidate, once its translation is fitted; `inputs` are its own of the target's anchors.
 
     Raises:
         StitchError: it cannot be loaded, does not take these inputs, or cannot be stitched.
     """
     source = Encoder.from_pretrained(candidate)
-    source.encode(anchors[:WARM_UP], batch_size=batch_size, progress=False)
+    source.encode(inputs[:WARM_UP], batch_size=batch_size, progress=False)
     start = time.perf_counter()
-    source_anchors = AnchorSet.encode(source, anchors, batch_size=batch_size, progress=progress)
+    source_anchors = AnchorSet.encode(source, inputs, ids=target_anchors.ids, batch_size=batch_size, progress=progress)
     seconds = time.perf_counter() - start
     report = stitch(source_anchors, target_anchors, head, source=source.provenance).report
     weights = list(source.model.parameters())

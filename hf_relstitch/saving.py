@@ -20,6 +20,7 @@ from hf_relstitch.checkpoints import (
 )
 from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.devices import placement
 from hf_relstitch.encoders import LOADERS
 from hf_relstitch.files import checksum, read_json, whole_folder
 from hf_relstitch.head_modules import CHAIN
@@ -70,6 +71,11 @@ class SavedModel(PreTrainedModel):
         if share not in SHARES or kwargs.get("push_to_hub"):
             raise StitchError(
                 f"share is {share!r}: expected one of {', '.join(SHARES)}; push with push_to_hub(repo_id)"
+            )
+        if share == "full" and getattr(self.encoder, "hf_quantizer", None) is not None:
+            raise StitchError(
+                "the source encoder is quantised, and its weights in that form are not saved with the model: use "
+                "share='adapter', which names the encoder on the Hub and how it was quantised, or stitch it unquantised"
             )
         self.config.share = share
         self.config.encoder_fingerprint = None
@@ -149,8 +155,9 @@ class SavedModel(PreTrainedModel):
 
     def attach(self, encoder: nn.Module) -> None:
         """Put the source encoder in, and the rest on its device."""
-        self.to(next(encoder.parameters()).device)
+        self.encoder = None
+        self.to(placement(encoder)[0])
         self.encoder = encoder
-        self.config.source_config = encoder.config
+        self.config.source_config = getattr(encoder, "config", None)
         if (device_map := getattr(encoder, "hf_device_map", None)) is not None:
-            self.hf_device_map = device_map
+            self.hf_device_map = {f"encoder.{name}".rstrip("."): device for name, device in device_map.items()}

@@ -113,7 +113,8 @@ def stitch(
     frames = Frame.of_anchors(x), Frame.of_anchors(y)
     translated = held_out_translations(x, y, settings=how, folds=folds)
     del folds
-    report, temperature = foretold_report(translated, to_working(y), head, frames=frames)
+    accurate = prefer == "accuracy"
+    report, temperature = foretold_report(translated, to_working(y), head, frames=frames, accurate=accurate)
     translation = fit(x, y, settings=how, frames=frames)
     return Stitch(source_anchors, target_anchors, how, selection, translation, temperature, report)
 
@@ -147,7 +148,7 @@ def check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> Non
 
 
 def foretold_report(
-    translated: Tensor, target: Tensor, head: Head, *, frames: tuple[Frame, Frame]
+    translated: Tensor, target: Tensor, head: Head, *, frames: tuple[Frame, Frame], accurate: bool
 ) -> tuple[dict[str, Any], float]:
     """How good the translation is on anchors held out of its fit, and the temperature that its logits need.
 
@@ -172,12 +173,12 @@ def foretold_report(
         "answers_used": answers_used(true_logits, multi_label=head.multi_label),
         "scale_invariance": scale_invariance(head.module, target, multi_label=head.multi_label),
     }
-    report["verdict"] = judged(report)
+    report["verdict"] = judged(report, accurate=accurate)
     answers = probabilities(true_logits, multi_label=head.multi_label)
     return report, matching_temperature(logits, answers, multi_label=head.multi_label)
 
 
-def judged(report: dict[str, Any], *, coverage: float | None = None) -> dict[str, str]:
+def judged(report: dict[str, Any], *, accurate: bool, coverage: float | None = None) -> dict[str, str]:
     """The verdict on what a report says and, where it is known, on how much of the inputs the anchors cover."""
     low, high = report["agreement_interval"]
     told = Foretold(report["agreement"], low, high, report["chance_agreement"])
@@ -188,15 +189,18 @@ def judged(report: dict[str, Any], *, coverage: float | None = None) -> dict[str
             rank=report["source"]["rank"],
             answers_used=report["answers_used"],
             coverage=coverage,
+            accurate=accurate,
         )
     )
 
 
-def covered(report: dict[str, Any], latents: Tensor, anchors: Tensor) -> dict[str, Any]:
+def covered(report: dict[str, Any], latents: Tensor, anchors: Tensor, *, accurate: bool) -> dict[str, Any]:
     """A report with the share of source latents that the source anchors cover, and the verdict that it leads to."""
     coverage = anchor_coverage(to_working(latents), to_working(anchors.to(latents.device)))
     found = {**report, "coverage": coverage}
-    return found | {"verdict": judged(report, coverage=coverage)} if report["agreement"] is not None else found
+    if report["agreement"] is None:
+        return found
+    return found | {"verdict": judged(report, accurate=accurate, coverage=coverage)}
 
 
 def conditioning(frame: Frame) -> dict[str, Any]:

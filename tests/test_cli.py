@@ -10,7 +10,8 @@ import pico
 import pytest
 from PIL import Image
 
-from hf_relstitch import AnchorSet, Encoder
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
+from hf_relstitch.inputs import input_ids, read_inputs
 
 
 def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -100,6 +101,50 @@ def test_a_column_of_a_data_set_is_read(tmp_path: Path) -> None:
     from hf_relstitch.inputs import read_columns
 
     assert read_columns(str(tmp_path / "news"), ["headline"], split="train[:3]") == [pico.texts(3)]
+
+
+def test_stitch_and_recommend_over_pairs_of_a_table_at_an_earlier_cut(source_folder: str, tmp_path: Path) -> None:
+    """What the source takes and what the target takes are columns; pictures are paths, relative to the table."""
+    texts, gradient = pico.texts(40), Image.linear_gradient("L")
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for index in range(40):
+        gradient.rotate(9 * index).resize((8, 8)).save(tmp_path / "data" / "images" / f"{index}.png")
+    rows = ["image,text", *(f"images/{index}.png,{text}" for index, text in enumerate(texts))]
+    table = tmp_path / "data" / "pairs.csv"
+    table.write_text("\n".join(rows))
+    vit, roberta = (pico.saved(kind, tmp_path / kind) for kind in ("ViT", "Roberta"))
+    anchors = ("--anchors", table, "--column", "image", "--target-column", "text", "--cut", "classifier.dense")
+    run("stitch", vit, roberta, tmp_path / "model", *anchors)
+    pairs = list(zip([table.parent / "images" / f"{index}.png" for index in range(40)], texts, strict=True))
+    assert read_inputs(str(table), column="image", target_column="text") == pairs
+    description = json.loads(run("inspect", tmp_path / "model", "--json").stdout)
+    assert description["target"]["pooling"].startswith("input of classifier.dense then ")
+    assert RelativeStitcher.from_pretrained(tmp_path / "model").anchors.ids.equal(input_ids(pairs))
+    ranked = json.loads(run("recommend", roberta, "-c", vit, source_folder, *anchors, "--json").stdout)
+    assert [row["candidate"] for row in ranked] == [vit, source_folder]
+    assert ranked[0]["error"] is None
+    assert "takes texts and one input is a" in ranked[1]["error"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json", "jsonl", "folder"])
+def test_inputs_are_a_column_of_a_table(kind: str, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    table = Dataset.from_dict({"headline": pico.texts(5), "n": list(range(5))})
+    (tmp_path / "news").mkdir()
+    file = tmp_path / "news" / f"train.{'parquet' if kind == 'folder' else kind}"
+    {"parquet": table.to_parquet, "folder": table.to_parquet, "csv": table.to_csv}.get(kind, table.to_json)(file)
+    place = str(file.parent if kind == "folder" else file)
+    assert read_inputs(place, column="headline") == pico.texts(5)
+    assert read_inputs(place, column="headline", target_column="n")[4] == (pico.texts(5)[4], 4)
+    with pytest.raises(StitchError, match="has no column 'text': it has headline, n"):
+        read_inputs(place, column="text")
+
+
+def test_a_table_without_a_column_is_not_read_as_lines_of_text(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("image,text\n1.png,one\n")
+    with pytest.raises(StitchError, match=r"pairs\.csv is a table: name its column of inputs"):
+        read_inputs(str(tmp_path / "pairs.csv"))
 
 
 def test_an_error_is_one_message_and_leaves_nothing(source_folder: str, target_folder: str, tmp_path: Path) -> None:

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pico
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, inputs
 from hf_relstitch.inputs import input_ids
 
 WORDS = st.text(min_size=1, max_size=5)
@@ -71,8 +71,40 @@ def test_an_encoder_and_a_layer_are_a_target_of_pairs_too(image_folder: str, sou
 
 def test_swapped_pairs_say_which_comes_first(image_folder: str, target_folder: str) -> None:
     swapped = list(zip(pico.texts(40), pictures(40), strict=True))
-    with pytest.raises(StitchError, match=r"takes texts and one input is a Image.*\(what the source takes, what the"):
+    message = r"the source takes PIL images .* and one input is a str.*\(what the source takes, what the"
+    with pytest.raises(StitchError, match=message):
         RelativeStitcher.from_parts(image_folder, target_folder, swapped, progress=False)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_wrong_kind_on_either_side_is_refused_before_anything_is_encoded(
+    side: str, source: Encoder, image_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One wrong input in the middle is enough, and the source's kind is known before its weights are read."""
+    pairs: list[tuple[object, object]] = list(zip(pictures(40), pico.texts(40), strict=True))
+    pairs[17] = (pico.texts(1)[0], "storm") if side == "source" else (pictures(1)[0], 3)
+    encoded: list[object] = []
+    monkeypatch.setattr(Encoder, "encode", lambda self, inputs, **_: encoded.append(inputs))
+    message = f"the {side} takes {'PIL images' if side == 'source' else 'texts'}.* and one input is a "
+    with pytest.raises(StitchError, match=message):
+        RelativeStitcher.from_parts(image_folder, source, pairs, head=nn.Linear(16, 3), progress=False)
+    assert not encoded
+
+
+def test_chosen_anchors_are_encoded_and_hashed_once_a_side(
+    image_folder: str, source: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target encodes all that anchors are chosen among, the source those that were."""
+    pairs = list(zip(pictures(48), pico.texts(48), strict=True))
+    encoded: list[int] = []
+    hashed: list[int] = []
+    encode, one_id = Encoder.encode, inputs._input_id
+    monkeypatch.setattr(Encoder, "encode", lambda s, given, **_: encoded.append(len(given)) or encode(s, given, **_))
+    monkeypatch.setattr(inputs, "_input_id", lambda one, key: hashed.append(isinstance(one, tuple)) or one_id(one, key))
+    RelativeStitcher.from_parts(
+        image_folder, source, pairs, head=nn.Linear(16, 3), num_anchors=33, alpha=0.5, progress=False
+    )
+    assert (encoded, sum(hashed)) == ([48, 33], 48)
 
 
 def test_texts_alone_for_an_image_source_say_what_to_give(image_folder: str, target_folder: str) -> None:
@@ -81,7 +113,7 @@ def test_texts_alone_for_an_image_source_say_what_to_give(image_folder: str, tar
 
 
 @pytest.mark.parametrize(
-    ("inputs", "side", "message"),
+    ("given", "side", "message"),
     [
         ([("a", "b"), ("c", "d")], None, "the inputs are pairs: say with side='first' or side='second'"),
         (["a", "b"], "first", "side is 'first' and the inputs are not pairs"),
@@ -91,12 +123,12 @@ def test_texts_alone_for_an_image_source_say_what_to_give(image_folder: str, tar
         ([("a", 3)], "first", "an input is a int: expected a text"),
     ],
 )
-def test_refuses_what_are_no_pairs(inputs: list[object], side: str | None, message: str, source: Encoder) -> None:
+def test_refuses_what_are_no_pairs(given: list[object], side: str | None, message: str, source: Encoder) -> None:
     with pytest.raises(StitchError, match=message):
-        AnchorSet.encode(source, inputs, side=side, progress=False)
+        AnchorSet.encode(source, given, side=side, progress=False)
 
 
-@given(WORDS, WORDS, WORDS, WORDS)
+@hypothesis.given(WORDS, WORDS, WORDS, WORDS)
 def test_a_pair_has_its_own_id(a: str, b: str, c: str, d: str) -> None:
     ids = [int(one) for one in input_ids([(a, b), (c, d), a, b])]
     assert (ids[0] == ids[1]) == ((a, b) == (c, d))

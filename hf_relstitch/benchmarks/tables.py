@@ -18,8 +18,8 @@ from hf_relstitch.benchmarks.suite import DataSpec
 from hf_relstitch.cards import dataset_id
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub import HUB_ERRORS, is_commit
+from hf_relstitch.inputs import TABLES
 
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 CANDIDATES = 4
 """How many rows anchors are drawn from, relative to the largest number of anchors."""
 
@@ -113,7 +113,7 @@ def _stored(name: str, spec: DataSpec, document: Document, at: Path_, *, most_an
 def _commit(spec: DataSpec) -> str | None:
     """The commit that a data set on the Hub is at; None for files, folders, and where the Hub cannot be asked."""
     place = str(spec.path)
-    if Path(place).suffix in FORMATS or Path(place).exists() or dataset_id(place) is None:
+    if Path(place).suffix in TABLES or Path(place).exists() or dataset_id(place) is None:
         return None
     with suppress(*HUB_ERRORS):
         return HfApi().dataset_info(place, revision=spec.revision).sha
@@ -146,8 +146,8 @@ def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
     place = str(spec.path)
     suffix = Path(place).suffix
     try:
-        if suffix in FORMATS:
-            return load_dataset(FORMATS[suffix], data_files={split: place}, split=split)
+        if suffix in TABLES:
+            return load_dataset(TABLES[suffix], data_files={split: place}, split=split)
         return load_dataset(place, spec.config, split=split, revision=spec.revision)
     except (DatasetsError, ValueError, OSError) as error:
         raise document.error((*at, "path"), f"{place} (split {split!r}) cannot be loaded: {error}") from error

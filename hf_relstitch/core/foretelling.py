@@ -125,7 +125,13 @@ def nearest(
 
 
 def verdict(
-    foretold: Foretold, *, num_anchors: int, rank: int, answers_used: float, coverage: float | None = None
+    foretold: Foretold,
+    *,
+    num_anchors: int,
+    rank: int,
+    answers_used: float,
+    coverage: float | None = None,
+    accurate: bool = False,
 ) -> Verdict:
     """A plain word on a stitched model.
 
@@ -135,6 +141,7 @@ def verdict(
         rank: directions that the source anchors span.
         answers_used: what `answers_used` gave.
         coverage: what `anchor_coverage` gave for inputs that the model is for; None where there are none.
+        accurate: whether the translation was chosen with `prefer="accuracy"` already.
     """
     reason = f"the head is expected to answer as on its own encoder on {foretold.agreement:.0%} of inputs"
     sure = foretold.kappa(foretold.low)
@@ -162,4 +169,4 @@ def verdict(
         )
     if sure >= GOOD_KAPPA:
         return Verdict("good", reason, "none needed")
-    return Verdict("usable", reason, "more anchors, or prefer='accuracy'")
+    return Verdict("usable", reason, "more anchors" if accurate else "more anchors, or prefer='accuracy'")

@@ -180,7 +180,9 @@ def test_anchors_of_few_classes_are_at_most_usable(spaces):
 
 def test_a_fair_model_is_usable(spaces):
     x, y, head = spaces
-    assert judged(x, y + 12 * gaussian(8, *y.shape), head).grade == "usable"
+    fair = judged(x, y + 12 * gaussian(8, *y.shape), head)
+    assert (fair.grade, fair.remedy) == ("usable", "more anchors, or prefer='accuracy'")
+    assert judged(x, y + 12 * gaussian(8, *y.shape), head, accurate=True).remedy == "more anchors"
 
 
 def test_too_few_anchors_of_related_spaces_ask_for_more():

@@ -3,20 +3,20 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from hf_relstitch.cli.showing import AsJson, show
+from hf_relstitch.cli.stitching import recommend_command, stitch_command
 
 app = typer.Typer(
     help="Stitch any encoder to a classifier head that it never met, without labels and without training.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command("quickstart")
@@ -47,81 +47,8 @@ def quickstart_command(
     )
 
 
-@app.command()
-def stitch(
-    source: Annotated[str, typer.Argument(help="The new encoder: folder or Hub id.")],
-    target: Annotated[str, typer.Argument(help="The classifier whose head is kept: folder or Hub id.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write the stitched model to.")],
-    anchors: Annotated[
-        str, typer.Option(help="Unlabeled inputs: a text file, a folder of images, or a data set's name.")
-    ],
-    column: Annotated[str | None, typer.Option(help="Column of the inputs in the data set.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    limit: Annotated[
-        int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times.", min=32)
-    ] = 1000,
-    prefer: Annotated[str | None, typer.Option(help="linear (one matrix, the default) or accuracy.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="α of the family, instead of choosing.", min=0, max=1)] = None,
-    ridge: Annotated[float | None, typer.Option(help="λ of the family, instead of choosing.", min=0)] = None,
-    scale: Annotated[str, typer.Option(help="carry (each latent keeps its norm) or mean.")] = "carry",
-    batch_size: Annotated[int, typer.Option(help="Inputs to encode at a time.", min=1)] = 32,
-) -> None:
-    """Stitch a source encoder to a target's head and write the model."""
-    from hf_relstitch.inputs import read_inputs
-    from hf_relstitch.inspection import describe
-    from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
-
-    inputs = read_inputs(anchors, column=column, split=split)[: 4 * limit]
-    settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "scale": scale}
-    given = {name: value for name, value in settings.items() if value is not None}
-    model = RelativeStitcher.from_parts(
-        source, target, inputs, num_anchors=limit, data=anchors, batch_size=batch_size, **given
-    )
-    model.save_pretrained(out)
-    show(describe(out))
-
-
-@app.command("recommend")
-def recommend_command(
-    target: Annotated[str, typer.Argument(help="The classifier whose head is kept: folder or Hub id.")],
-    candidates: Annotated[
-        list[str], typer.Option("--candidates", "-c", help="An encoder to try: folder or Hub id; may be repeated.")
-    ],
-    anchors: Annotated[
-        str, typer.Option(help="Unlabeled inputs: a text file, a folder of images, or a data set's name.")
-    ],
-    more: Annotated[list[str] | None, typer.Argument(help="More encoders to try.", metavar="[CANDIDATES]")] = None,
-    column: Annotated[str | None, typer.Option(help="Column of the inputs in the data set.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    limit: Annotated[int, typer.Option(help="Use at most this many inputs.", min=32)] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Inputs to encode at a time.", min=1)] = 32,
-    as_json: AsJson = False,
-) -> None:
-    """Rank encoders for a head by foretold agreement, speed and size, from unlabeled inputs alone."""
-    from hf_relstitch.inputs import read_inputs
-    from hf_relstitch.recommending import recommend
-
-    inputs = read_inputs(anchors, column=column, split=split)[: 4 * limit]
-    rows = recommend(target, [*candidates, *(more or [])], inputs, num_anchors=limit, batch_size=batch_size)
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    table = Table("candidate", "agreement", "95 %", "verdict", "inputs/s", "parameters", "MB")
-    for row in rows:
-        if row["error"] is not None:
-            table.add_row(row["candidate"], Text(f"error: {row['error']}", style="red"))
-            continue
-        low, high = row["agreement_interval"] or (None, None)
-        table.add_row(
-            row["candidate"],
-            "–" if row["agreement"] is None else f"{row['agreement']:.3f}",
-            "–" if low is None else f"{low:.3f}–{high:.3f}",
-            row["verdict"] or "–",
-            f"{row['inputs_per_second']:.1f}",
-            f"{row['parameters']:,}",
-            f"{row['megabytes']:.1f}",
-        )
-    Console().print(table)
+app.command("stitch")(stitch_command)
+app.command("recommend")(recommend_command)
 
 
 @app.command("predict")
@@ -289,18 +216,6 @@ def report_command(
     from hf_relstitch.benchmarks import compare, write_report
 
     typer.echo(compare(run, other) if other else write_report(run), nl=not other)
-
-
-def show(description: dict[str, Any]) -> None:
-    """A nested description as a table."""
-    table = Table(show_header=False, title=description["kind"])
-    for name, value in description.items():
-        fields = value.items() if isinstance(value, dict) else [("", value)]
-        for place, (field, one) in enumerate(fields):
-            shown = f"{one:.4g}" if isinstance(one, float) else str(one)
-            table.add_row(name if place == 0 else "", field, shown)
-        table.add_section()
-    Console().print(table)
 
 
 def main() -> None:
