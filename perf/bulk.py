@@ -59,6 +59,7 @@ def by_package(source: Path, output: Path) -> None:
     """The same with `hf_relstitch.bulk`, with checksum, without a model's encoder."""
     import torch
 
+    from hf_relstitch.bulk.outputs import Output
     from hf_relstitch.bulk.running import translate_file
     from hf_relstitch.bulk.sources import find_sources
     from hf_relstitch.bulk.translator import Translator
@@ -67,8 +68,9 @@ def by_package(source: Path, output: Path) -> None:
     weight, bias = (torch.from_numpy(one) for one in matrix())
     translation = Translation(DIM, DIM, scale="carry")
     translation.weight, translation.bias, translation.centre = weight, bias, torch.zeros(DIM)
-    (found,) = find_sources([source], output.parent / "translated")
-    translate_file(found, output.parent / "translated", Translator(translation, batch_size=BATCH))
+    folder = Output.at(output.parent / "translated")
+    (found,) = find_sources([source], folder)
+    translate_file(found, folder, Translator(translation, batch_size=BATCH))
 
 
 WAYS = {"by hand": by_hand, "hf_relstitch": by_package}

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from hf_relstitch import RelativeStitcher, StitchError
 from hf_relstitch.bulk import running, translate_files
 from hf_relstitch.bulk.manifest import MANIFEST_NAME
+from hf_relstitch.bulk.outputs import LOCK_NAME, Output
 from hf_relstitch.bulk.translator import load_translation
 
 D_SOURCE, D_TARGET = 16, 24
@@ -364,7 +365,7 @@ def test_a_file_that_was_moved_in_but_not_written_down_is_made_again(
     inputs, out = shards(tmp_path / "in", 3), tmp_path / "out"
     real = running.Manifest.write
 
-    def interrupted(manifest: running.Manifest, folder: Path) -> None:
+    def interrupted(manifest: running.Manifest, folder: Output) -> None:
         if "1.parquet" in manifest.shards:
             raise KeyboardInterrupt
         real(manifest, folder)
@@ -384,7 +385,7 @@ def test_a_second_run_checks_and_mends(
     inputs, out = shards(tmp_path / "in", 3), tmp_path / "out"
     translate(model, inputs, out)
     before = [(out / name).read_bytes() for name in visible(out)]
-    assert str(translate(model, inputs, out)) == "translated nothing; 3 files were there and are whole"
+    assert str(translate(model, inputs, out)) == "translated nothing; 3 files were there already"
     altered(out / "1.parquet")
     (out / "2.parquet").unlink()
     fault = r"1\.parquet: it is damaged or was altered; 2\.parquet: it is not there: run again without verify"
@@ -443,7 +444,7 @@ def test_a_run_that_translated_nothing_binds_nobody(model: RelativeStitcher, tmp
 def test_two_runs_at_once_are_refused(model: RelativeStitcher, tmp_path: Path) -> None:
     inputs = shards(tmp_path / "in", 1)
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / running.LOCK_NAME), pytest.raises(StitchError, match="another run is writing to"):
+    with FileLock(tmp_path / "out" / LOCK_NAME), pytest.raises(StitchError, match="another run is writing to"):
         translate(model, inputs, tmp_path / "out")
 
 
@@ -665,6 +666,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
+from hf_relstitch.bulk.outputs import Output
 from hf_relstitch.bulk.running import translate_file
 from hf_relstitch.bulk.sources import Source
 from hf_relstitch.bulk.translator import Translator
@@ -674,7 +676,7 @@ for buffer in translation.buffers():
     buffer.fill_(0.01)
 for path in map(Path, sys.argv[2:]):
     source = Source(LocalFileSystem(), str(path), path.name, path.stat().st_size, "")
-    translate_file(source, Path(sys.argv[1]), Translator(translation, batch_size=4096))
+    translate_file(source, Output.at(sys.argv[1]), Translator(translation, batch_size=4096))
     print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024)
 """
 

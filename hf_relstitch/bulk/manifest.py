@@ -1,14 +1,15 @@
 """Manifest: what an output folder is made of and by which model, so that a run can go on and be checked."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from hf_relstitch.bulk.outputs import Output
 from hf_relstitch.bulk.sources import Source
 from hf_relstitch.bulk.translator import Translator
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.files import check_format, checksum, read_json, whole_file, write_json
+from hf_relstitch.files import check_format, write_json
 from hf_relstitch.version import __version__
 
 MANIFEST_NAME = ".translation.json"  # hidden, so that `load_dataset` of the folder reads the shards alone
@@ -23,11 +24,11 @@ class Shard:
     size: int
     checksum: str
 
-    def fault(self, file: Path) -> str | None:
-        """What is wrong with the file, if anything is."""
-        if not file.is_file():
+    def fault(self, name: str, output: Output, *, size: int | None, read: bool) -> str | None:
+        """What is wrong with the file of that name and size, if anything is; its content only if it is to be `read`."""
+        if size is None:
             return "it is not there"
-        if file.stat().st_size != self.size or checksum(file) != self.checksum:
+        if size != self.size or (read and output.checksum(name) != self.checksum):
             return "it is damaged or was altered"
         return None
 
@@ -49,15 +50,23 @@ class Manifest:
     shards: dict[str, Shard] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, model: dict[str, Any], translator: Translator, sources: Sequence[Source]) -> "Manifest":
-        """The manifest of a folder, empty where it has none, with these inputs added.
+    def open(
+        cls,
+        output: Output,
+        model: dict[str, Any],
+        translator: Translator,
+        sources: Sequence[Source],
+        *,
+        there: Mapping[str, int],
+    ) -> "Manifest":
+        """The manifest of a folder and the files that are `there`, empty if it has none, with these inputs added.
 
         Raises:
             StitchError: the folder was begun with another model or other settings, or an input has changed since.
         """
         settings = {name: value for name, value in vars(translator).items() if name != "translation"}
         now = cls(model, settings)
-        manifest = cls.read(folder) if (folder / MANIFEST_NAME).is_file() else now
+        manifest = cls.read(output) if MANIFEST_NAME in there else now
         if manifest.identity != now.identity and manifest.shards:
             then = manifest.identity
             differences = [
@@ -66,15 +75,15 @@ class Manifest:
                 if then.get(name) != value
             ]
             raise StitchError(
-                f"{folder} was begun with {', '.join(differences)}: "
+                f"{output} was begun with {', '.join(differences)}: "
                 "give another output folder, or the same model and settings"
             )
         manifest.model, manifest.settings = model, settings
         for source in sources:
-            manifest.add(source, folder)
+            manifest.add(source, output, is_there=source.name in there)
         return manifest
 
-    def add(self, source: Source, folder: Path) -> None:
+    def add(self, source: Source, output: Output, *, is_there: bool) -> None:
         """Note an input.
 
         Raises:
@@ -82,9 +91,9 @@ class Manifest:
         """
         now = {"size": source.size, "etag": source.etag}
         before = self.inputs.get(source.name)
-        if before is None and (folder / source.name).exists():
+        if before is None and is_there:
             raise StitchError(
-                f"{folder / source.name} is there and no translation of these inputs: give another output folder"
+                f"{output.place(source.name)} is there and no translation of these inputs: give another output folder"
             )
         if source.name in self.shards and before != now:
             raise StitchError(
@@ -100,26 +109,26 @@ class Manifest:
         return {"model": self.model["fingerprint"], **model, **self.settings}
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, output: Output) -> "Manifest":
         """The manifest that a folder has.
 
         Raises:
-            StitchError: it has none, or one that is damaged or of a newer format.
+            StitchError: it is damaged, of a newer format, or cannot be read.
         """
-        content = read_json(folder / MANIFEST_NAME)
-        version = content.pop("format_version", None)
-        written_by = content.pop("hf_relstitch_version", None)
-        check_format(version, supported=FORMAT_VERSION, what=f"{folder / MANIFEST_NAME}", written_by=written_by)
+        place = output.place(MANIFEST_NAME)
         try:
+            content = json.loads(output.read(MANIFEST_NAME))
+            version, written_by = content.pop("format_version", None), content.pop("hf_relstitch_version", None)
+            check_format(version, supported=FORMAT_VERSION, what=place, written_by=written_by)
             shards = {name: Shard(**shard) for name, shard in content.pop("shards").items()}
             return cls(**content, shards=shards)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StitchError(
-                f"{folder / MANIFEST_NAME} is damaged ({error!r}): translate into another folder"
-            ) from error
+        except StitchError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StitchError(f"{place} is damaged ({error!r}): translate into another folder") from error
 
-    def write(self, folder: Path) -> None:
+    def write(self, output: Output) -> None:
         """Replace the folder's manifest in one step."""
         content = {"format_version": FORMAT_VERSION, "hf_relstitch_version": __version__, **asdict(self)}
-        with whole_file(folder / MANIFEST_NAME) as written:
+        with output.whole(MANIFEST_NAME) as written:
             write_json(written, content)

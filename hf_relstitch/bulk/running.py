@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,15 @@ from transformers.utils import logging
 from hf_relstitch.bulk.cluster import each_on_cluster
 from hf_relstitch.bulk.manifest import Manifest, Shard
 from hf_relstitch.bulk.matrices import translate_npy, translate_safetensors
+from hf_relstitch.bulk.outputs import Output
 from hf_relstitch.bulk.sources import Source, find_sources
 from hf_relstitch.bulk.tables import retype_features, translate_arrow, translate_parquet
 from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import fingerprint
-from hf_relstitch.files import checksum, only_run, whole_file
+from hf_relstitch.files import checksum
 
 logger = logging.get_logger(__name__)
-
-LOCK_NAME = ".translation.lock"
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class BulkResult:
     Attributes:
         rows: translated in this run.
         files: written in this run.
-        kept: files that were there already, whole and as they had been written.
+        kept: files that were there already, as they had been written, by checksum or, if remote, by size.
         seconds: that the run took.
     """
 
@@ -53,7 +52,7 @@ class BulkResult:
         made = (
             f"{self.rows:,} rows in {self.files} files, {self.rows_per_second:,.0f} rows/s" if self.files else "nothing"
         )
-        return f"translated {made}; {self.kept} files were there and are whole"
+        return f"translated {made}; {self.kept} files were there already"
 
 
 def translate_files(
@@ -81,13 +80,14 @@ def translate_files(
             alone, as of `translation_between`.
         inputs: Parquet, Arrow, Feather, safetensors or npy files: paths, folders (of a saved `datasets` data set
             too), globs, anything that fsspec opens, such as `hf://` and `s3://`, or a data set's name on the Hub.
-        output: a local folder.
+        output: a folder, or a URL of one that fsspec can write to, such as `s3://` and `hf://datasets/ME/REPO`.
         column: the column, or the tensor of a safetensors file, that holds the latents.
         batch_size: rows to translate at a time, and of a row group in Parquet.
         dtype: of the translated latents, `float16`, `bfloat16`, `float32` or `float64`; None for the stored one.
         keep_nonfinite: let rows through that have not-a-number or infinite values, instead of refusing them.
         revision: of the model, where it is on the Hub.
-        verify: translate nothing, and raise an error unless all is there and as it was written.
+        verify: translate nothing, and raise an error unless all is there and as it was written: remote files are read
+            again for it, where other runs compare their sizes.
         ray: translate the files on a Ray cluster, whose nodes all see the inputs and the output folder and have this
             package; the files and the manifest are the same.
         progress: whether to show a progress bar.
@@ -99,15 +99,16 @@ def translate_files(
     begun = time.perf_counter()
     translation, which = load_translation(model, revision=revision)
     translator = Translator(translation, column, batch_size, dtype, keep_nonfinite)
-    folder = Path(output)
+    folder = Output.at(output)
     sources = find_sources([inputs] if isinstance(inputs, str | Path) else inputs, folder)
-    manifest = Manifest.open(folder, which, translator, sources)
-    missing = _missing(manifest, sources, folder)
+    there = folder.sizes()
+    manifest = Manifest.open(folder, which, translator, sources, there=there)
+    missing = _missing(manifest, sources, folder, there, read=verify or folder.is_local)
     if verify and missing:
         faults = "; ".join(f"{source.name}: {fault}" for source, fault in missing.items())
         raise StitchError(f"{folder} is not what was translated: {faults}: run again without verify to mend it")
     if missing:
-        with _begun(folder):
+        with folder.only_run():
             manifest.write(folder)
             translate = _translate_on_cluster if ray else _translate_missing
             translate(manifest, missing, translator, folder, progress=progress)
@@ -115,21 +116,24 @@ def translate_files(
     return BulkResult(rows, len(missing), len(sources) - len(missing), time.perf_counter() - begun)
 
 
-def _missing(manifest: Manifest, sources: Sequence[Source], folder: Path) -> dict[Source, str]:
+def _missing(
+    manifest: Manifest, sources: Sequence[Source], folder: Output, there: Mapping[str, int], *, read: bool
+) -> dict[Source, str]:
     """The inputs whose translation is not there, or not as it was written, and why."""
     faults = {}
     for source in sources:
         shard = manifest.shards.get(source.name)
-        fault = shard.fault(folder / source.name) if shard else "it is not translated yet"
+        size = there.get(source.name)
+        fault = shard.fault(source.name, folder, size=size, read=read) if shard else "it is not translated yet"
         if shard and fault:
-            logger.warning(f"{folder / source.name}: {fault}")
+            logger.warning(f"{folder.place(source.name)}: {fault}")
         if fault:
             faults[source] = fault
     return faults
 
 
 def _translate_missing(
-    manifest: Manifest, missing: Collection[Source], translator: Translator, folder: Path, *, progress: bool
+    manifest: Manifest, missing: Collection[Source], translator: Translator, folder: Output, *, progress: bool
 ) -> None:
     """Translate each file, and write it down in the manifest as soon as it is in its place."""
     total = sum(source.size for source in missing)
@@ -153,34 +157,33 @@ def _translate_missing(
 
 
 def _translate_on_cluster(
-    manifest: Manifest, missing: Collection[Source], translator: Translator, folder: Path, *, progress: bool
+    manifest: Manifest, missing: Collection[Source], translator: Translator, folder: Output, *, progress: bool
 ) -> None:
     """The same on a Ray cluster, in whatever order the files get done."""
     total = sum(source.size for source in missing)
     with logging.tqdm(total=total, desc="translating", unit="B", unit_scale=True, disable=not progress) as bar:
-        for source, shard in each_on_cluster(translate_file, missing, folder.absolute(), translator):
+        for source, shard in each_on_cluster(translate_file, missing, folder, translator):
             manifest.shards[source.name] = shard
             manifest.write(folder)
             bar.update(source.size)
 
 
 def translate_file(
-    source: Source, folder: Path, translator: Translator, *, advance: Callable[[int, int], None] | None = None
+    source: Source, folder: Output, translator: Translator, *, advance: Callable[[int, int], None] | None = None
 ) -> Shard:
     """Translate one file into a folder, where it appears whole or not at all; `advance` gets rows and bytes done.
 
     Raises:
         StitchError: the file cannot be read or translated, or its translation cannot be written.
     """
-    file, rows = folder / source.name, 0
-    with _explained(source.path, file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file) as written, written.open("wb") as sink:
+    rows = 0
+    with _explained(source.path, folder.place(source.name)), folder.whole(source.name) as written:
+        with written.open("wb") as sink:
             for more_rows, more_bytes in FORMATS[source.suffix](source, sink, translator):
                 rows += more_rows
                 if advance:
                     advance(more_rows, more_bytes)
-        return Shard(rows, file.stat().st_size, checksum(file))
+        return Shard(rows, written.stat().st_size, checksum(written))
 
 
 def translate_sidecar(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
@@ -206,22 +209,7 @@ FORMATS = {
 
 
 @contextmanager
-def _begun(folder: Path) -> Iterator[None]:
-    """Keep the output folder, which is made if it is not there, for one run.
-
-    Raises:
-        StitchError: it cannot be written, or another run is writing to it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with only_run(folder / LOCK_NAME, doing=f"writing to {folder}", instead="give another output folder"):
-            yield
-    except OSError as error:
-        raise StitchError(f"{folder} cannot be written ({error}): give another output folder") from error
-
-
-@contextmanager
-def _explained(reading: str, writing: Path) -> Iterator[None]:
+def _explained(reading: str, writing: str) -> Iterator[None]:
     """Say of every error which file it is about."""
     try:
         yield

@@ -11,6 +11,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub.errors import HfHubHTTPError
 
+from hf_relstitch.bulk.outputs import Output
 from hf_relstitch.core.errors import StitchError
 
 SUFFIXES = (".parquet", ".arrow", ".feather", ".safetensors", ".npy")
@@ -42,7 +43,7 @@ class Source:
         return pa.OSFile(self.path) if isinstance(self.files, LocalFileSystem) else pa.PythonFile(self.open(), mode="r")
 
 
-def find_sources(places: Sequence[str | Path], output: Path) -> list[Source]:
+def find_sources(places: Sequence[str | Path], output: Output) -> list[Source]:
     """The files at `places`: paths, folders, globs, whatever fsspec opens, or a data set's name on the Hub.
 
     A folder's files keep their path in it, a single file its name.
@@ -64,7 +65,7 @@ def find_sources(places: Sequence[str | Path], output: Path) -> list[Source]:
     return list(found.values())
 
 
-def _at(place: str, output: Path) -> list[Source]:
+def _at(place: str, output: Output) -> list[Source]:
     if "://" not in place and not Path(place).exists() and not any(letter in place for letter in "*?["):
         if place.count("/") > 1 or posixpath.splitext(place)[1] in SUFFIXES:
             raise StitchError(f"there is no file or folder {place}: check the path")
@@ -84,8 +85,8 @@ def _at(place: str, output: Path) -> list[Source]:
         raise StitchError(f"{place} cannot be read ({error}): check the place and that you may see it") from error
     if not sources:
         raise StitchError(f"{place} holds nothing to translate: expected files that end in {', '.join(SUFFIXES)}")
-    if isinstance(files, LocalFileSystem):
-        _keep_apart(output.resolve(), Path(root).resolve() if root == path else None, sources)
+    if not output.keeps_apart(files, root if root == path else None, kept):
+        raise StitchError(f"the output folder {output} and the inputs are in one another: give another output folder")
     return sources
 
 
@@ -100,9 +101,3 @@ def _source(files: Any, path: str, name: str) -> Source:
     info = files.info(path)
     etag = next((str(info[key]) for key in ETAGS if info.get(key)), "")
     return Source(files, path, name, info["size"], etag)
-
-
-def _keep_apart(output: Path, folder: Path | None, sources: Sequence[Source]) -> None:
-    inside = folder is not None and output.is_relative_to(folder)
-    if inside or any(Path(source.path).resolve().is_relative_to(output) for source in sources):
-        raise StitchError(f"the output folder {output} and the inputs are in one another: give another output folder")

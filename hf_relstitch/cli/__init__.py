@@ -157,7 +157,7 @@ def translate_command(
         list[str],
         typer.Argument(help="Parquet, Arrow, Feather, safetensors or npy files, folders of them, URLs, or data sets."),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder for the translated files.")],
+    out: Annotated[str, typer.Argument(help="Folder, or its URL, for the translated files.")],
     column: Annotated[str, typer.Option(help="Column, or tensor, of the latents.")] = "latents",
     batch_size: Annotated[int, typer.Option(help="Rows to translate at a time.", min=1)] = 16384,
     dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64; else as stored.")] = None,
