@@ -33,6 +33,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_METRICS_CACHE", "HF_MODULES_CACHE"):
             patch.setattr(evaluate.config, name, str(tmp_path_factory.mktemp(name)))
+        for module in [name for name in sys.modules if name.startswith("evaluate_modules")]:
+            patch.delitem(sys.modules, module)  # imported by other tests from another cache
+        patch.syspath_prepend(evaluate.config.HF_MODULES_CACHE)
         yield
 
 
