@@ -45,7 +45,7 @@ def measure(step: str, folder: Path) -> float:
 
     from hf_relstitch import Encoder, RelativeStitcher
 
-    texts = pico.texts(200)
+    texts = pico.texts(64)
     warm = RelativeStitcher.from_parts(str(folder / "tiny"), str(folder / "target"), texts, progress=False)
     warm.save_pretrained(folder / "warm")
     RelativeStitcher.from_pretrained(folder / "warm")
