@@ -94,8 +94,10 @@ def check_loaded(place: str, loading: dict[str, Any]) -> None:
         )
 
 
-def pin_encoder(encoder: nn.Module, source: dict[str, Any], **options: Any) -> str:
+def pin_encoder(encoder: nn.Module, source: dict[str, Any], **options: Any) -> str | None:
     """The fingerprint of an encoder that an adapter may leave out: it is the one on the Hub at the source's commit.
+
+    None for one that is quantised, which is not compared: kernels pack its weights anew as they need them.
 
     Raises:
         StitchError: the source is not on the Hub at a commit, or its weights there are not the encoder's.
@@ -105,8 +107,9 @@ def pin_encoder(encoder: nn.Module, source: dict[str, Any], **options: Any) -> s
             f"the source {source['model_id']} was not loaded from the Hub, so an adapter has nothing to load it from "
             "again: push the encoder and stitch from its Hub id, or use share='full'"
         )
+    if is_quantised(encoder):
+        return None
     _, dtype = placement(encoder)
-    options["quantization_config"] = getattr(encoder.config, "quantization_config", None)
     pinned, untrained = load_pinned(source, dtype=dtype, **options)
     digest = fingerprint(pinned, without=untrained)
     if fingerprint(encoder, without=untrained) != digest:
@@ -125,13 +128,18 @@ def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **optio
     """
     options.setdefault("quantization_config", getattr(config.source_config, "quantization_config", None))
     encoder, untrained = load_pinned(config.source, dtype=config.dtype, **options)
-    quantised = getattr(encoder, "hf_quantizer", None) is not None
+    quantised = is_quantised(encoder)
     if not quantised and fingerprint(encoder, without=untrained) != config.encoder_fingerprint:
         raise StitchError(
             f"{config.source['model_id']} at commit {config.source['revision']} does not hold the weights that the "
             "adapter was made for: ask its author for a model with share='full'"
         )
     return encoder if quantised or dtype in (None, "auto") else encoder.to(dtype)
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether transformers quantised a model when it was loaded."""
+    return getattr(model, "hf_quantizer", None) is not None
 
 
 def load_pinned(source: dict[str, Any], **options: Any) -> tuple[nn.Module, set[str]]:

@@ -42,7 +42,7 @@ class RelativeStitcherConfig(PretrainedConfig):
             there has another name than `default`.
         checksums: of the weight files.
         share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
-        encoder_fingerprint: of an adapter's source encoder, a hash of its weights.
+        encoder_fingerprint: of an adapter's source encoder, a hash of its weights; None where it is quantised.
         format_version: of this layout; a newer one than this package knows is refused.
 
     Raises:

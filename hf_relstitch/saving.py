@@ -13,6 +13,7 @@ from hf_relstitch.checkpoints import (
     STUB_NAME,
     auto_map,
     check_loaded,
+    is_quantised,
     pin_encoder,
     pinned_encoder,
     read_config,
@@ -72,10 +73,10 @@ class SavedModel(PreTrainedModel):
             raise StitchError(
                 f"share is {share!r}: expected one of {', '.join(SHARES)}; push with push_to_hub(repo_id)"
             )
-        if share == "full" and getattr(self.encoder, "hf_quantizer", None) is not None:
+        if is_quantised(self) or (share == "full" and is_quantised(self.encoder)):
             raise StitchError(
-                "the source encoder is quantised, and its weights in that form are not saved with the model: use "
-                "share='adapter', which names the encoder on the Hub and how it was quantised, or stitch it unquantised"
+                "the source encoder is quantised, and quantised weights are not saved: load it from the Hub with a "
+                "quantization_config and use share='adapter', which names both, or stitch it unquantised"
             )
         self.config.share = share
         self.config.encoder_fingerprint = None
