@@ -1,5 +1,6 @@
 """Translating files on a Ray cluster: the same files as on one machine, whatever becomes of a node."""
 
+import os
 import subprocess
 import sys
 import time
@@ -117,3 +118,22 @@ def test_without_ray_the_error_says_what_to_install(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert "StitchError: a cluster needs Ray: pip install 'hf-relstitch[ray]'" in done.stderr
+
+
+def test_a_cluster_that_is_begun_here_reports_no_usage() -> None:
+    script = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from hf_relstitch.bulk.cluster import each_on_cluster\n"
+        "def same(item): return item\n"
+        "assert list(each_on_cluster(same, [1])) == [(1, 1)]\n"
+        "for process in Path('/proc').glob('[0-9]*'):\n"
+        "    parent = int((process / 'stat').read_text().rsplit(')', 1)[1].split()[1])\n"
+        "    if parent == os.getpid() and b'gcs_server' in (process / 'cmdline').read_bytes():\n"
+        "        settings = (process / 'environ').read_bytes().split(bytes(1))\n"
+        "        print('REPORTS', b'RAY_USAGE_STATS_ENABLED=0' not in settings)\n"
+        "print('KEPT', 'RAY_USAGE_STATS_ENABLED' in os.environ)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", script], check=False, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-2:] == ["REPORTS False", "KEPT False"], done.stderr

@@ -1,12 +1,16 @@
 """Files over the nodes of a Ray cluster, each as one task that is begun again on another node if its own is lost."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from hf_relstitch.core.errors import StitchError
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+
+USAGE = "RAY_USAGE_STATS_ENABLED"
 
 
 def each_on_cluster(
@@ -25,7 +29,8 @@ def each_on_cluster(
     except ImportError as error:
         raise StitchError("a cluster needs Ray: pip install 'hf-relstitch[ray]'") from error
     if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+        with _no_usage_statistics():
+            ray.init(log_to_driver=False)
     task = ray.remote(num_cpus=1, max_retries=retries)(make)
     places = [ray.put(one) for one in shared]
     waiting = {task.remote(item, *places): item for item in items}
@@ -42,3 +47,16 @@ def each_on_cluster(
     finally:
         for unfinished in waiting:
             ray.cancel(unfinished)
+
+
+@contextmanager
+def _no_usage_statistics() -> Iterator[None]:
+    """Let a cluster that is begun meanwhile report nothing to Ray's makers, unless the environment says otherwise."""
+    if USAGE in os.environ:
+        yield
+        return
+    os.environ[USAGE] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[USAGE]

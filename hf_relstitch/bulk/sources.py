@@ -34,13 +34,22 @@ class Source:
         """The kind of file."""
         return posixpath.splitext(self.name)[1].lower()
 
-    def open(self) -> BinaryIO:
-        """The file's bytes."""
-        return self.files.open(self.path, "rb")
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+        return isinstance(self.files, LocalFileSystem)
 
-    def open_for_arrow(self) -> pa.NativeFile:
-        """The file's bytes, without Python in between where it is a local file."""
-        return pa.OSFile(self.path) if isinstance(self.files, LocalFileSystem) else pa.PythonFile(self.open(), mode="r")
+    def open(self, *, cache: str = "readahead") -> BinaryIO:
+        """Its bytes, to be read from front to back; with a `cache` of `none` just the ranges that are asked for."""
+        return self.files.open(self.path, "rb", cache_type=cache)
+
+    def open_for_arrow(self, *, cache: str = "readahead") -> pa.NativeFile:
+        """The same, without Python in between where it is a local file."""
+        return pa.OSFile(self.path) if self.is_local else pa.PythonFile(self.open(cache=cache), mode="r")
+
+    def read(self, start: int, end: int) -> bytes:
+        """Some of its bytes, and no more than those."""
+        return self.files.cat_file(self.path, start=start, end=end)
 
 
 def find_sources(places: Sequence[str | Path], output: Output) -> list[Source]:
@@ -72,9 +81,10 @@ def _at(place: str, output: Output) -> list[Source]:
         place = f"hf://datasets/{place}"
     try:
         files, path = fsspec.url_to_fs(place)
-        if files.isfile(path):
+        kind = _kind(files, path)
+        if kind == "file":
             paths, root = [path], posixpath.dirname(path)
-        elif files.isdir(path):
+        elif kind == "directory":
             paths, root = files.find(path), path
         else:
             paths = files.glob(path)
@@ -88,6 +98,14 @@ def _at(place: str, output: Output) -> list[Source]:
     if not output.keeps_apart(files, root if root == path else None, kept):
         raise StitchError(f"the output folder {output} and the inputs are in one another: give another output folder")
     return sources
+
+
+def _kind(files: Any, path: str) -> str | None:
+    """`file`, `directory`, or None where nothing is; without fetching it, as `isfile` does over HTTP."""
+    try:
+        return files.info(path)["type"]
+    except FileNotFoundError:
+        return None
 
 
 def _is_known(path: str) -> bool:

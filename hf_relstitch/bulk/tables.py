@@ -18,12 +18,13 @@ from hf_relstitch.core.errors import StitchError
 ARROW_TYPES = {torch.float16: pa.float16(), torch.float32: pa.float32(), torch.float64: pa.float64()}
 TORCH_DTYPES = {arrow: dtype for dtype, arrow in ARROW_TYPES.items()}
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-BUFFER = 1 << 20
+BUFFERS = {True: 1 << 20, False: 1 << 22}  # bytes that are read at a time of a column, here and from afar
 
 
 def translate_parquet(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
     """Translate a Parquet file; gives rows and bytes of each batch that is done."""
-    with source.open_for_arrow() as opened, pq.ParquetFile(opened, pre_buffer=False, buffer_size=BUFFER) as file:
+    options = {"pre_buffer": False, "buffer_size": BUFFERS[source.is_local]}
+    with source.open_for_arrow(cache="none") as opened, pq.ParquetFile(opened, **options) as file:
         schema = translated_schema(file.schema_arrow, translator)
         with pq.ParquetWriter(sink, schema, **_parquet_options(file, translator.column)) as writer:
             for batch in translated_batches(file.iter_batches(translator.batch_size), schema, translator):
@@ -45,13 +46,10 @@ def _parquet_options(file: pq.ParquetFile, column: str) -> dict[str, Any]:
 
 def translate_arrow(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
     """Translate an Arrow file, stream (as `datasets` saves) or Feather file; gives rows and bytes of each batch."""
+    is_file = source.read(0, 6) == b"ARROW1"
+    if not is_file and source.read(max(source.size - len(END_OF_STREAM), 0), source.size) != END_OF_STREAM:
+        raise StitchError("it is cut short, or no Arrow file: copy or write it again")
     with source.open_for_arrow() as opened:
-        is_file = opened.read(6) == b"ARROW1"
-        if not is_file:
-            opened.seek(source.size - len(END_OF_STREAM))
-            if opened.read() != END_OF_STREAM:
-                raise StitchError("it is cut short, or no Arrow file: copy or write it again")
-        opened.seek(0)
         reader = pa.ipc.open_file(opened) if is_file else pa.ipc.open_stream(opened)
         schema = translated_schema(reader.schema, translator)
         stored = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
