@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import assets
 import pico
 import pytest
 import torch
@@ -76,19 +78,18 @@ def test_the_encoder_is_taken_as_it_is(deep: str, target_folder: str) -> None:
     assert before == {name: tensor.data_ptr() for name, tensor in model.encoder.state_dict().items()}
 
 
-@pytest.mark.parametrize("library", ["torchao", "optimum.quanto", "bitsandbytes"])
+@pytest.mark.parametrize("library", ["torchao", "optimum.quanto"])
 @pytest.mark.filterwarnings("default")  # of libraries that are not this package's to keep quiet
 def test_a_quantised_encoder(library: str, target_folder: str, tmp_path: Path, hub: HubServer) -> None:
     """It stitches near to the full one, is not saved as if it were full, and an adapter quantises it anew."""
-    pytest.importorskip(library)
-    from transformers import BitsAndBytesConfig, QuantoConfig, TorchAoConfig
+    if find_spec(library.partition(".")[0]) is None:
+        assets.missing(library, install=assets.INSTALL_PACKAGES)
+    from transformers import QuantoConfig, TorchAoConfig
 
     if library == "torchao":
         from torchao.quantization import Int8WeightOnlyConfig
 
         how = TorchAoConfig(Int8WeightOnlyConfig())
-    elif library == "bitsandbytes":
-        how = BitsAndBytesConfig(load_in_8bit=True)
     else:
         how = QuantoConfig(weights="int8")
     place = pico.saved("Bert", tmp_path / "bert", seed=1, **DEEP | {"num_hidden_layers": 2})
