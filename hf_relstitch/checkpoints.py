@@ -12,6 +12,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import fingerprint
 from hf_relstitch.files import read_json, verify_checksum
 from hf_relstitch.hub import hub_options, is_commit, locate
+from hf_relstitch.two_towers import as_configured
 
 OWNED = ["model*.safetensors*", RESULTS_NAME]
 """Files of a stitched model that go when a newer one is saved over it without them."""
@@ -77,7 +78,7 @@ def check_loaded(place: str, loading: dict[str, Any]) -> None:
         )
 
 
-def pin_encoder(encoder: nn.Module, source: dict[str, Any], **options: Any) -> str:
+def pin_encoder(encoder: Any, source: dict[str, Any], **options: Any) -> str:
     """The fingerprint of an encoder that an adapter may leave out: it is the one on the Hub at the source's commit.
 
     Raises:
@@ -89,7 +90,7 @@ def pin_encoder(encoder: nn.Module, source: dict[str, Any], **options: Any) -> s
             "again: push the encoder and stitch from its Hub id, or use share='full'"
         )
     dtype = next(encoder.parameters()).dtype
-    pinned, untrained = load_pinned(source, dtype=dtype, **options)
+    pinned, untrained = load_pinned(source, like=encoder.config, dtype=dtype, **options)
     digest = fingerprint(pinned, without=untrained)
     if fingerprint(encoder, without=untrained) != digest:
         raise StitchError(
@@ -105,7 +106,7 @@ def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **optio
     Raises:
         StitchError: it is not there at that commit any more, or its weights have changed.
     """
-    encoder, untrained = load_pinned(config.source, dtype=config.dtype, **options)
+    encoder, untrained = load_pinned(config.source, like=config.source_config, dtype=config.dtype, **options)
     quantised = options.get("quantization_config") is not None
     offloaded = any(tensor.is_meta for tensor in encoder.state_dict().values())
     if not (quantised or offloaded) and fingerprint(encoder, without=untrained) != config.encoder_fingerprint:
@@ -116,8 +117,11 @@ def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **optio
     return encoder if dtype in (None, "auto") else encoder.to(dtype)
 
 
-def load_pinned(source: dict[str, Any], **options: Any) -> tuple[nn.Module, set[str]]:
-    """An encoder from the Hub at one commit, and the names of its weights that no training has made."""
+def load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[nn.Module, set[str]]:
+    """An encoder from the Hub at one commit, and the names of its weights that no training has made.
+
+    `like` is a config: what it leaves out of the encoder is left out here.
+    """
     model_id, commit = source["model_id"], source["revision"]
     repo = locate(model_id, revision=commit, **hub_options(options))
     if repo.commit != commit:
@@ -126,4 +130,4 @@ def load_pinned(source: dict[str, Any], **options: Any) -> tuple[nn.Module, set[
             + (f"the Hub gives commit {repo.commit}" if repo.commit else "a folder here has that name: move it away")
         )
     model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading | options)
-    return model.eval().requires_grad_(False), set(loading["missing_keys"])
+    return as_configured(model, like).eval().requires_grad_(False), set(loading["missing_keys"])

@@ -19,13 +19,14 @@ from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.core.halves import relative_half
 from hf_relstitch.encoders import Encoder, batched, check_inputs, encode_batch, in_order, preprocess
 from hf_relstitch.fusing import Fused, fuse
-from hf_relstitch.head_modules import build_head, describe_head, own_copy
+from hf_relstitch.head_modules import build_chain, build_head, describe_chain, describe_head, own_copy
 from hf_relstitch.heads import Head, load_target
 from hf_relstitch.inputs import Side, are_pairs, side_of
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
 from hf_relstitch.stitching import AnchorPair, covered, stitch, written_anchors, written_call
+from hf_relstitch.two_towers import as_configured
 
 OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "audio": SequenceClassifierOutput}
 
@@ -49,7 +50,9 @@ class RelativeStitcher(SavedModel):
         super().__init__(config)
         self.loss_type = "ForSequenceClassification"
         inside = config.source_config is not None and config.share == "full"
-        self.encoder = AutoModel.from_config(config.source_config) if inside else None
+        empty = AutoModel.from_config(config.source_config) if inside else None
+        self.encoder = as_configured(empty, config.source_config) if inside else None
+        self.after_pooling = build_chain(config.after_pooling, gives=config.d_source)
         self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
         sizes = config.num_anchors, config.d_source, config.d_target
         self.translation = empty_translation(*sizes, settings=config.translation_settings)
@@ -172,6 +175,7 @@ class RelativeStitcher(SavedModel):
             getattr(encoder.model, "config", None),
             modality=encoder.modality,
             pooling=encoder.pooling,
+            after_pooling=describe_chain(encoder.after_pooling),
             d_source=made.source_anchors.dim,
             d_target=made.target_anchors.dim,
             num_anchors=len(made.source_anchors),
@@ -190,7 +194,7 @@ class RelativeStitcher(SavedModel):
         with torch.device("meta"):
             model = cls(config)
         weights = next(encoder.model.parameters())
-        model.encoder = encoder.model
+        model.encoder, model.after_pooling = encoder.model, encoder.after_pooling
         model.translation = made.translation.to(weights.device, torch.promote_types(weights.dtype, torch.float32))
         head_module = own_copy(named_head.module) if described else deepcopy(named_head.module)
         model.head = head_module.to(weights.device, weights.dtype)
@@ -226,7 +230,9 @@ class RelativeStitcher(SavedModel):
         }
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         check_inputs(given, modality=self.config.modality)
-        latents, encoded = encode_batch(self.encoder, given, pooling=self.config.pooling, **kwargs)
+        latents, encoded = encode_batch(
+            self.encoder, given, pooling=self.config.pooling, after_pooling=self.after_pooling, **kwargs
+        )
         logits = self.fused(latents) if self.fused is not None else self.head(self.translate(latents))
         logits = logits / self.config.logit_temperature
         loss = None
@@ -297,7 +303,8 @@ class RelativeStitcher(SavedModel):
         encoded = []
         for rows in batched(inputs, processor=self.processor, batch_size=batch_size):
             batch = preprocess(self.encoder, self.processor, [inputs[row] for row in rows])
-            encoded.append((rows, encode_batch(self.encoder, batch, pooling=self.config.pooling)[0]))
+            pooling, after = self.config.pooling, self.after_pooling
+            encoded.append((rows, encode_batch(self.encoder, batch, pooling=pooling, after_pooling=after)[0]))
         return in_order(encoded)
 
     @torch.no_grad()
