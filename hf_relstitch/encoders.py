@@ -178,7 +178,7 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
         sounds = [load_audio(one, sampling_rate=rate) for one in inputs]
         padding = {} if pads_by_itself(processor) else {"padding": True}
         batch = processor(sounds, sampling_rate=rate, return_tensors="pt", **padding)
-    weights = next(model.parameters())
+    weights = next(model.parameters(), torch.empty(0))
     return {
         name: tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
         for name, tensor in batch.items()

@@ -35,7 +35,7 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
         StitchError: the architecture has no classifier, or none that pools as the model does, or whose last layers
             are linear with a bias; the translation is not affine.
     """
-    if len(model.after_pooling):
+    if model.config.after_pooling:
         raise StitchError(
             f"the source's latents are made by {model.config.source['pooling']}, which no plain classifier does: save "
             "the stitched model itself, or export it to ONNX"

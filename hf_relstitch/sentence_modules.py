@@ -29,7 +29,7 @@ POOLING_MODES = {  # sentence-transformers' name, old and new, and ours
 }
 NOT_HERE = (
     "name a pooling to use the transformer alone, without what comes after it, or give the whole model as a callable, "
-    "Encoder.of(SentenceTransformer(…).encode)"
+    "CallableEncoder(SentenceTransformer(…).encode, model_id=…)"
 )
 USUAL = {  # of a Transformer's settings, what changes nothing, None and empty ones aside
     "transformer_task": "feature-extraction",

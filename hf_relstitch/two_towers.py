@@ -70,7 +70,7 @@ def keep_side(model: Any, side: str, probe: Mapping[str, Tensor]) -> None:
     except Exception as error:  # whatever an architecture that takes other inputs raises
         raise StitchError(
             f"{type(model).__name__} makes no {side} of what its processor makes ({type(error).__name__}: {error}): "
-            "give it as a callable, Encoder.of(…)"
+            "give it as a CallableEncoder"
         ) from error
     finally:
         for hook in hooks:
