@@ -136,10 +136,12 @@ def resolve_pooling(pooling: str, *, model: nn.Module) -> str:
 
 
 def usual_pooling(model: nn.Module) -> str:
-    """The field's usual choice: last token of decoders, first of ViTs with a class token, else the mean."""
+    """The field's usual choice: last token of decoders, first of ViTs with a class token, timm's own, else the mean."""
     config = getattr(model, "config", None)
     if config is None:
         return "none"
+    if config.model_type == "timm_wrapper":
+        return "pooler"
     decoder = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if decoder and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return "last"

@@ -133,8 +133,8 @@ def test_stored_latents_stitch_without_a_source(source: Encoder, target: tuple[E
 
 def test_repeated_inputs_and_latents_are_left_out(source: Encoder) -> None:
     latents = source.encode(TEXTS, progress=False)
-    doubled = torch.cat([latents, latents[:3], latents[5:6]])
-    found = AnchorSet.from_latents(doubled, [*TEXTS, *TEXTS[:3], "another name"], model="me")
+    doubled = torch.cat([latents[:3], latents, latents[5:6]])
+    found = AnchorSet.from_latents(doubled, [*TEXTS[:3], *TEXTS, "another name"], model="me")
     assert found.ids.equal(input_ids(TEXTS))
     assert found.latents.equal(latents)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pico
 import pytest
 import torch
+import transformers
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_relstitch import Encoder, StitchError
@@ -71,6 +72,13 @@ def test_refuses_output_that_the_pooling_does_not_fit(output: object, pooling: s
 def test_auto_is_the_usual_choice_of_the_architecture(architecture: str, expected: str) -> None:
     model = pico.classifier(architecture).base_model
     assert resolve_pooling("auto", model=model) == expected
+
+
+def test_auto_of_a_timm_model_is_its_own_pooling() -> None:
+    """By its config alone, since timm is not here."""
+    model = torch.nn.Linear(2, 2)
+    model.config = transformers.TimmWrapperConfig(architecture="resnet18")
+    assert resolve_pooling("auto", model=model) == "pooler"
 
 
 def test_auto_of_a_plain_module_is_its_output() -> None:
