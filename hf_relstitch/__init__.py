@@ -11,18 +11,21 @@ from transformers import (
 )
 
 from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.callables import CallableEncoder
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import TranslationSettings
 from hf_relstitch.encoders import Encoder
 from hf_relstitch.heads import Head, cut, load_target
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
+from hf_relstitch.onnx_encoders import onnx_encoder
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.version import __version__
 
 __all__ = [
     "AnchorSet",
+    "CallableEncoder",
     "Encoder",
     "Head",
     "Provenance",
@@ -34,6 +37,7 @@ __all__ = [
     "__version__",
     "cut",
     "load_target",
+    "onnx_encoder",
 ]
 
 AutoConfig.register("relative_stitcher", RelativeStitcherConfig)

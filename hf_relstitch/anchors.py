@@ -22,6 +22,7 @@ from hf_relstitch.hub import find_tagged, locate, push_folder
 from hf_relstitch.inputs import Side, data_name, ids_fingerprint, input_ids, key_fingerprint, side_of
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
+from hf_relstitch.stored_latents import as_latents
 from hf_relstitch.version import __version__
 
 logger = logging.get_logger(__name__)
@@ -107,19 +108,46 @@ class AnchorSet:
             StitchError: too few different inputs, pairs without a side, or latents that cannot be anchors.
         """
         taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
-        first = {int(one): row for row, one in reversed(list(enumerate(ids)))}
-        rows = sorted(first.values())
+        rows = first_rows(ids)
         latents = encoder.encode([taken[row] for row in rows], batch_size=batch_size, progress=progress)
-        distinct = first_of_each(latents)
-        if len(distinct) < len(inputs):
-            logger.warning(f"{len(inputs) - len(distinct)} of {len(inputs)} anchor inputs repeat others: left out")
-        return cls(
-            latents[distinct],
-            ids[rows][distinct],
-            replace(encoder.provenance, data=data_name(data)),
-            inputs=ids_fingerprint(ids),
-            key=key_fingerprint(key),
-        )
+        return cls._distinct(latents, ids, rows, replace(encoder.provenance, data=data_name(data)), key=key)
+
+    @classmethod
+    def from_latents(
+        cls,
+        latents: Any,
+        inputs: Sequence[Any],
+        *,
+        model: str | Provenance,
+        column: str = "latents",
+        data: str | None = None,
+        key: str | None = None,
+    ) -> "AnchorSet":
+        """Anchors of latents computed elsewhere: a numpy or torch matrix, or a npy, safetensors or Parquet file.
+
+        `inputs` are what was encoded, row for row, or a name for each that both sides use, as a document's id; of
+        pairs the whole pairs. `model` says whose they are: a name, or an encoder's `provenance` where the set is to be
+        stitched with that encoder. `column` is where a file has them; other arguments are as in `encode`.
+
+        Raises:
+            StitchError: not one row an input, a file that cannot be read, or latents that cannot be anchors.
+        """
+        found, ids = as_latents(latents, column=column), input_ids(inputs, key=key)
+        if len(found) != len(ids):
+            raise StitchError(f"there are {len(found)} latents and {len(ids)} inputs: give them row for row")
+        origin = model if isinstance(model, Provenance) else Provenance(model, "not known", "stored")
+        rows = first_rows(ids)
+        return cls._distinct(found[rows], ids, rows, replace(origin, data=data_name(data)), key=key)
+
+    @classmethod
+    def _distinct(
+        cls, latents: Tensor, ids: Tensor, rows: list[int], origin: Provenance, *, key: str | None
+    ) -> "AnchorSet":
+        """A set of latents of the inputs that `rows` says, of which those are left out that repeat others."""
+        kept = first_of_each(latents)
+        if len(kept) < len(ids):
+            logger.warning(f"{len(ids) - len(kept)} of {len(ids)} anchor inputs repeat others: left out")
+        return cls(latents[kept], ids[rows][kept], origin, inputs=ids_fingerprint(ids), key=key_fingerprint(key))
 
     def intersect(self, other: "AnchorSet") -> tuple["AnchorSet", "AnchorSet"]:
         """Both sets cut down to the inputs that they share, in the order of this one.
@@ -267,6 +295,11 @@ class AnchorSet:
             )
         except (KeyError, TypeError, SafetensorError) as error:
             raise StitchError(f"{folder} is not a whole anchor set ({error!r}): save or download it again") from error
+
+
+def first_rows(ids: Tensor) -> list[int]:
+    """Rows whose id no earlier row has."""
+    return sorted({int(one): row for row, one in reversed(list(enumerate(ids)))}.values())
 
 
 def _key_name(key: str | None) -> str:

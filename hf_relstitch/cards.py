@@ -199,6 +199,8 @@ class Base:
         """The call that loads the encoder of the latents, or cuts it from a classifier."""
         if self.pooling.startswith("input of "):
             return f"load_target({self.arguments})[0]"
+        if ", " in self.pooling:  # the repo's own modules, which are read without being named
+            return f"Encoder.from_pretrained({self.arguments})"
         return f"Encoder.from_pretrained({self.arguments}, pooling={self.pooling!r})"
 
     @classmethod

@@ -16,6 +16,7 @@ from hf_relstitch.devices import placement
 from hf_relstitch.encoders import fingerprint
 from hf_relstitch.files import read_json, verify_checksum
 from hf_relstitch.hub import hub_options, is_commit, locate
+from hf_relstitch.two_towers import as_configured
 
 OWNED = ["model*.safetensors*", RESULTS_NAME]
 """Files of a stitched model that go when a newer one is saved over it without them."""
@@ -94,7 +95,7 @@ def check_loaded(place: str, loading: dict[str, Any]) -> None:
         )
 
 
-def pin_encoder(encoder: nn.Module, source: dict[str, Any], **options: Any) -> str | None:
+def pin_encoder(encoder: Any, source: dict[str, Any], **options: Any) -> str | None:
     """The fingerprint of an encoder that an adapter may leave out: it is the one on the Hub at the source's commit.
 
     None for one that is quantised, which is not compared: kernels pack its weights anew as they need them.
@@ -110,7 +111,7 @@ def pin_encoder(encoder: nn.Module, source: dict[str, Any], **options: Any) -> s
     if is_quantised(encoder):
         return None
     _, dtype = placement(encoder)
-    pinned, untrained = load_pinned(source, dtype=dtype, **options)
+    pinned, untrained = load_pinned(source, like=encoder.config, dtype=dtype, **options)
     digest = fingerprint(pinned, without=untrained)
     if fingerprint(encoder, without=untrained) != digest:
         raise StitchError(
@@ -127,7 +128,7 @@ def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **optio
         StitchError: it is not there at that commit any more, or its weights have changed.
     """
     options.setdefault("quantization_config", getattr(config.source_config, "quantization_config", None))
-    encoder, untrained = load_pinned(config.source, dtype=config.dtype, **options)
+    encoder, untrained = load_pinned(config.source, like=config.source_config, dtype=config.dtype, **options)
     quantised = is_quantised(encoder)
     if not quantised and fingerprint(encoder, without=untrained) != config.encoder_fingerprint:
         raise StitchError(
@@ -142,10 +143,11 @@ def is_quantised(model: nn.Module) -> bool:
     return getattr(model, "hf_quantizer", None) is not None
 
 
-def load_pinned(source: dict[str, Any], **options: Any) -> tuple[nn.Module, set[str]]:
+def load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[nn.Module, set[str]]:
     """An encoder from the Hub at one commit, and the names of its weights that no training has made.
 
-    A `quantization_config` of None, or for an encoder that is stored quantised, is left out.
+    `like` is a config: what it leaves out of the encoder is left out here. A `quantization_config` of None, or for an
+    encoder that is stored quantised, is left out.
     """
     model_id, commit = source["model_id"], source["revision"]
     repo = locate(model_id, revision=commit, **hub_options(options))
@@ -158,4 +160,4 @@ def load_pinned(source: dict[str, Any], **options: Any) -> tuple[nn.Module, set[
         stored = AutoConfig.from_pretrained(repo.place, **repo.loading)
         options |= {} if hasattr(stored, "quantization_config") else {"quantization_config": how}
     model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading | options)
-    return model.eval().requires_grad_(False), set(loading["missing_keys"])
+    return as_configured(model, like).eval().requires_grad_(False), set(loading["missing_keys"])

@@ -9,11 +9,12 @@ from transformers import AutoConfig, PretrainedConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import TranslationSettings
 from hf_relstitch.files import check_format
-from hf_relstitch.head_modules import build_head
+from hf_relstitch.head_modules import build_chain, build_head
 from hf_relstitch.pooling import POOLINGS
 from hf_relstitch.version import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had nothing after the pooling."""
 SHARES = ("full", "adapter")
 
 
@@ -24,6 +25,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         source_config: configuration of the source encoder.
         modality: `text`, `image` or `audio`, of the source.
         pooling: how a latent is made of the source encoder's output; one of `hf_relstitch.pooling.POOLINGS`.
+        after_pooling: the layers that a pooled vector goes through to be a latent, as data; see `head_modules.py`.
         d_source: width of the source latents.
         d_target: width of the target latents, which the head takes.
         num_anchors: how many anchors are stored for each side.
@@ -59,6 +61,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         *,
         modality: str = "text",
         pooling: str = "mean",
+        after_pooling: list[dict[str, Any]] | None = None,
         d_source: int = 1,
         d_target: int = 1,
         num_anchors: int = 0,
@@ -84,6 +87,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.source_config = read_source_config(source_config)
         self.modality = modality
         self.pooling = pooling
+        self.after_pooling = after_pooling or []
         self.d_source = d_source
         self.d_target = d_target
         self.num_anchors = num_anchors
@@ -108,6 +112,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
         with torch.device("meta"):
+            build_chain(self.after_pooling, gives=self.d_source)
             build_head(self.head, d_target=self.d_target, num_labels=self.num_labels)
         if not isinstance(self.checksums, dict):
             raise StitchError(f"the config's checksums are {self.checksums}: expected one for each weight file")

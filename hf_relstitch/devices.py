@@ -14,12 +14,15 @@ def accelerate_state() -> PartialState:
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """The device that a model takes its inputs on, and its dtype; also of one that is offloaded or quantised."""
+    """The device that a model takes its inputs on, and its dtype; also of one that is offloaded or quantised.
+
+    A model without weights, as a callable is, takes float32 on the CPU.
+    """
     weights = [one for one in model.parameters() if one.is_floating_point()]
     hooks = [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
     devices = [one.device for one in weights if not one.is_meta]
     devices += [torch.device(device) for hook in hooks if (device := getattr(hook, "execution_device", None))]
-    return devices[0], weights[0].dtype
+    return (devices or [torch.device("cpu")])[0], weights[0].dtype if weights else torch.float32
 
 
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -27,10 +27,13 @@ from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import accelerate_state, placement, stored_tensors
+from hf_relstitch.head_modules import describe_chain, layers_of
 from hf_relstitch.hub import Repo, hub_options, locate
-from hf_relstitch.inputs import length_of, load_audio, load_image
+from hf_relstitch.inputs import length_of, load_audio, load_image, probe_inputs
 from hf_relstitch.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.provenance import Provenance
+from hf_relstitch.sentence_modules import SentenceModules, read_sentence_modules
+from hf_relstitch.two_towers import FEATURES, features, keep_side
 
 logger = logging.get_logger(__name__)
 
@@ -52,6 +55,7 @@ class Encoder:
         processor: a tokenizer, an image processor or a feature extractor of sound.
         modality: `text`, `image` or `audio`.
         pooling: one of `hf_relstitch.pooling.POOLINGS`, already resolved.
+        after_pooling: the layers that a pooled vector goes through to be a latent; often none.
         provenance: which model this is, and where it was `cut` if it was; anchors carry it, and stitching compares it.
     """
 
@@ -61,6 +65,7 @@ class Encoder:
         processor: Any,
         *,
         pooling: str = "auto",
+        after_pooling: nn.Module | None = None,
         cut: str | None = None,
         model_id: str | None = None,
         revision: str | None = None,
@@ -70,10 +75,14 @@ class Encoder:
         self.processor = processor
         self.modality = modality_of(processor)
         self.pooling = resolve_pooling(pooling, model=model)
+        if self.pooling in FEATURES and self.pooling != f"{self.modality}_features":
+            raise StitchError(f"pooling is {self.pooling!r} and the processor is for {self.modality}: give that side's")
+        self.after_pooling = nn.Sequential(*layers_of(after_pooling or nn.Sequential())).eval().requires_grad_(False)
+        layers = [layer.get("name", layer["layer"]) for layer in describe_chain(self.after_pooling)]
         self.provenance = Provenance(
             model_id=model_id or type(model).__name__,
-            revision=revision or fingerprint(model),
-            pooling=cut or self.pooling,
+            revision=revision or fingerprint(model, self.after_pooling),
+            pooling=cut or ", ".join([self.pooling, *layers]),
             license=license,
         )
 
@@ -91,7 +100,8 @@ class Encoder:
         """
         repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
         model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading | model_kwargs)
-        chosen = resolve_pooling(pooling, model=model, repo=repo)
+        modules = read_sentence_modules(repo) if pooling == "auto" else None
+        chosen = modules.pooling if modules else resolve_pooling(pooling, model=model)
         if pooling == "auto":
             logger.info(f"{repo.name}: pooling is {chosen!r}")
         untrained = set(loading["missing_keys"])
@@ -99,13 +109,24 @@ class Encoder:
             raise StitchError(
                 f"{repo.name} has no trained weights for {sorted(untrained)[0]}: choose another pooling than 'pooler'"
             )
-        processor = load_processor(repo, modality=main_modality(model))
+        modality = chosen.removesuffix("_features") if chosen in FEATURES else main_modality(model)
+        processor = load_processor(repo, modality=modality)
+        after = modules.after_pooling.to(model.device, model.dtype) if modules else nn.Sequential()
+        if isinstance(processor, PreTrainedTokenizerBase):
+            prepare_tokenizer(processor, modules, model=model)
+        if chosen in FEATURES:
+            if modality == "text":
+                model.config.get_text_config().pad_token_id = processor.pad_token_id
+            keep_side(model, chosen, preprocess(model, processor, probe_inputs(modality)))
+            if unfit := untrained & model.state_dict().keys():
+                raise StitchError(f"{repo.name} has no trained weights for {sorted(unfit)[0]} of its {chosen}")
         return cls(
             model,
             processor,
             pooling=chosen,
+            after_pooling=after,
             model_id=repo.name,
-            revision=repo.commit or fingerprint(model, without=untrained),
+            revision=repo.commit or fingerprint(model, after, without=untrained),
             license=repo.license(),
         )
 
@@ -134,12 +155,13 @@ class Encoder:
 
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Latents `(n, d)` of one batch that the processor made."""
-        return encode_batch(self.model, batch, pooling=self.pooling)[0]
+        return encode_batch(self.model, batch, pooling=self.pooling, after_pooling=self.after_pooling)[0]
 
     def to_device(self, device: torch.device) -> None:
         """Move the model, unless accelerate has spread it over devices already."""
         if getattr(self.model, "hf_device_map", None) is None:
             self.model.to(device)
+            self.after_pooling.to(device)
 
 
 def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[str, Tensor]:
@@ -214,15 +236,20 @@ def pads_by_itself(processor: Any) -> bool:
     return padding is None or padding.default is not False
 
 
-def encode_batch(model: nn.Module, batch: Mapping[str, Any], *, pooling: str, **options: Any) -> tuple[Tensor, Any]:
+def encode_batch(
+    model: nn.Module, batch: Mapping[str, Any], *, pooling: str, after_pooling: nn.Module, **options: Any
+) -> tuple[Tensor, Any]:
     """Latents `(n, d)` of one batch, and the output that they come from: of an encoder-decoder, its encoder's."""
+    if pooling in FEATURES:
+        output = features(model, batch, side=pooling, **options)
+        return after_pooling(pool(output, attention_mask=None, pooling=pooling)), output
     config = getattr(model, "config", None)
     encoder: Any = model
     if getattr(config, "is_encoder_decoder", False):
         encoder = encoder.get_encoder()
     output = encoder(**batch, **options)
     mask = token_mask(model, output, batch.get("attention_mask"))
-    return pool(output, attention_mask=mask, pooling=pooling), output
+    return after_pooling(pool(output, attention_mask=mask, pooling=pooling)), output
 
 
 def check_inputs(given: Collection[str], *, modality: str) -> None:
@@ -268,10 +295,20 @@ def load_processor(repo: Repo, *, modality: str) -> Any:
     return processor
 
 
-def fingerprint(model: nn.Module, *, without: Collection[str] = ()) -> str:
-    """A hash of a model's weights, for models that no commit hash names."""
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, modules: SentenceModules | None, *, model: Any) -> None:
+    """Make a tokenizer cut texts where the repo says, or else where the model's positions end."""
+    text = model.config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if modules is not None:
+        modules.prepare(tokenizer)
+    if (modules is None or modules.max_length is None) and isinstance(positions, int) and positions > 0:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+
+
+def fingerprint(*models: nn.Module, without: Collection[str] = ()) -> str:
+    """A hash of models' weights, for models that no commit hash names."""
     digest = xxhash.xxh3_128()
-    for name, tensor in stored_tensors(model):
+    for name, tensor in (item for model in models for item in stored_tensors(model)):
         if name not in without:
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -1,6 +1,6 @@
 """Heads as modules and as data: chains of linear, activation and layer-norm layers, and class prototypes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -64,6 +64,14 @@ class Prototypes(nn.Module):
         return functional.linear(functional.normalize(latents, dim=-1), self.weight) / self.temperature
 
 
+class Normalize(nn.Module):
+    """Latents of norm 1, as many embedders give them."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """`x / ‖x‖` for each latent of `(n, d)`."""
+        return functional.normalize(latents, dim=-1)
+
+
 def layers_of(module: nn.Module) -> list[nn.Module]:
     """The layers of a chain one after the other, without those that do nothing to a latent."""
     if type(module) is nn.Sequential:
@@ -110,6 +118,8 @@ def describe_layer(layer: nn.Module) -> dict[str, Any] | None:
             "eps": layer.eps,
             "bias": layer.bias is not None,
         }
+    if isinstance(layer, Normalize):
+        return {"layer": "normalize"}
     name = activation_name(layer)
     return {"layer": "activation", "name": name} if name else None
 
@@ -174,9 +184,41 @@ def build_layer(description: Mapping[str, Any]) -> nn.Module:
         return nn.Linear(given["in_features"], given["out_features"], bias=given["bias"])
     if kind == "layer_norm":
         return nn.LayerNorm(given["features"], eps=float(given["eps"]), bias=given["bias"])
+    if kind == "normalize":
+        return Normalize()
     if kind == "activation" and given["name"] in ACTIVATIONS:
         return built_activation(given["name"])
     raise ValueError(f"layer {dict(description)}")
+
+
+def describe_chain(module: nn.Module) -> list[dict[str, Any]]:
+    """The layers of a chain as data, which `build_chain` makes a module of again.
+
+    Raises:
+        StitchError: it has a layer that cannot be stored as data.
+    """
+    described = []
+    for layer in layers_of(module):
+        if (found := describe_layer(layer)) is None:
+            raise StitchError(f"a layer is a {type(layer).__name__}, which cannot be stored as data; what can: {CHAIN}")
+        described.append(found)
+    return described
+
+
+def build_chain(described: Sequence[Mapping[str, Any]], *, gives: int) -> nn.Sequential:
+    """The layers that a description stands for, with weights to be filled; they give vectors so wide.
+
+    Raises:
+        StitchError: it describes none, or layers that do not fit one another.
+    """
+    try:
+        layers = [build_layer(one) for one in described]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise StitchError(f"the config's layers are {described}: {error} is missing or no such thing") from error
+    widths = [width for layer in layers if (width := layer_widths(layer)) is not None]
+    if any(out != into for (_, out), (into, _) in pairwise([*widths, (gives, 0)])):
+        raise StitchError(f"the config's layers are {described}: expected layers that fit and give {gives} numbers")
+    return nn.Sequential(*layers).requires_grad_(False)
 
 
 def layer_widths(layer: nn.Module) -> tuple[int, int] | None:

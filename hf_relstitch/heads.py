@@ -6,9 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,6 +36,7 @@ from hf_relstitch.head_modules import (
     widths_of,
 )
 from hf_relstitch.hub import Repo, hub_options, is_commit, locate
+from hf_relstitch.inputs import probe_inputs
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.sklearn_heads import is_estimator, layers_of_estimator
 
@@ -303,12 +302,3 @@ def cut(
 
 take_apart = cut
 """Its name where `cut` is the name of a module."""
-
-
-def probe_inputs(modality: str) -> list[Any]:
-    """Two inputs that differ, in length too where they have one."""
-    if modality == "text":
-        return ["storm", "A storm hits the northern coast, and the harbour is closed until the morning."]
-    if modality == "image":
-        return [Image.radial_gradient("L"), Image.linear_gradient("L")]
-    return [np.sin(np.linspace(0, 500, length, dtype=np.float32) ** 1.2) for length in (8_000, 16_000)]

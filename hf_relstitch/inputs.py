@@ -156,6 +156,15 @@ def length_of(one: Any, *, modality: str) -> int:
     return len(one) if isinstance(one, str | np.ndarray) else 0
 
 
+def probe_inputs(modality: str) -> list[Any]:
+    """Two inputs that differ, in length too where they have one."""
+    if modality == "text":
+        return ["storm", "A storm hits the northern coast, and the harbour is closed until the morning."]
+    if modality == "image":
+        return [Image.radial_gradient("L"), Image.linear_gradient("L")]
+    return [np.sin(np.linspace(0, 500, length, dtype=np.float32) ** 1.2) for length in (8_000, 16_000)]
+
+
 def are_pairs(inputs: Sequence[Any]) -> bool:
     """Whether inputs are pairs, tuples of two, such as (image, text).
 

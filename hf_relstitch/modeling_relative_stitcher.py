@@ -12,34 +12,24 @@ from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassif
 from transformers.utils import can_return_tuple
 
 from hf_relstitch.anchors import AnchorSet
+from hf_relstitch.applying import AppliedModel
+from hf_relstitch.callables import absent_encoder
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
-from hf_relstitch.core.halves import relative_half
 from hf_relstitch.devices import placement
-from hf_relstitch.encoders import (
-    Encoder,
-    batched,
-    check_inputs,
-    check_kinds,
-    encode_batch,
-    in_order,
-    modality_at,
-    preprocess,
-)
+from hf_relstitch.encoders import Encoder, check_inputs, check_kinds, encode_batch, modality_at
 from hf_relstitch.fusing import Fused, fuse
-from hf_relstitch.head_modules import build_head, describe_head, own_copy
+from hf_relstitch.head_modules import build_chain, build_head, describe_chain, describe_head, own_copy
 from hf_relstitch.heads import Head, load_target
 from hf_relstitch.inputs import input_ids, side_of, sides_of
-from hf_relstitch.provenance import Provenance
-from hf_relstitch.relative_latents import RelativeLatents
-from hf_relstitch.saving import SavedModel
-from hf_relstitch.stitching import AnchorPair, covered, stitch, written_anchors, written_call
+from hf_relstitch.stitching import AnchorPair, stitch, written_anchors, written_call
+from hf_relstitch.two_towers import as_configured
 
 OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "audio": SequenceClassifierOutput}
 
 
-class RelativeStitcher(SavedModel):
+class RelativeStitcher(AppliedModel):
     """inputs → source encoder → pooling → translation → target head → logits (arXiv 2406.15057).
 
     Made by `from_parts` or `from_anchor_sets`, without labels and without training; from there on a transformers
@@ -58,7 +48,9 @@ class RelativeStitcher(SavedModel):
         super().__init__(config)
         self.loss_type = "ForSequenceClassification"
         inside = config.source_config is not None and config.share == "full"
-        self.encoder = AutoModel.from_config(config.source_config) if inside else None
+        empty = AutoModel.from_config(config.source_config) if inside else None
+        self.encoder = as_configured(empty, config.source_config) if inside else None
+        self.after_pooling = build_chain(config.after_pooling, gives=config.d_source)
         self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
         sizes = config.num_anchors, config.d_source, config.d_target
         self.translation = empty_translation(*sizes, settings=config.translation_settings)
@@ -148,7 +140,7 @@ class RelativeStitcher(SavedModel):
     @classmethod
     def from_anchor_sets(
         cls,
-        source: str | Encoder,
+        source: str | Encoder | None,
         source_anchors: str | AnchorSet,
         target_anchors: str | AnchorSet,
         head: Any = None,
@@ -159,8 +151,8 @@ class RelativeStitcher(SavedModel):
         """Stitch a source encoder to a head through two anchor sets; the target model is not loaded.
 
         The sets (or their folders or Hub ids) are paired by id, so the order of their rows does not matter. Without
-        a head it is read from the classifier on the Hub that the target anchors come from. Other arguments are as in
-        `from_parts`.
+        a head it is read from the classifier on the Hub that the target anchors come from. Without a source, None, the
+        model takes latents only, by `classify` and `translate`. Other arguments are as in `from_parts`.
 
         Raises:
             StitchError: anchors of another model or width than the encoder or the head, or too few in common.
@@ -176,12 +168,15 @@ class RelativeStitcher(SavedModel):
         found = Head.of_model(target_anchors.provenance) if head is None else head
         named_head = Head.of(found, labels=labels, dim=target_anchors.dim)
         described = describe_head(named_head.module)
+        if source is None:
+            source = absent_encoder(source_anchors.provenance)
         encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
         made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, **settings)
         config = RelativeStitcherConfig(
             getattr(encoder.model, "config", None),
             modality=encoder.modality,
             pooling=encoder.pooling,
+            after_pooling=describe_chain(encoder.after_pooling),
             d_source=made.source_anchors.dim,
             d_target=made.target_anchors.dim,
             num_anchors=len(made.source_anchors),
@@ -200,6 +195,7 @@ class RelativeStitcher(SavedModel):
         with torch.device("meta"):
             model = cls(config)
         device, dtype = placement(encoder.model)
+        model.after_pooling = encoder.after_pooling
         model.translation = made.translation.to(device, torch.promote_types(dtype, torch.float32))
         head_module = own_copy(named_head.module) if described else deepcopy(named_head.module)
         model.head = head_module.to(device, dtype)
@@ -236,9 +232,10 @@ class RelativeStitcher(SavedModel):
         }
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         check_inputs(given, modality=self.config.modality)
-        latents, encoded = encode_batch(self.encoder, given, pooling=self.config.pooling, **kwargs)
-        logits = self.fused(latents) if self.fused is not None else self.head(self.translate(latents))
-        logits = logits / self.config.logit_temperature
+        latents, encoded = encode_batch(
+            self.encoder, given, pooling=self.config.pooling, after_pooling=self.after_pooling, **kwargs
+        )
+        logits = self.classify(latents)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -258,28 +255,6 @@ class RelativeStitcher(SavedModel):
         self.fused = fuse(self.translation, self.head)
         return self
 
-    def translate(self, latents: Tensor) -> Tensor:
-        """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype."""
-        return self.translation(latents)
-
-    @torch.no_grad()
-    def relative(self, inputs: Sequence[Any], *, batch_size: int = 32) -> RelativeLatents:
-        """Relative latents of raw inputs, which whoever holds the target's anchors turns into target latents.
-
-        `AnchorSet.invert` of them is what `translate` gives, to rounding; see `core/halves.py` for the formula.
-
-        Raises:
-            StitchError: no inputs, or inputs of another kind than the source takes.
-        """
-        values = relative_half(
-            self._latents(inputs, batch_size=batch_size),
-            source_anchors=self.anchors.source,
-            target_anchors=self.anchors.target,
-            settings=self.config.translation_settings,
-        )
-        target = Provenance(**self.config.target)
-        return RelativeLatents(values.float().cpu(), self.anchors.ids.cpu(), self.config.translation_settings, target)
-
     @property
     def report(self) -> dict[str, Any]:
         """What was known when the model was made, before any label was seen.
@@ -291,25 +266,6 @@ class RelativeStitcher(SavedModel):
         and the likely remedy. `source` and `target` give each side's width, rank, condition number and effective rank.
         """
         return self.config.report
-
-    def check(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """The report with `coverage`, the share of these inputs that are like the anchors, and a verdict that knows it.
-
-        The agreement that a report expects holds only for inputs like the anchors.
-        """
-        accurate = (self.config.selection or {}).get("prefer") == "accuracy"
-        return covered(self.report, self._latents(inputs, batch_size=32), self.anchors.source, accurate=accurate)
-
-    @torch.no_grad()
-    def _latents(self, inputs: Sequence[Any], *, batch_size: int) -> Tensor:
-        """Source latents `(n, d_source)` of raw inputs, on the device that the model is on."""
-        if not len(inputs):
-            raise StitchError("there are no inputs to encode: give at least one")
-        encoded = []
-        for rows in batched(inputs, processor=self.processor, batch_size=batch_size):
-            batch = preprocess(self.encoder, self.processor, [inputs[row] for row in rows])
-            encoded.append((rows, encode_batch(self.encoder, batch, pooling=self.config.pooling)[0]))
-        return in_order(encoded)
 
     @torch.no_grad()
     def refit(self) -> None:

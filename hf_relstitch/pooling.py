@@ -1,6 +1,5 @@
 """One latent an input, out of what an encoder gives for it."""
 
-import json
 from typing import Any
 
 import torch
@@ -8,13 +7,16 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.hub import Repo
+from hf_relstitch.two_towers import FEATURES, check_side, sides_of, tensor_of
 
 POOLINGS = {
     "mean": "the mean over tokens or frames that are not padding, or over an image's patches",
     "cls": "the first token",
+    "max": "the greatest of each number over the tokens that are not padding",
+    "weighted_mean": "the mean over tokens weighted by their place, 1 for the first, 2 for the next",
     "pooler": "the model's own pooler_output",
     "last": "the last token that is not padding",
+    **FEATURES,
     "none": "the output itself, of a model that gives one vector an input",
 }
 
@@ -25,6 +27,8 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
     Raises:
         StitchError: the output has not what this pooling needs.
     """
+    if pooling in FEATURES:
+        return tensor_of(output)
     if pooling == "none":
         return require(output, ndim=(2,), pooling=pooling)
     if pooling == "pooler":
@@ -35,7 +39,7 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
         hidden = require(hidden, ndim=(3, 4), pooling=pooling)
         return hidden.mean((2, 3)) if hidden.ndim == 4 else mean_of_tokens(hidden, attention_mask)
     hidden = require(hidden, ndim=(3,), pooling=pooling)
-    return hidden[:, 0] if pooling == "cls" else last_token(hidden, attention_mask)
+    return OF_TOKENS[pooling](hidden, attention_mask)
 
 
 def token_mask(model: nn.Module, output: Any, attention_mask: Tensor | None) -> Tensor | None:
@@ -70,10 +74,33 @@ def require(output: Any, *, ndim: tuple[int, ...], pooling: str) -> Tensor:
 
 def mean_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Mean over the tokens `(n, t, d)` that are not padding."""
+    return hidden.mean(1) if attention_mask is None else weighted_mean(hidden, attention_mask)
+
+
+def weighted_mean(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the tokens `(n, t, d)`, of half precision in float32."""
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    shares = weights.unsqueeze(-1).to(exact)
+    return ((hidden * shares).sum(1) / shares.sum(1).clamp_min(1)).to(hidden.dtype)
+
+
+def mean_by_place(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Mean over the tokens `(n, t, d)` that are not padding, each weighted by its place among them."""
+    mask = torch.ones(hidden.shape[:2], device=hidden.device) if attention_mask is None else attention_mask
+    return weighted_mean(hidden, mask.cumsum(1) * mask)
+
+
+def max_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The greatest of each number over the tokens `(n, t, d)` that are not padding."""
+    kept = hidden if attention_mask is None else hidden.masked_fill(attention_mask.unsqueeze(-1) == 0, -torch.inf)
+    return kept.amax(1)
+
+
+def first_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The first token of `(n, t, d)` that is not padding, whichever side the padding is on."""
     if attention_mask is None:
-        return hidden.mean(1)
-    weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
+        return hidden[:, 0]
+    return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.int().argmax(1)]
 
 
 def last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -85,24 +112,36 @@ def last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def resolve_pooling(pooling: str, *, model: nn.Module, repo: Repo | None = None) -> str:
-    """One of `POOLINGS`, where `auto` reads a sentence-transformers repo or else knows the architecture.
+OF_TOKENS = {"cls": first_token, "last": last_token, "max": max_of_tokens, "weighted_mean": mean_by_place}
+
+
+def resolve_pooling(pooling: str, *, model: nn.Module) -> str:
+    """One of `POOLINGS`, where `auto` knows the architecture.
 
     Raises:
-        StitchError: an unknown pooling, or a sentence-transformers repo with modules that are not supported.
+        StitchError: an unknown pooling, or of a two-tower model a side that it has not, or none.
     """
     if pooling != "auto":
         if pooling not in POOLINGS:
             raise StitchError(f"pooling is {pooling!r}: expected 'auto' or one of {', '.join(POOLINGS)}")
+        if pooling in FEATURES:
+            check_side(model, pooling)
         return pooling
-    return (repo and sentence_transformers_pooling(repo)) or usual_pooling(model)
+    if sides := sides_of(model):
+        raise StitchError(
+            f"{type(model).__name__} has two towers: say by pooling= which side to take, "
+            f"{' or '.join(map(repr, sides))}"
+        )
+    return usual_pooling(model)
 
 
 def usual_pooling(model: nn.Module) -> str:
-    """The field's usual choice: last token of decoders, first of ViTs with a class token, else the mean."""
+    """The field's usual choice: last token of decoders, first of ViTs with a class token, timm's own, else the mean."""
     config = getattr(model, "config", None)
     if config is None:
         return "none"
+    if config.model_type == "timm_wrapper":
+        return "pooler"
     decoder = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if decoder and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return "last"
@@ -110,35 +149,3 @@ def usual_pooling(model: nn.Module) -> str:
         name.split(".")[-1] in ("cls_token", "class_embedding") for name, _ in model.named_parameters()
     )
     return "cls" if has_class_token else "mean"
-
-
-def sentence_transformers_pooling(repo: Repo) -> str | None:
-    """The pooling that a sentence-transformers repo's own files ask for; None for any other repo."""
-    if (modules_file := repo.file("modules.json")) is None:
-        return None
-    modules = json.loads(modules_file.read_text(encoding="utf-8"))
-    kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
-    if unknown := kinds.keys() - {"Transformer", "Pooling", "Normalize"}:
-        raise StitchError(
-            f"{repo.name} is a sentence-transformers model with {', '.join(sorted(unknown))}: only Transformer, "
-            f"Pooling and Normalize are read; name a pooling ({', '.join(POOLINGS)}) to use the transformer alone"
-        )
-    if "Pooling" not in kinds or (pooling_file := repo.file(f"{kinds['Pooling']}/config.json")) is None:
-        return None
-    return read_pooling(json.loads(pooling_file.read_text(encoding="utf-8")), name=repo.name)
-
-
-def read_pooling(config: dict[str, Any], *, name: str) -> str:
-    """Our name for the mode in a sentence-transformers `1_Pooling/config.json`, old form or new."""
-    ours = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
-    modes = [
-        key.removeprefix("pooling_mode_") for key, value in config.items() if key.startswith("pooling_mode_") and value
-    ]
-    if isinstance(mode := config.get("pooling_mode"), str):
-        modes = [mode]
-    if len(modes) != 1 or modes[0] not in ours:
-        raise StitchError(
-            f"{name} pools by {' and '.join(modes) or 'nothing'}: supported are mean, first and last token; "
-            f"name a pooling ({', '.join(POOLINGS)}) to use another"
-        )
-    return ours[modes[0]]

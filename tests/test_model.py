@@ -434,7 +434,7 @@ def test_refuses_weights_that_are_not_the_models(
     ("change", "message"),
     [
         ({"format_version": 9, "hf_relstitch_version": "3.1.0"}, r"format version 9, written by hf_relstitch 3\.1\.0"),
-        ({"pooling": "max"}, "the config's pooling is 'max': expected one of mean, cls"),
+        ({"pooling": "sum"}, "the config's pooling is 'sum': expected one of mean, cls"),
         ({"head": {"kind": "code"}}, "expected kind 'linear'"),
         ({"translation": {"alpha": 2.0}}, r"alpha is 2\.0: it has to be in \[0, 1\]"),
         ({"translation": {"warp": 2.0}}, "the config's translation settings are not of this version"),

@@ -1,11 +1,11 @@
 """Pooling: hand-worked values, and which one `auto` takes."""
 
-import json
 from pathlib import Path
 
 import pico
 import pytest
 import torch
+import transformers
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_relstitch import Encoder, StitchError
@@ -25,6 +25,12 @@ OUTPUT = BaseModelOutputWithPooling(last_hidden_state=HIDDEN, pooler_output=torc
         ("mean", LEFT_PADDED, [[51.5, 52.0], [7.0, 8.0]]),
         ("mean", None, [[104 / 3, 106 / 3], [7.0, 8.0]]),
         ("cls", RIGHT_PADDED, [[1.0, 2.0], [5.0, 6.0]]),
+        ("cls", LEFT_PADDED, [[3.0, 4.0], [5.0, 6.0]]),
+        ("max", RIGHT_PADDED, [[3.0, 4.0], [9.0, 10.0]]),
+        ("max", None, [[100.0, 100.0], [9.0, 10.0]]),
+        ("weighted_mean", RIGHT_PADDED, [[7 / 3, 10 / 3], [46 / 6, 52 / 6]]),
+        ("weighted_mean", LEFT_PADDED, [[203 / 3, 204 / 3], [46 / 6, 52 / 6]]),
+        ("weighted_mean", None, [[307 / 6, 310 / 6], [46 / 6, 52 / 6]]),
         ("last", RIGHT_PADDED, [[3.0, 4.0], [9.0, 10.0]]),
         ("last", LEFT_PADDED, [[100.0, 100.0], [9.0, 10.0]]),
         ("last", None, [[100.0, 100.0], [9.0, 10.0]]),
@@ -68,65 +74,20 @@ def test_auto_is_the_usual_choice_of_the_architecture(architecture: str, expecte
     assert resolve_pooling("auto", model=model) == expected
 
 
+def test_auto_of_a_timm_model_is_its_own_pooling() -> None:
+    """By its config alone, since timm is not here."""
+    model = torch.nn.Linear(2, 2)
+    model.config = transformers.TimmWrapperConfig(architecture="resnet18")
+    assert resolve_pooling("auto", model=model) == "pooler"
+
+
 def test_auto_of_a_plain_module_is_its_output() -> None:
     assert resolve_pooling("auto", model=torch.nn.Linear(2, 2)) == "none"
 
 
-def sentence_transformers_repo(folder: Path, modules: list[str], pooling: dict[str, object]) -> str:
-    place = pico.saved("Bert", folder)
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    listed = [
-        {"path": "1_Pooling" if kind == "Pooling" else "", "type": f"sentence_transformers.models.{kind}"}
-        for kind in modules
-    ]
-    (folder / "modules.json").write_text(json.dumps(listed))
-    return place
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False, "word_embedding_dimension": 16}, "cls"),
-        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
-        ({"pooling_mode_lasttoken": True}, "last"),
-        ({"pooling_mode": "lasttoken", "embedding_dimension": 16}, "last"),
-    ],
-)
-def test_auto_reads_a_sentence_transformers_repo(tmp_path: Path, config: dict[str, object], expected: str) -> None:
-    place = sentence_transformers_repo(tmp_path, ["Transformer", "Pooling", "Normalize"], config)
-    encoder = Encoder.from_pretrained(place)
-    assert (encoder.pooling, encoder.provenance.pooling) == (expected, expected)
-
-
-@pytest.mark.parametrize(
-    ("modules", "config", "message"),
-    [
-        (
-            ["Transformer", "Pooling", "Dense"],
-            {"pooling_mode_mean_tokens": True},
-            "sentence-transformers model with Dense",
-        ),
-        (["Transformer", "Pooling"], {"pooling_mode_max_tokens": True}, "pools by max_tokens: supported are"),
-        (
-            ["Transformer", "Pooling"],
-            {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True},
-            "pools by max_tokens and mean_tokens",
-        ),
-    ],
-)
-def test_auto_refuses_what_it_cannot_do(
-    tmp_path: Path, modules: list[str], config: dict[str, object], message: str
-) -> None:
-    place = sentence_transformers_repo(tmp_path, modules, config)
-    with pytest.raises(StitchError, match=message):
-        Encoder.from_pretrained(place)
-    assert Encoder.from_pretrained(place, pooling="mean").pooling == "mean"
-
-
 def test_refuses_an_unknown_pooling(source_folder: str) -> None:
-    with pytest.raises(StitchError, match="pooling is 'max': expected 'auto' or one of mean, cls"):
-        Encoder.from_pretrained(source_folder, pooling="max")
+    with pytest.raises(StitchError, match="pooling is 'sum': expected 'auto' or one of mean, cls"):
+        Encoder.from_pretrained(source_folder, pooling="sum")
 
 
 def test_repo_gives_none_for_a_file_that_is_not_there(source_folder: str) -> None:

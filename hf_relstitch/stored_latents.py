@@ -1,0 +1,63 @@
+"""Latents that were computed elsewhere: matrices in memory, and whole npy, safetensors and Parquet files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import parquet
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hf_relstitch.core.errors import StitchError
+
+SUFFIXES = (".npy", ".safetensors", ".parquet")
+
+
+def as_latents(given: Any, *, column: str = "latents") -> Tensor:
+    """Latents `(n, d)` of a torch tensor, what numpy makes an array of, or a file; `column` is a tensor's name there.
+
+    Raises:
+        StitchError: a file that cannot be read or has no such column, or no matrix of floats.
+    """
+    if isinstance(given, Tensor):
+        found = given.detach().cpu()
+    else:
+        try:
+            found = read_latents(Path(given), column) if isinstance(given, str | Path) else _of_array(given)
+        except (OSError, ValueError, TypeError, SafetensorError, pa.ArrowException) as error:
+            what = given if isinstance(given, str | Path) else f"a {type(given).__name__}"
+            raise StitchError(f"{what} cannot be read as latents, (n, d) floats: {error}") from error
+    if found.ndim != 2 or not found.is_floating_point():
+        raise StitchError(f"the latents are {found.dtype} of shape {tuple(found.shape)}: expected (n, d) floats")
+    return found
+
+
+def read_latents(file: Path, column: str) -> Tensor:
+    """The latents in a file, all of them.
+
+    Raises:
+        StitchError: another kind of file, or none with such a column.
+    """
+    if file.suffix == ".npy":
+        return _of_array(np.load(file, allow_pickle=False))
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+            return opened.get_tensor(_named(column, names, file))
+    if file.suffix == ".parquet":
+        names = parquet.read_schema(file).names
+        table = parquet.read_table(file, columns=[_named(column, names, file)])
+        return _of_array(np.stack(table[column].to_numpy()))
+    raise StitchError(f"{file} is no file of latents: expected one that ends in {', '.join(SUFFIXES)}")
+
+
+def _named(column: str, names: list[str], file: Path) -> str:
+    if column not in names:
+        raise StitchError(f"{file} has no {column!r}: say column=, one of {', '.join(names)}")
+    return column
+
+
+def _of_array(given: Any) -> Tensor:
+    return torch.tensor(np.asarray(given))

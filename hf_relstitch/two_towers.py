@@ -1,0 +1,117 @@
+"""Models of two towers, such as CLIP, SigLIP and CLAP: one side of them as an encoder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from hf_relstitch.core.errors import StitchError
+
+FEATURES = {
+    "text_features": "the text side's features of a two-tower model",
+    "image_features": "the image side's features of a two-tower model",
+    "audio_features": "the audio side's features of a two-tower model",
+}
+FULL_LENGTH = ("siglip", "siglip2")
+"""Whose text side takes the last place, padding or not, and was trained on texts that are padded to the full length."""
+LEFT_OUT = "left_out_modules"
+"""The field of an encoder's config that names the modules of the other side, which are not there."""
+
+
+def sides_of(model: nn.Module) -> list[str]:
+    """The sides that a two-tower model has, of `FEATURES`; none of any other model."""
+    sides = [side for side in FEATURES if hasattr(model, f"get_{side}")]
+    return sides if "text_features" in sides else []
+
+
+def check_side(model: nn.Module, side: str) -> None:
+    """Refuse a side that a model has not.
+
+    Raises:
+        StitchError: the model has no such method as `get_text_features`.
+    """
+    if side not in sides_of(model):
+        raise StitchError(
+            f"pooling is {side!r} and {type(model).__name__} has no get_{side}: of its sides are there "
+            f"{', '.join(sides_of(model)) or 'none, since it is no two-tower model'}"
+        )
+
+
+def features(model: Any, batch: Mapping[str, Tensor], *, side: str, **options: Any) -> Any:
+    """What one side of a two-tower model gives for what its processor makes; the features are its `pooler_output`."""
+    given = dict(batch)
+    if side == "text_features" and model.config.model_type in FULL_LENGTH:
+        text = model.config.text_config
+        missing = text.max_position_embeddings - given["input_ids"].shape[1]
+        fill = {"input_ids": text.pad_token_id, "attention_mask": 0}
+        given |= {name: pad(given[name], (0, max(missing, 0)), value=fill[name]) for name in fill.keys() & given.keys()}
+    return getattr(model, f"get_{side}")(**given, **options)
+
+
+@torch.no_grad()
+def keep_side(model: Any, side: str, probe: Mapping[str, Tensor]) -> None:
+    """Take out of a model what its one side does not use: what does not run for two inputs, proved by their features.
+
+    Its config says from then on what is not there.
+
+    Raises:
+        StitchError: the model makes no features of what its processor makes.
+    """
+    used: set[str] = set()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: used.add(name.split(".")[0]))
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        expected = features(model, probe, side=side)
+    except Exception as error:  # whatever an architecture that takes other inputs raises
+        raise StitchError(
+            f"{type(model).__name__} makes no {side} of what its processor makes ({type(error).__name__}: {error}): "
+            "give it as a CallableEncoder"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    unused = {name: module for name, module in model.named_children() if name not in used}
+    leave_out(model, list(unused))
+    try:
+        same = torch.equal(tensor_of(features(model, probe, side=side)), tensor_of(expected))
+    except (AttributeError, TypeError):  # a module that is read without being called
+        same = False
+    if not same:
+        for name, module in unused.items():
+            setattr(model, name, module)
+        return
+    setattr(model.config, LEFT_OUT, list(unused))
+
+
+def leave_out(model: nn.Module, names: list[str]) -> None:
+    """Take these modules out of a model.
+
+    Raises:
+        StitchError: it has no such module.
+    """
+    if unknown := set(names) - {name for name, _ in model.named_children()}:
+        raise StitchError(f"the source's config leaves out {', '.join(sorted(map(str, unknown)))}, which is no module")
+    for name in names:
+        setattr(model, name, None)
+
+
+def as_configured(model: Any, config: Any) -> Any:
+    """A whole encoder with what `from_pretrained` writes into the config of one side of it."""
+    if names := list(getattr(config, LEFT_OUT, [])):
+        leave_out(model, names)
+        setattr(model.config, LEFT_OUT, names)
+        model.config.get_text_config().pad_token_id = config.get_text_config().pad_token_id
+    return model
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The features `(n, d)` in what a side gives."""
+    found = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise StitchError(f"a side gives a {type(output).__name__} without a row of features for each input")
+    return found

@@ -1,0 +1,267 @@
+"""sentence-transformers repos: the same latents as that library gives, whole through save, load, Hub and exports."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pico
+import pytest
+import torch
+from hub_server import HubServer
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+
+from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError
+from hf_relstitch.checkpoints import read_config
+from hf_relstitch.exporting import plain_classifier, to_onnx
+
+LONG = " ".join(pico.WORDS)  # 36 words, of which the tokenizer takes 30
+INPUTS = [*pico.texts(8), "storm", LONG, "STORM hits Ships"]
+
+
+def repo(folder: Path, *, pooling: str | tuple[str, ...] = "mean", after: tuple[nn.Module, ...] = (), **changes: Any):
+    """A repo that sentence-transformers has saved, over a tiny RoBERTa, whose positions do not count padding."""
+    torch.manual_seed(3)
+    place = pico.saved("Roberta", folder / "plain", seed=1)
+    modules = [Transformer(place, **changes), Pooling(16, pooling_mode=pooling), *after]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder / "repo"))
+    return str(folder / "repo")
+
+
+def theirs(place: str, inputs: list[str] = INPUTS) -> torch.Tensor:
+    model = SentenceTransformer(place, device="cpu")
+    return model.encode(inputs, convert_to_tensor=True, show_progress_bar=False, batch_size=4)
+
+
+def projecting(**options: Any) -> Dense:
+    return Dense(16, 12, **options)
+
+
+CHAINS: dict[str, Callable[[], tuple[nn.Module, ...]]] = {
+    "nothing": lambda: (),
+    "normalize": lambda: (Normalize(),),
+    "dense": lambda: (projecting(),),
+    "dense, normalize": lambda: (projecting(activation_function=nn.Identity(), bias=False), Normalize()),
+    "two of them": lambda: (projecting(activation_function=nn.GELU()), Dense(12, 20), Normalize()),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_latents_are_those_of_sentence_transformers(tmp_path: Path, chain: str) -> None:
+    place = repo(tmp_path, after=CHAINS[chain]())
+    torch.testing.assert_close(Encoder.from_pretrained(place).encode(INPUTS, progress=False), theirs(place))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken", "max", "weightedmean"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_every_pooling_is_theirs(tmp_path: Path, pooling: str, side: str) -> None:
+    place = repo(tmp_path, pooling=pooling, processor_kwargs={"padding_side": side})
+    torch.testing.assert_close(Encoder.from_pretrained(place).encode(INPUTS, progress=False), theirs(place))
+
+
+def test_texts_are_cut_and_lowered_as_the_repo_says(tmp_path: Path) -> None:
+    place = repo(tmp_path)
+    uncut = theirs(place)
+    Path(place, "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 6, "do_lower_case": True}))
+    expected = theirs(place)
+    assert not torch.allclose(uncut[-2], expected[-2])
+    assert not torch.allclose(uncut[-1], expected[-1])
+    encoder = Encoder.from_pretrained(place)
+    torch.testing.assert_close(encoder.encode(INPUTS, progress=False), expected)
+    encoder.processor.save_pretrained(tmp_path / "saved")
+    again = type(encoder.processor).from_pretrained(tmp_path / "saved")
+    assert again(INPUTS, truncation=True)["input_ids"] == encoder.processor(INPUTS, truncation=True)["input_ids"]
+    assert len(again(LONG, truncation=True)["input_ids"]) == 6
+
+
+def test_a_tokenizer_without_a_limit_cuts_where_the_positions_end(tmp_path: Path) -> None:
+    place = pico.saved("Bert", tmp_path, max_position_embeddings=10)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 10**30}))
+    encoder = Encoder.from_pretrained(place)
+    assert encoder.encode([LONG], progress=False).shape == (1, 16)
+    torch.testing.assert_close(encoder.encode([LONG], progress=False), theirs(place, [LONG]), rtol=1e-4, atol=1e-5)
+
+
+def old_repo(folder: Path, modules: list[str], **configs: dict[str, Any]) -> str:
+    """A repo in the first layout of sentence-transformers, `configs` by the folder of each module."""
+    place = pico.saved("Bert", folder)
+    paths = ["" if kind == "Transformer" else f"{index}_{kind}" for index, kind in enumerate(modules)]
+    for path, config in configs.items():
+        file = folder / path.lstrip("_") / "config.json" if path.startswith("_") else folder / f"{path}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(config))
+    kinds = [kind if "." in kind else f"sentence_transformers.models.{kind}" for kind in modules]
+    listed = [{"name": f"{path} ", "path": path, "type": kind} for path, kind in zip(paths, kinds, strict=True)]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    return place
+
+
+MEAN = {"word_embedding_dimension": 16, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+
+
+def test_the_first_layout_is_read_as_they_read_it(tmp_path: Path) -> None:
+    place = old_repo(
+        tmp_path,
+        ["Transformer", "Pooling", "Dense", "Normalize"],
+        _1_Pooling=MEAN,
+        _2_Dense={"in_features": 16, "out_features": 4, "bias": True},
+        sentence_bert_config={"max_seq_length": 8, "do_lower_case": False},
+    )
+    weights = {"linear.weight": torch.randn(4, 16), "linear.bias": torch.randn(4)}
+    save_file(weights, tmp_path / "2_Dense" / "model.safetensors")
+    encoder = Encoder.from_pretrained(place)
+    torch.testing.assert_close(encoder.encode(INPUTS, progress=False), theirs(place))
+    assert encoder.provenance.pooling == "mean, linear, tanh, normalize"
+    alone = Encoder.from_pretrained(place, pooling="mean")
+    assert (alone.provenance.pooling, len(alone.after_pooling)) == ("mean", 0)
+    save_file(weights | {"linear.bias": torch.zeros(4)}, tmp_path / "2_Dense" / "model.safetensors")
+    assert "revision" in Encoder.from_pretrained(place).provenance.difference(encoder.provenance)
+
+
+PLAIN = ["Transformer", "Pooling"]
+DENSE = {"in_features": 16, "out_features": 4, "bias": True}
+
+
+@pytest.mark.parametrize(
+    ("modules", "configs", "message"),
+    [
+        ([*PLAIN, "LSTM"], {"_1_Pooling": MEAN}, "has the module LSTM; read are Transformer, Pooling, Dense"),
+        (["custom_st.Transformer", "Pooling"], {"_1_Pooling": MEAN}, r"has the module custom_st\.Transformer"),
+        (["Pooling", "Transformer"], {"_1_Pooling": MEAN}, "Transformer and Pooling have to come first"),
+        (PLAIN, {"_1_Pooling": {"pooling_mode_mean_sqrt_len_tokens": True}}, "pools by mean_sqrt_len_tokens"),
+        (PLAIN, {"_1_Pooling": {"pooling_mode": ["mean", "max"]}}, "pools by mean and max"),
+        (
+            PLAIN,
+            {
+                "_1_Pooling": MEAN,
+                "config_sentence_transformers": {"prompts": {"q": "query: "}, "default_prompt_name": "q"},
+            },
+            "puts the prompt 'query: ' before each text",
+        ),
+        (
+            PLAIN,
+            {"_1_Pooling": MEAN, "sentence_bert_config": {"tokenizer_args": {"padding_side": "left"}}},
+            "Transformer with tokenizer_args",
+        ),
+        (
+            [*PLAIN, "Dense"],
+            {"_1_Pooling": MEAN, "_2_Dense": DENSE},
+            r"no 2_Dense/model\.safetensors, and nothing else",
+        ),
+        (
+            [*PLAIN, "Dense"],
+            {"_1_Pooling": MEAN, "_2_Dense": DENSE | {"module_input_name": "token_embeddings"}},
+            "a Dense whose module_input_name is 'token_embeddings'",
+        ),
+        ([*PLAIN, "Dense"], {"_1_Pooling": MEAN, "_2_Dense": DENSE | {"use_residual": True}}, "Dense with a residual"),
+    ],
+)
+def test_refuses_what_it_cannot_read(tmp_path: Path, modules: list[str], configs: dict[str, Any], message: str) -> None:
+    place = old_repo(tmp_path, modules, **configs)
+    with pytest.raises(StitchError, match=f"{message}.*: name a pooling to use the transformer alone"):
+        Encoder.from_pretrained(place)
+    assert Encoder.from_pretrained(place, pooling="mean").pooling == "mean"
+
+
+@pytest.mark.parametrize("activation", ["os.system", "torch.load", "torch.nn.modules.activation.MultiheadAttention"])
+def test_an_activation_is_looked_up_and_never_imported(tmp_path: Path, activation: str) -> None:
+    place = old_repo(tmp_path, [*PLAIN, "Dense"], _1_Pooling=MEAN, _2_Dense=DENSE | {"activation_function": activation})
+    save_file(
+        {"linear.weight": torch.randn(4, 16), "linear.bias": torch.randn(4)}, tmp_path / "2_Dense" / "model.safetensors"
+    )
+    with pytest.raises(StitchError, match="a Dense with the activation"):
+        Encoder.from_pretrained(place)
+
+
+def stitched_of(place: str, target: tuple[Encoder, Head], **settings: Any) -> RelativeStitcher:
+    encoder, head = target
+    return RelativeStitcher.from_parts(place, encoder, pico.texts(60), head=head, progress=False, **settings)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    """A repo with a Dense and a Normalize module."""
+    return repo(tmp_path, after=(projecting(), Normalize()))
+
+
+@pytest.fixture
+def plain_target(source_folder: str) -> tuple[Encoder, Head]:
+    torch.manual_seed(5)
+    return Encoder.from_pretrained(source_folder), Head.of(nn.Linear(16, 3))
+
+
+def test_a_stitched_model_keeps_them_through_save_and_load(
+    place: str, plain_target: tuple[Encoder, Head], tmp_path: Path
+) -> None:
+    model = stitched_of(place, plain_target)
+    batch = model.processor(INPUTS, padding=True, truncation=True, return_tensors="pt")
+    expected = plain_target[1].module(model.translate(theirs(place))) / model.config.logit_temperature
+    torch.testing.assert_close(model(**batch).logits, expected)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = RelativeStitcher.from_pretrained(tmp_path / "saved")
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert "after_pooling.0.weight" in load_file(tmp_path / "saved" / "model.safetensors")
+    assert loaded.config.format_version == 2
+    assert "Encoder.from_pretrained('repo')" in loaded.config.call
+    torch.testing.assert_close(loaded.fuse()(**batch).logits, expected)
+    with pytest.raises(StitchError, match="are made by mean, linear, tanh, normalize, which no plain classifier does"):
+        plain_classifier(model)
+
+
+def test_such_a_repo_is_a_target_too(place: str, source: Encoder, tmp_path: Path) -> None:
+    head = nn.Linear(12, 3)
+    model = RelativeStitcher.from_parts(source, place, pico.texts(60), head=head, progress=False)
+    torch.testing.assert_close(model.anchors.target, theirs(place, pico.texts(60)))
+
+
+def test_an_adapter_keeps_them(place: str, plain_target: tuple[Encoder, Head], hub: HubServer) -> None:
+    files = [file for file in Path(place).rglob("*") if file.is_file()]
+    hub.put_files("alice/sentences", {str(file.relative_to(place)): file.read_bytes() for file in files})
+    model = stitched_of("alice/sentences", plain_target)
+    model.push_to_hub("alice/stitched", share="adapter")
+    loaded = RelativeStitcher.from_pretrained("alice/stitched")
+    batch = model.processor(INPUTS, padding=True, truncation=True, return_tensors="pt")
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # torch's own
+def test_an_onnx_file_keeps_them(place: str, plain_target: tuple[Encoder, Head], tmp_path: Path) -> None:
+    """It is compared with the model's own logits before it is there."""
+    assert to_onnx(stitched_of(place, plain_target), tmp_path / "model.onnx").is_file()
+
+
+def test_a_model_of_the_first_format_loads_as_it_was(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content.pop("after_pooling") == []
+    (tmp_path / "config.json").write_text(json.dumps(content | {"format_version": 1}))
+    batch = stitched.processor(INPUTS, padding=True, truncation=True, return_tensors="pt")
+    assert torch.equal(RelativeStitcher.from_pretrained(tmp_path)(**batch).logits, stitched(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [[{"layer": "linear"}], [{"layer": "os.system"}], [{"layer": "layer_norm", "features": 3, "eps": 1, "bias": True}]],
+)
+def test_a_config_whose_layers_are_none_is_refused(
+    stitched: RelativeStitcher, tmp_path: Path, layers: list[dict[str, Any]]
+) -> None:
+    stitched.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"after_pooling": layers}))
+    with pytest.raises(StitchError, match="the config's layers are"):
+        read_config(tmp_path)
+
+
+def test_anchors_of_the_transformer_alone_are_not_those_of_the_whole(place: str, plain_target: Any) -> None:
+    encoder, head = plain_target
+    alone = AnchorSet.encode(Encoder.from_pretrained(place, pooling="mean"), pico.texts(40), progress=False)
+    theirs = AnchorSet.encode(encoder, pico.texts(40), progress=False)
+    with pytest.raises(StitchError, match="pooling is 'mean' and not 'mean, linear, tanh, normalize'"):
+        RelativeStitcher.from_anchor_sets(place, alone, theirs, head)
