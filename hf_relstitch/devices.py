@@ -1,11 +1,16 @@
 """The device and the processes that accelerate gives, and where it keeps a model's weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import align_module_device, parse_flag_from_env
 from torch import Tensor, nn
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def accelerate_state() -> PartialState:
@@ -23,6 +28,26 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     devices = [one.device for one in weights if not one.is_meta]
     devices += [torch.device(device) for hook in hooks if (device := getattr(hook, "execution_device", None))]
     return (devices or [torch.device("cpu")])[0], weights[0].dtype if weights else torch.float32
+
+
+def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor on a device, numbers in this dtype; on its way to a GPU from pinned memory, so that nobody waits."""
+    cuda = device.type == "cuda"
+    tensor = tensor.pin_memory() if cuda and tensor.device.type == "cpu" else tensor
+    return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=cuda)
+
+
+def prefetched(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple[Item, Made]]:
+    """Each item with what is made of it, on a thread, while the one before it is in use; never more than one ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        last = None
+        for item in items:
+            coming = item, thread.submit(make, item)
+            if last is not None:
+                yield last[0], last[1].result()
+            last = coming
+        if last is not None:
+            yield last[0], last[1].result()
 
 
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

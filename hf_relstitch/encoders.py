@@ -26,7 +26,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.devices import accelerate_state, placement, stored_tensors
+from hf_relstitch.devices import accelerate_state, on_device, placement, prefetched, stored_tensors
 from hf_relstitch.head_modules import describe_chain, layers_of
 from hf_relstitch.hub import Repo, hub_options, locate
 from hf_relstitch.inputs import length_of, load_audio, load_image, probe_inputs
@@ -147,11 +147,11 @@ class Encoder:
         batches = batched(inputs, processor=self.processor, batch_size=batch_size)
         mine = batches[state.process_index :: state.num_processes]
         bar = logging.tqdm(mine, desc="encoding", unit="batch", disable=not (progress and state.is_main_process))
-        encoded = [
-            (rows, self.latents(preprocess(self.model, self.processor, [inputs[row] for row in rows])).cpu())
-            for rows in bar
-        ]
-        return in_order(gather_object(encoded) if state.num_processes > 1 else encoded)
+        ready = prefetched(lambda rows: preprocess(self.model, self.processor, [inputs[row] for row in rows]), bar)
+        encoded = [(rows, self.latents(batch)) for rows, batch in ready]
+        if state.num_processes > 1:
+            encoded = gather_object([(rows, latents.cpu()) for rows, latents in encoded])
+        return in_order(encoded).cpu()
 
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Latents `(n, d)` of one batch that the processor made."""
@@ -182,7 +182,7 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
         padding = {} if pads_by_itself(processor) else {"padding": True}
         batch = processor(sounds, sampling_rate=rate, return_tensors="pt", **padding)
     device, dtype = placement(model)
-    return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in batch.items()}
+    return {name: on_device(tensor, device, dtype) for name, tensor in batch.items()}
 
 
 def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "model") -> None:

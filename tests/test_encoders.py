@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import pico
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_relstitch import Encoder, StitchError
+from hf_relstitch.devices import prefetched
 
 
 def test_encode_gives_rows_in_the_order_of_the_inputs(source: Encoder) -> None:
@@ -39,6 +41,28 @@ def test_encode_refuses_inputs_of_another_kind(tmp_path: Path, kind: str, inputs
     encoder = Encoder.from_pretrained(pico.saved(kind, tmp_path))
     with pytest.raises(StitchError, match=r"the model takes (texts|PIL images or Paths of images) and one input is a"):
         encoder.encode(inputs, progress=False)
+
+
+def test_what_comes_next_is_made_meanwhile_and_no_more_than_that() -> None:
+    """The second is made before the first is let go, the third only then; what fails does so in its turn."""
+    begun = [Event() for _ in range(4)]
+    used = []
+
+    def make(number: int) -> int:
+        begun[number].set()
+        if number == 3:
+            raise StitchError("three is too many")
+        return number * 10
+
+    def use() -> None:
+        for number, made in prefetched(make, range(4)):
+            assert begun[number + 1].wait(10)
+            assert not any(event.is_set() for event in begun[number + 2 :])
+            used.append((number, made))
+
+    with pytest.raises(StitchError, match="three is too many"):
+        use()
+    assert used == [(0, 0), (1, 10), (2, 20)]
 
 
 def test_encode_refuses_no_inputs(source: Encoder) -> None:
