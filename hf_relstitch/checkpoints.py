@@ -109,6 +109,11 @@ def pin_encoder(encoder: Any, source: dict[str, Any], **options: Any) -> str | N
             "again: push the encoder and stitch from its Hub id, or use share='full'"
         )
     if is_quantised(encoder):
+        if getattr(encoder.config.quantization_config, "load_in_4bit", False):
+            raise StitchError(
+                "the source encoder is quantised to 4 bits by bitsandbytes, which does not give the same latents when "
+                "it is loaded again: quantise it to 8 bits, or by another library"
+            )
         return None
     _, dtype = placement(encoder)
     pinned, untrained = load_pinned(source, like=encoder.config, dtype=dtype, **options)

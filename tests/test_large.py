@@ -78,20 +78,14 @@ def test_the_encoder_is_taken_as_it_is(deep: str, target_folder: str) -> None:
     assert before == {name: tensor.data_ptr() for name, tensor in model.encoder.state_dict().items()}
 
 
-@pytest.mark.parametrize("library", ["torchao", "optimum.quanto"])
 @pytest.mark.filterwarnings("default")  # of libraries that are not this package's to keep quiet
-def test_a_quantised_encoder(library: str, target_folder: str, tmp_path: Path, hub: HubServer) -> None:
+def test_a_quantised_encoder(target_folder: str, tmp_path: Path, hub: HubServer) -> None:
     """It stitches near to the full one, is not saved as if it were full, and an adapter quantises it anew."""
-    if find_spec(library.partition(".")[0]) is None:
-        assets.missing(library, install=assets.INSTALL_PACKAGES)
-    from transformers import QuantoConfig, TorchAoConfig
+    if find_spec("optimum") is None:
+        assets.missing("optimum-quanto", install=assets.INSTALL_PACKAGES)
+    from transformers import QuantoConfig
 
-    if library == "torchao":
-        from torchao.quantization import Int8WeightOnlyConfig
-
-        how = TorchAoConfig(Int8WeightOnlyConfig())
-    else:
-        how = QuantoConfig(weights="int8")
+    how = QuantoConfig(weights="int8")
     place = pico.saved("Bert", tmp_path / "bert", seed=1, **DEEP | {"num_hidden_layers": 2})
     HfApi().create_repo("alice/bert")
     HfApi().upload_folder(repo_id="alice/bert", folder_path=place)

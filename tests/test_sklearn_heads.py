@@ -1,10 +1,11 @@
 """Fitted scikit-learn estimators as heads: what they say is what their layers say."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import assets
 import numpy as np
 import pico
 import pytest
@@ -152,9 +153,21 @@ def test_a_regression_is_stitched_to_values(source: Encoder, target: tuple[Encod
     np.testing.assert_allclose(values, np.sort(fitted.predict(translated)[0]), rtol=1e-4, atol=1e-4)
 
 
-def test_a_setfit_models_head_is_its_model_head() -> None:
-    setfit = SimpleNamespace(model_body=object(), model_head=LogisticRegression().fit(X, Y))
-    np.testing.assert_allclose(logits(Head.of(setfit)), setfit.model_head.decision_function(X), rtol=1e-4, atol=1e-4)
+def test_a_setfit_model_gives_its_body_and_its_head(source_folder: str, tmp_path: Path) -> None:
+    """Stitched to its own body, whose spaces are one, it gives the probabilities that setfit gives."""
+    if find_spec("setfit") is None:
+        assets.missing("setfit", install=assets.INSTALL_PACKAGES)
+    from sentence_transformers import SentenceTransformer
+    from setfit import SetFitModel
+
+    texts, body = pico.texts(60), SentenceTransformer(source_folder, device="cpu")
+    head = LogisticRegression().fit(body.encode(texts), [row % 3 for row in range(60)])
+    SetFitModel(model_body=body, model_head=head).save_pretrained(tmp_path)
+    trusted = SetFitModel.from_pretrained(tmp_path)
+    encoder = Encoder.from_pretrained(str(tmp_path))
+    model = RelativeStitcher.from_parts(encoder, encoder, texts, head=trusted, progress=False, identity=True)
+    given = (model.predict(texts) * model.config.logit_temperature).softmax(-1)
+    torch.testing.assert_close(given, trusted.predict_proba(texts).to(given), rtol=1e-4, atol=1e-5)
 
 
 class Boosted(LogisticRegression):
