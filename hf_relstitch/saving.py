@@ -88,6 +88,9 @@ class SavedModel(PreTrainedModel):
             kwargs["state_dict"] = kept
         self.config.auto_map = auto_map(self.config.modality)
         self.config.source_config.name_or_path = self.config.source["model_id"]  # and no path of this machine
+        if (timm := getattr(self.config.source_config, "pretrained_cfg", None)) is not None:
+            self.config.pretrained_cfg = timm  # timm's image processor has no file of its own
+            self.config.image_processor_type = type(self.processor).__name__
         with whole_folder(save_directory, last="config.json", owned=OWNED) as written:
             super().save_pretrained(written, **kwargs)
             self.processor.save_pretrained(written)
