@@ -14,6 +14,9 @@ from filelock import FileLock, Timeout
 
 from hf_relstitch.core.errors import StitchError
 
+WINDOW = 1 << 24
+"""Bytes of a file that are mapped at a time."""
+
 
 @contextmanager
 def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
@@ -72,10 +75,11 @@ def only_run(lock: Path, *, doing: str, instead: str) -> Iterator[None]:
 
 def checksum(file: Path) -> str:
     """XXH3 of a file's bytes; it finds damage, it does not prove who wrote the file."""
-    digest = xxhash.xxh3_128()
-    if size := file.stat().st_size:  # an empty file cannot be mapped
-        with file.open("rb") as stream, mmap(stream.fileno(), size, access=ACCESS_READ) as content:
-            digest.update(content)  # in one call, during which other threads go on
+    digest, size = xxhash.xxh3_128(), file.stat().st_size
+    with file.open("rb") as stream:
+        for start in range(0, size, WINDOW):
+            with mmap(stream.fileno(), min(WINDOW, size - start), access=ACCESS_READ, offset=start) as content:
+                digest.update(content)  # in one call, during which other threads go on
     return f"xxh3_128:{digest.hexdigest()}"
 
 

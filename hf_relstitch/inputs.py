@@ -25,6 +25,8 @@ def read_inputs(
 ) -> list[Any]:
     """Inputs from a text file (one a line), an image or a sound, a folder of them, or a column, see `read_columns`.
 
+    Text files have no columns, and `column` is nothing to them.
+
     With `target_column` they are pairs: what the source takes, of `column`, and what the target takes.
 
     Raises:
@@ -34,7 +36,7 @@ def read_inputs(
     inputs: list[Any]
     if target_column is not None:
         inputs = list(zip(*read_columns(place, [column, target_column], split=split), strict=True))
-    elif column is not None or not path.exists():
+    elif not path.exists() or (column is not None and (path.is_dir() or path.suffix.lower() in TABLES)):
         inputs = read_columns(place, [column], split=split)[0]
     elif path.is_dir():
         inputs = sorted(file for file in path.rglob("*") if is_media(file))
