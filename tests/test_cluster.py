@@ -135,5 +135,6 @@ def test_a_cluster_that_is_begun_here_reports_no_usage() -> None:
         "print('KEPT', 'RAY_USAGE_STATS_ENABLED' in os.environ)\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["RAY_ADDRESS"] = "local"  # and not that of a cluster that runs here already
     done = subprocess.run([sys.executable, "-c", script], check=False, env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[-2:] == ["REPORTS False", "KEPT False"], done.stderr
