@@ -108,7 +108,7 @@ class AnchorSet:
             StitchError: too few different inputs, pairs without a side, or latents that cannot be anchors.
         """
         taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
-        rows = first_rows(ids)
+        rows = sorted(row_of_each(ids).values())
         latents = encoder.encode([taken[row] for row in rows], batch_size=batch_size, progress=progress)
         return cls._distinct(latents, ids, rows, replace(encoder.provenance, data=data_name(data)), key=key)
 
@@ -136,7 +136,7 @@ class AnchorSet:
         if len(found) != len(ids):
             raise StitchError(f"there are {len(found)} latents and {len(ids)} inputs: give them row for row")
         origin = model if isinstance(model, Provenance) else Provenance(model, "not known", "stored")
-        rows = first_rows(ids)
+        rows = sorted(row_of_each(ids).values())
         return cls._distinct(found[rows], ids, rows, replace(origin, data=data_name(data)), key=key)
 
     @classmethod
@@ -178,7 +178,7 @@ class AnchorSet:
 
     def rows_of(self, ids: Tensor) -> list[int]:
         """For each anchor the first row of ids `(n,)` that is its own."""
-        first = {int(one): row for row, one in reversed(list(enumerate(ids)))}
+        first = row_of_each(ids)
         return [first[int(one)] for one in self.ids]
 
     def _subset(self, rows: list[int]) -> "AnchorSet":
@@ -297,9 +297,9 @@ class AnchorSet:
             raise StitchError(f"{folder} is not a whole anchor set ({error!r}): save or download it again") from error
 
 
-def first_rows(ids: Tensor) -> list[int]:
-    """Rows whose id no earlier row has."""
-    return sorted({int(one): row for row, one in reversed(list(enumerate(ids)))}.values())
+def row_of_each(ids: Tensor) -> dict[int, int]:
+    """The first row that has an id, for each id."""
+    return {int(one): row for row, one in reversed(list(enumerate(ids)))}
 
 
 def _key_name(key: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -23,11 +24,11 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
     A model without weights, as a callable is, takes float32 on the CPU.
     """
-    weights = [one for one in model.parameters() if one.is_floating_point()]
-    hooks = [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
-    devices = [one.device for one in weights if not one.is_meta]
-    devices += [torch.device(device) for hook in hooks if (device := getattr(hook, "execution_device", None))]
-    return (devices or [torch.device("cpu")])[0], weights[0].dtype if weights else torch.float32
+    dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
+    here = (one.device for one in model.parameters() if one.is_floating_point() and not one.is_meta)
+    hooks = (module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook"))
+    hooked = (torch.device(device) for hook in hooks if (device := getattr(hook, "execution_device", None)))
+    return next(chain(here, hooked), torch.device("cpu")), dtype
 
 
 def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -167,9 +167,13 @@ def _build(
         return Prototypes(d_target, num_labels, temperature=float(description["temperature"])), whole
     if kind != "mlp":
         return None, whole
-    layers = [build_layer(layer) for layer in description["layers"]]
-    widths = [width for layer in layers if (width := layer_widths(layer)) is not None]
-    return nn.Sequential(*layers), widths
+    return _build_layers(description["layers"])
+
+
+def _build_layers(described: Sequence[Mapping[str, Any]]) -> tuple[nn.Sequential, list[tuple[int, int]]]:
+    """Layers one after the other, and the widths that each takes and gives, where it has any."""
+    layers = [build_layer(one) for one in described]
+    return nn.Sequential(*layers), [width for layer in layers if (width := layer_widths(layer)) is not None]
 
 
 def build_layer(description: Mapping[str, Any]) -> nn.Module:
@@ -212,13 +216,12 @@ def build_chain(described: Sequence[Mapping[str, Any]], *, gives: int) -> nn.Seq
         StitchError: it describes none, or layers that do not fit one another.
     """
     try:
-        layers = [build_layer(one) for one in described]
+        layers, widths = _build_layers(described)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StitchError(f"the config's layers are {described}: {error} is missing or no such thing") from error
-    widths = [width for layer in layers if (width := layer_widths(layer)) is not None]
     if any(out != into for (_, out), (into, _) in pairwise([*widths, (gives, 0)])):
         raise StitchError(f"the config's layers are {described}: expected layers that fit and give {gives} numbers")
-    return nn.Sequential(*layers).requires_grad_(False)
+    return layers.requires_grad_(False)
 
 
 def layer_widths(layer: nn.Module) -> tuple[int, int] | None:

@@ -131,6 +131,8 @@ def output_of(session: Any, name: str | None) -> tuple[str, bool]:
 
 def chosen_pooling(pooling: str, is_pooled: bool, modules: SentenceModules | None) -> str:
     """How a latent is made of the output."""
-    if pooling != "auto" or modules is None:
-        return pooling if pooling != "auto" else ("none" if is_pooled else "mean")
-    return modules.pooling
+    if pooling != "auto":
+        return pooling
+    if modules is not None:
+        return modules.pooling
+    return "none" if is_pooled else "mean"

@@ -8,6 +8,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ViTImageProcessor
 
+from hf_relstitch.core.inversion import Translation
+
 WORDS = (
     "storm hits the northern coast and harbour is closed until morning a quiet day for trade ships sail on river "
     "bread rises slowly in warm kitchens while markets open early children read old books by light of lamps"
@@ -92,3 +94,12 @@ def texts(count: int, *, seed: int = 0) -> list[str]:
         rows = torch.randint(len(WORDS), (length,), generator=generator).tolist()
         salads[" ".join(WORDS[row] for row in rows)] = None
     return list(salads)
+
+
+def translation(dim: int) -> Translation:
+    """A random translation between two spaces of one width, always alike."""
+    made = Translation(dim, dim, scale="carry")
+    generator = torch.Generator().manual_seed(0)
+    made.weight, made.bias = torch.randn(dim, dim, generator=generator), torch.randn(dim, generator=generator)
+    made.centre = torch.zeros(dim)
+    return made

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pico
 import pytest
 import ray
-import torch
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -54,11 +54,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def translation() -> Translation:
-    made = Translation(DIM, DIM, scale="carry")
-    generator = torch.Generator().manual_seed(0)
-    made.weight, made.bias = torch.randn(DIM, DIM, generator=generator), torch.randn(DIM, generator=generator)
-    made.centre = torch.zeros(DIM)
-    return made
+    return pico.translation(DIM)
 
 
 def matrices(folder: Path) -> Path:

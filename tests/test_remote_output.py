@@ -14,6 +14,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pico
 import pytest
 import torch
 from hub_server import HubServer
@@ -89,11 +90,7 @@ def place(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def translation() -> Translation:
-    made = Translation(DIM, DIM, scale="carry")
-    generator = torch.Generator().manual_seed(0)
-    made.weight, made.bias = torch.randn(DIM, DIM, generator=generator), torch.randn(DIM, generator=generator)
-    made.centre = torch.zeros(DIM)
-    return made
+    return pico.translation(DIM)
 
 
 @pytest.fixture(scope="module")

@@ -128,10 +128,8 @@ def curves(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str
         }
         axes.plot(at, means, label=method, linestyle="-" if place < len(COLOURS) else ":", **style)
         axes.fill_between(at, means - spread, means + spread, color=style["color"], alpha=0.2, linewidth=0)
-    axes.set(xscale="log", xlabel="anchors", ylabel="accuracy", ylim=(0, None))
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="anchors", ylabel="accuracy", ylim=(0, None))
+    logarithmic(axes, {count: str(count) for count in counts})
 
 
 def by_seed(cells: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -221,10 +219,8 @@ def returned(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[st
             axes.plot(counts, means, color=colours[one["encoder"]], **name, **style)
         if pruning is not None:
             axes.plot([], [], color="black", label=f"pruned at {pruning}", **style)
-    axes.set(xscale="log", xlabel="anchors", ylabel="cosine", ylim=(None, 1.01))
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="anchors", ylabel="cosine", ylim=(None, 1.01))
+    logarithmic(axes, {count: str(count) for count in counts})
 
 
 def alike(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -266,7 +262,13 @@ def kept(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, s
             linewidth=2,
             **style,
         )
-    axes.set(xscale="log", xlabel="factor", ylabel="answers kept", ylim=(0, 1.03))
-    axes.set_xticks(factors, [f"{factor:g}" for factor in factors])
+    axes.set(xlabel="factor", ylabel="answers kept", ylim=(0, 1.03))
+    logarithmic(axes, {factor: f"{factor:g}" for factor in factors})
+
+
+def logarithmic(axes: Axes, ticks: Mapping[float, str]) -> None:
+    """A logarithmic x axis with these ticks and no others, and a grid."""
+    axes.set_xscale("log")
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
