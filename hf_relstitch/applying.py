@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from hf_relstitch.callables import Function
-from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.halves import relative_half
 from hf_relstitch.core.inversion import Translation
 from hf_relstitch.core.sharpening import SharpenedTranslation
@@ -76,8 +75,6 @@ class AppliedModel(SavedModel):
     @torch.no_grad()
     def _latents(self, inputs: Sequence[Any], *, batch_size: int) -> Tensor:
         """Source latents `(n, d_source)` of raw inputs, on the device that the model is on."""
-        if not len(inputs):
-            raise StitchError("there are no inputs to encode: give at least one")
         if isinstance(self.encoder, Function):
             return self.encoder.latents(inputs, batch_size=batch_size)
         encoded = []

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import LOADERS, Encoder
+from hf_relstitch.inputs import check_some
 from hf_relstitch.provenance import Provenance
 
 
@@ -31,7 +32,12 @@ class Function(nn.Module):
         )
 
     def latents(self, inputs: Sequence[Any], *, batch_size: int, progress: bool = False) -> Tensor:
-        """Latents `(n, d)` float32 on the CPU, row for row with the inputs."""
+        """Latents `(n, d)` float32 on the CPU, row for row with the inputs.
+
+        Raises:
+            StitchError: no inputs, or a callable that does not give one vector for each.
+        """
+        check_some(inputs)
         starts = range(0, len(inputs), batch_size)
         bar = logging.tqdm(starts, desc="encoding", unit="batch", disable=not progress)
         made = [self._vectors(list(inputs[start : start + batch_size])) for start in bar]
@@ -93,8 +99,6 @@ class CallableEncoder(Encoder):
         Raises:
             StitchError: no inputs, or a callable that does not give one vector for each.
         """
-        if not len(inputs):
-            raise StitchError("there are no inputs to encode: give at least one")
         return self.function.latents(inputs, batch_size=batch_size, progress=progress)
 
 

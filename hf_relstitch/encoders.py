@@ -29,7 +29,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import accelerate_state, on_device, placement, prefetched, stored_tensors
 from hf_relstitch.head_modules import describe_chain, layers_of
 from hf_relstitch.hub import Repo, hub_options, locate
-from hf_relstitch.inputs import length_of, load_audio, load_image, probe_inputs
+from hf_relstitch.inputs import check_some, length_of, load_audio, load_image, probe_inputs
 from hf_relstitch.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.sentence_modules import SentenceModules, read_sentence_modules
@@ -140,8 +140,6 @@ class Encoder:
         Raises:
             StitchError: no inputs, or inputs of another kind than the encoder takes.
         """
-        if not len(inputs):
-            raise StitchError("there are no inputs to encode: give at least one")
         state = accelerate_state()
         self.to_device(state.device)
         batches = batched(inputs, processor=self.processor, batch_size=batch_size)
@@ -216,7 +214,11 @@ def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[l
 
     Sounds of different lengths come together only where the processor pads on its own account: in many speech models
     the first layers normalise over the padding too, and a latent must not depend on what else is in its batch.
+
+    Raises:
+        StitchError: no inputs.
     """
+    check_some(inputs)
     lengths = [length_of(one, modality=modality_of(processor)) for one in inputs]
     order = sorted(range(len(inputs)), key=lambda row: -lengths[row])
     alike = modality_of(processor) == "audio" and not pads_by_itself(processor)

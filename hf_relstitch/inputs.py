@@ -150,6 +150,16 @@ def open_sound(path: Path) -> Any:
         raise StitchError(f"{path} cannot be read as a sound: {error}") from error
 
 
+def check_some(inputs: Sequence[Any]) -> None:
+    """Refuse an empty list.
+
+    Raises:
+        StitchError: no inputs.
+    """
+    if not len(inputs):
+        raise StitchError("there are no inputs to encode: give at least one")
+
+
 def length_of(one: Any, *, modality: str) -> int:
     """Characters of a text, samples of a sound; 0 for an image, and for what is no input of this kind."""
     if modality == "audio" and isinstance(one, Path):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.two_towers import FEATURES, check_side, sides_of, tensor_of
+from hf_relstitch.two_towers import FEATURES, check_side, tensor_of, towers_of
 
 POOLINGS = {
     "mean": "the mean over tokens or frames that are not padding, or over an image's patches",
@@ -127,7 +127,7 @@ def resolve_pooling(pooling: str, *, model: nn.Module) -> str:
         if pooling in FEATURES:
             check_side(model, pooling)
         return pooling
-    if sides := sides_of(model):
+    if sides := towers_of(model):
         raise StitchError(
             f"{type(model).__name__} has two towers: say by pooling= which side to take, "
             f"{' or '.join(map(repr, sides))}"

@@ -20,7 +20,7 @@ LEFT_OUT = "left_out_modules"
 """The field of an encoder's config that names the modules of the other side, which are not there."""
 
 
-def sides_of(model: nn.Module) -> list[str]:
+def towers_of(model: nn.Module) -> list[str]:
     """The sides that a two-tower model has, of `FEATURES`; none of any other model."""
     sides = [side for side in FEATURES if hasattr(model, f"get_{side}")]
     return sides if "text_features" in sides else []
@@ -32,10 +32,10 @@ def check_side(model: nn.Module, side: str) -> None:
     Raises:
         StitchError: the model has no such method as `get_text_features`.
     """
-    if side not in sides_of(model):
+    if side not in towers_of(model):
         raise StitchError(
             f"pooling is {side!r} and {type(model).__name__} has no get_{side}: of its sides are there "
-            f"{', '.join(sides_of(model)) or 'none, since it is no two-tower model'}"
+            f"{', '.join(towers_of(model)) or 'none, since it is no two-tower model'}"
         )
 
 
