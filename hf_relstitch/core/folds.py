@@ -166,12 +166,6 @@ class Fold:
         fitted, held_out = (self.norms(rows) * self.unit(rows) for rows in (~self.held_out, self.held_out))
         return View(lambda: fitted, held_out, factors, basis)
 
-    def stretch(self, settings: TranslationSettings) -> float:
-        """What makes held-out latents as long, in the mean, as fitted ones."""
-        view = self.view(settings)
-        made = view.map_of(settings)
-        return float(mean_norm(view.fitted() @ made) / mean_norm(view.held_out @ made))
-
     def translated(self, settings: TranslationSettings) -> Float[Tensor, "n d_target"]:
         """The held-out anchors, translated by the fit that `settings` make of the others."""
         if settings.identity:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hf_relstitch.core.confidence import answer_probability, apply_head, first_layer, temperature_for
@@ -29,6 +29,10 @@ CONFIDENCE = 0.8
 """Mean confidence that the head is brought to on true latents, so that its own scale does not matter."""
 MARGIN = 2.0
 """Standard errors by which a candidate that is not sharpened has to beat the best sharpened one."""
+BALANCE = 0.5
+"""Share of the weight that is the same for each of the head's answers; the rest is the same for each row."""
+FACTORS = (1.0, 1.2, 1.4, 1.7, 2.0, 2.8, 4.0)
+"""Mean norms that translated latents may get, relative to that of the target anchors."""
 NORM_ROWS = 64
 """Held-out rows of a fold that tell the mean norm of translated latents."""
 
@@ -74,14 +78,17 @@ def choose_settings(
     With a head the criterion is the mean probability that the head, seeing the translated latent, gives to the answer
     that it gives on the true one: agreement made smooth. It is bounded and linear in the answer, as the mean absolute
     error that noise in labels does not bias (Ghosh, Kumar & Sastry 2017), so a weak head's mistakes do not pull the
-    choice as they do with a divergence. The head is brought to a mean confidence of 0.8 first, so its scale does not
-    matter. Without a head, or with a single logit, the criterion is the cosine of translated and true latents.
+    choice as they do with a divergence. Half of the weight is balanced over the answers, since a weak head gives the
+    frequent ones too often, and the balanced error is the one that such noise leaves in place (Menon et al. 2015). The
+    head is brought to a mean confidence of 0.8 first, so its scale does not matter. Without a head, or with a single
+    logit, the criterion is the cosine of translated and true latents.
 
     `prefer="linear"` looks at W(α, λ) and, for spaces of one width, at leaving latents as they are; `"accuracy"` also
     at averages of pruned members and at sharpened translations, which do not fold: kernel ridge regressions whose
     outputs are then evened out over the target's directions (β, with a ridge of its own). `stretch` of the choice
-    gives held-out latents the mean norm of the target anchors. `folds` are these anchors in
-    `folds_of`, where they are at hand.
+    gives held-out latents the mean norm of the target anchors, or up to four times that where the criterion gains by
+    it: what a head adds for frequent answers then counts for less. `folds` are these anchors in `folds_of`, where they
+    are at hand.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
@@ -105,7 +112,7 @@ def choose_settings(
     means = {candidate: float(each.mean()) for candidate, each in scores.items()}
     ranked = sorted(means, key=lambda candidate: -means[candidate])
     best = settled(scores, ranked)
-    stretch = 1.0 if best.identity else sum(fold.stretch(best) for fold in folds) / len(folds)
+    stretch = 1.0 if best.identity else judge.stretch(folds, best)
     return Choice(
         settings=replace(best, stretch=stretch),
         score=means[best],
@@ -146,6 +153,7 @@ class Judge:
     target: Float[Tensor, "k d_target"]
     head: nn.Module | None
     logits: Float[Tensor, "k classes"]
+    weights: Float[Tensor, " k"]
     temperature: float
     multi_label: bool
 
@@ -153,10 +161,14 @@ class Judge:
     def of(cls, head: nn.Module | None, target: Float[Tensor, "k d_target"], *, multi_label: bool) -> "Judge":
         """A head with a single logit answers nothing, and judges nothing."""
         logits = target if head is None else apply_head(head, target)
+        alike = torch.ones_like(target[:, 0])
         if head is None or logits.shape[1] < 2:
-            return cls(target, None, target, 1.0, multi_label)
+            return cls(target, None, target, alike, 1.0, multi_label)
         temperature = temperature_for(logits, confidence=CONFIDENCE, multi_label=multi_label)
-        return cls(target, head, logits, temperature, multi_label)
+        weights = alike
+        if not multi_label:
+            weights = (1 - BALANCE) * alike + BALANCE * balanced(logits.argmax(-1), dtype=alike.dtype)
+        return cls(target, head, logits, weights, temperature, multi_label)
 
     @property
     def criterion(self) -> Literal["head", "cosine"]:
@@ -180,7 +192,7 @@ class Judge:
             return self.cosines(read, fold.centre, fold.held_out)
         first, rest = first_layer(self.head)
         centre = fold.centre[None] if first is None else apply_head(first, fold.centre[None])
-        return self.answers(apply_head(rest, centre + read), fold.held_out)
+        return self.answers(apply_head(rest, centre + read), fold.held_out, temperature=self.temperature)
 
     def unchanged(self, source: Float[Tensor, "k d_target"]) -> Float[Tensor, " k"]:
         """One score for each source latent taken for a target latent as it is."""
@@ -188,7 +200,7 @@ class Judge:
         if self.head is None:
             centre = self.target.mean(0)
             return self.cosines(source - centre, centre, rows)
-        return self.answers(apply_head(self.head, source), rows)
+        return self.answers(apply_head(self.head, source), rows, temperature=self.temperature)
 
     def cosines(
         self, centred: Float[Tensor, "n d_target"], centre: Float[Tensor, " d_target"], rows: Bool[Tensor, " k"]
@@ -197,7 +209,34 @@ class Judge:
         origin = torch.zeros_like(centre)
         return (directions(centred, centre=origin) * directions(self.target[rows], centre=centre)).sum(-1)
 
-    def answers(self, logits: Float[Tensor, "n classes"], rows: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
-        """Probabilities of the head's own answers in these rows."""
+    def answers(self, logits: Float[Tensor, "n classes"], rows: Tensor, *, temperature: float) -> Float[Tensor, " n"]:
+        """Probabilities of the head's own answers in these rows, weighted."""
         true_logits = self.logits[rows]
-        return answer_probability(logits, true_logits, temperature=self.temperature, multi_label=self.multi_label)
+        given = answer_probability(logits, true_logits, temperature=temperature, multi_label=self.multi_label)
+        return self.weights[rows] * given
+
+    def stretch(self, folds: Sequence[Fold], settings: TranslationSettings) -> float:
+        """What makes held-out latents as long, in the mean, as target anchors, times the best of `FACTORS`.
+
+        Longer latents make any head surer, so for each factor it is brought to the same mean confidence anew.
+        """
+        away = [fold.translated(settings) - fold.centre for fold in folds]
+        stretch = sum(float(fold.target_norm / mean_norm(each)) for fold, each in zip(folds, away, strict=True))
+        stretch /= len(folds)
+        head = self.head
+        if head is None or self.multi_label:
+            return stretch
+        rows = torch.cat([fold.held_out.nonzero()[:, 0] for fold in folds])
+
+        def score(factor: float) -> float:
+            made = [fold.centre + factor * stretch * each for fold, each in zip(folds, away, strict=True)]
+            logits = apply_head(head, torch.cat(made))
+            return float(self.answers(logits, rows, temperature=temperature_for(logits, confidence=CONFIDENCE)).mean())
+
+        return stretch * max(FACTORS, key=score)
+
+
+def balanced(answers: Int[Tensor, " k"], *, dtype: torch.dtype) -> Float[Tensor, " k"]:
+    """Weights, 1 in the mean, that give every answer that occurs the same in all."""
+    _, which, counts = answers.unique(return_inverse=True, return_counts=True)
+    return len(answers) / (len(counts) * counts[which].to(dtype))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from spaces import clusters, gaussian, isometry, linear, nearest_mean_head
 from torch.testing import assert_close
 
@@ -14,7 +15,7 @@ from hf_relstitch.core.fitting import fit
 from hf_relstitch.core.folds import FOLDS, Fold, assigned_folds, quick_frame
 from hf_relstitch.core.inversion import Frame, TranslationSettings, mean_norm
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.selection import choose_settings, grid, settled
+from hf_relstitch.core.selection import balanced, choose_settings, grid, settled
 
 examples = settings(deadline=None, max_examples=5, derandomize=True)
 seeds = st.integers(0, 2**16)
@@ -110,7 +111,17 @@ def slow_scores(made, true, centre, head, anchors):
     if head is None:
         return torch.cosine_similarity(made - centre, true - centre)
     temperature = temperature_for(head(anchors), confidence=0.8)
-    return (head(made) / temperature).softmax(-1).gather(1, head(true).argmax(1, keepdim=True))[:, 0]
+    own, answers = head(anchors).argmax(1), head(true).argmax(1)
+    counts = own.bincount()
+    weights = 0.5 + 0.5 * len(own) / ((counts > 0).sum() * counts[answers].double())
+    return weights * (head(made) / temperature).softmax(-1).gather(1, answers[:, None])[:, 0]
+
+
+def test_balanced_weights_are_the_same_in_all_for_every_answer():
+    answers = torch.tensor([4, 0, 4, 4, 0, 4, 7])
+    weights = balanced(answers, dtype=torch.float64)
+    assert weights.mean() == pytest.approx(1)
+    assert [float(weights[answers == answer].sum()) for answer in (0, 4, 7)] == pytest.approx([7 / 3] * 3)
 
 
 def test_the_best_is_chosen_and_stands_first(noisy):
@@ -198,6 +209,34 @@ def test_a_weak_head_is_not_imitated():
     chosen = right(fit(x[200:600], y[200:600], settings=choice.settings)(x[600:]))
     assert chosen > right(y[600:]) + 0.1
     assert chosen > max(right(member(x[600:])) for member in members) - 0.03
+
+
+def underfit():
+    """Latents of six classes, some frequent, clear to the source, and a head that hardly leaves its bias."""
+    labels = torch.multinomial(
+        torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04]), 1600, True, generator=torch.Generator().manual_seed(0)
+    )
+    clean = 1.5 * gaussian(0, 6, 12)[labels] + 0.7 * gaussian(1, 1600, 12)
+    x = clean @ gaussian(2, 12, 32)
+    y = (clean + 2 * gaussian(3, 1600, 12)) @ gaussian(4, 12, 24) / 5
+    fitted = LogisticRegression(C=0.01, max_iter=500).fit(y[:300].numpy(), labels[:300].numpy())
+    head = linear(torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_))
+    return x[300:700], y[300:700], head, x[700:], y[700:], labels[700:]
+
+
+def test_a_head_that_hardly_leaves_its_bias_gets_longer_latents():
+    """It is right more often so than with latents of the target's length, and than on its own latents."""
+    x, y, head, query, own, labels = underfit()
+    choice = choose_settings(x, y, head=head)
+
+    def right(latents):
+        return float((head(latents).argmax(-1) == labels).double().mean())
+
+    assert choice.settings.stretch > 1.9
+    long = right(fit(x, y, settings=choice.settings)(query))
+    short = right(fit(x, y, settings=replace(choice.settings, stretch=1.0))(query))
+    assert long > short + 0.05
+    assert long > right(own) + 0.2
 
 
 @pytest.mark.parametrize("count", [10, 400])
