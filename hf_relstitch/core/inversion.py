@@ -33,7 +33,7 @@ class TranslationSettings:
     kept; `subspaces` averages that many prunings, each with its own first anchor drawn from `seed`.
 
     `stretch` is the mean norm that translated anchors get, relative to that of the target anchors: above 1 it makes
-    up for what a fit loses on latents that it has not seen.
+    up for what a fit loses on latents that it has not seen, and lets them count for more beside a head's bias.
 
     `sharpness` is γ of `sharpening.py`: above 0 the relative coordinates are bent before they are decoded, and the
     translation is no longer one matrix.
