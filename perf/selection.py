@@ -187,7 +187,7 @@ def picture(rows, file):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("latents", nargs="?", help="folder of wordnet.safetensors and emoji.safetensors")
-    parser.add_argument("--held-out", help="folder for latents of pairs that nothing was chosen on, made if missing")
+    parser.add_argument("--held-out", help="folder for latents of other pairs, made if missing")
     parser.add_argument("--anchors", nargs="+", type=int, default=[100, 200, 500, 1500])
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_relstitch.core.confidence import answer_probability, apply_head, first_layer, temperature_for
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.fidelity import held_out_translations
 from hf_relstitch.core.folds import Fold, View, folds_of
 from hf_relstitch.core.inversion import Scale, TranslationSettings, mean_norm
 from hf_relstitch.core.relative import directions
@@ -31,7 +32,7 @@ MARGIN = 2.0
 """Standard errors by which a candidate that is not sharpened has to beat the best sharpened one."""
 BALANCE = 0.5
 """Share of the weight that is the same for each of the head's answers; the rest is the same for each row."""
-FACTORS = (1.0, 1.2, 1.4, 1.7, 2.0, 2.8, 4.0)
+LENGTHS = (1.0, 1.2, 1.4, 1.7, 2.0, 2.8, 4.0)
 """Mean norms that translated latents may get, relative to that of the target anchors."""
 NORM_ROWS = 64
 """Held-out rows of a fold that tell the mean norm of translated latents."""
@@ -161,13 +162,12 @@ class Judge:
     def of(cls, head: nn.Module | None, target: Float[Tensor, "k d_target"], *, multi_label: bool) -> "Judge":
         """A head with a single logit answers nothing, and judges nothing."""
         logits = target if head is None else apply_head(head, target)
-        alike = torch.ones_like(target[:, 0])
+        weights = torch.ones_like(target[:, 0])
         if head is None or logits.shape[1] < 2:
-            return cls(target, None, target, alike, 1.0, multi_label)
+            return cls(target, None, target, weights, 1.0, multi_label)
         temperature = temperature_for(logits, confidence=CONFIDENCE, multi_label=multi_label)
-        weights = alike
         if not multi_label:
-            weights = (1 - BALANCE) * alike + BALANCE * balanced(logits.argmax(-1), dtype=alike.dtype)
+            weights = weights.lerp(balanced(logits.argmax(-1), dtype=weights.dtype), BALANCE)
         return cls(target, head, logits, weights, temperature, multi_label)
 
     @property
@@ -209,31 +209,33 @@ class Judge:
         origin = torch.zeros_like(centre)
         return (directions(centred, centre=origin) * directions(self.target[rows], centre=centre)).sum(-1)
 
-    def answers(self, logits: Float[Tensor, "n classes"], rows: Tensor, *, temperature: float) -> Float[Tensor, " n"]:
+    def answers(
+        self, logits: Float[Tensor, "n classes"], rows: Bool[Tensor, " k"], *, temperature: float
+    ) -> Float[Tensor, " n"]:
         """Probabilities of the head's own answers in these rows, weighted."""
         true_logits = self.logits[rows]
         given = answer_probability(logits, true_logits, temperature=temperature, multi_label=self.multi_label)
         return self.weights[rows] * given
 
     def stretch(self, folds: Sequence[Fold], settings: TranslationSettings) -> float:
-        """What makes held-out latents as long, in the mean, as target anchors, times the best of `FACTORS`.
+        """What makes held-out latents as long, in the mean, as target anchors, times the best of `LENGTHS`.
 
-        Longer latents make any head surer, so for each factor it is brought to the same mean confidence anew.
+        Longer latents make any head surer, so for each length it is brought to the same mean confidence anew.
         """
-        away = [fold.translated(settings) - fold.centre for fold in folds]
-        stretch = sum(float(fold.target_norm / mean_norm(each)) for fold, each in zip(folds, away, strict=True))
-        stretch /= len(folds)
-        head = self.head
+        centres = torch.empty_like(self.target)
+        for fold in folds:
+            centres[fold.held_out] = fold.centre
+        away = held_out_translations(folds[0].x, folds[0].y, settings=settings, folds=folds) - centres
+        stretch = sum(float(fold.target_norm / mean_norm(away[fold.held_out])) for fold in folds) / len(folds)
+        head, rows = self.head, torch.ones_like(self.weights, dtype=torch.bool)
         if head is None or self.multi_label:
             return stretch
-        rows = torch.cat([fold.held_out.nonzero()[:, 0] for fold in folds])
 
-        def score(factor: float) -> float:
-            made = [fold.centre + factor * stretch * each for fold, each in zip(folds, away, strict=True)]
-            logits = apply_head(head, torch.cat(made))
+        def score(length: float) -> float:
+            logits = apply_head(head, centres + length * stretch * away)
             return float(self.answers(logits, rows, temperature=temperature_for(logits, confidence=CONFIDENCE)).mean())
 
-        return stretch * max(FACTORS, key=score)
+        return stretch * max(LENGTHS, key=score)
 
 
 def balanced(answers: Int[Tensor, " k"], *, dtype: torch.dtype) -> Float[Tensor, " k"]:
