@@ -34,6 +34,8 @@ BALANCE = 0.5
 """Share of the weight that is the same for each of the head's answers; the rest is the same for each row."""
 LENGTHS = (1.0, 1.2, 1.4, 1.7, 2.0, 2.8, 4.0)
 """Mean norms that translated latents may get, relative to that of the target anchors."""
+LENGTH_MATTERS = 0.002
+"""What a longer latent has to score more than a shorter one."""
 NORM_ROWS = 64
 """Held-out rows of a fold that tell the mean norm of translated latents."""
 
@@ -218,9 +220,11 @@ class Judge:
         return self.weights[rows] * given
 
     def stretch(self, folds: Sequence[Fold], settings: TranslationSettings) -> float:
-        """What makes held-out latents as long, in the mean, as target anchors, times the best of `LENGTHS`.
+        """What makes held-out latents as long, in the mean, as target anchors, times one of `LENGTHS`.
 
-        Longer latents make any head surer, so for each length it is brought to the same mean confidence anew.
+        It is the shortest that scores within `LENGTH_MATTERS` of the best: most heads hardly tell lengths apart, and
+        the target's own length is what else the latents are good for. Longer latents make any head surer, so for each
+        length it is brought to the same mean confidence anew.
         """
         centres = torch.empty_like(self.target)
         for fold in folds:
@@ -231,11 +235,13 @@ class Judge:
         if head is None or self.multi_label:
             return stretch
 
-        def score(length: float) -> float:
+        scores = {}
+        for length in LENGTHS:
             logits = apply_head(head, centres + length * stretch * away)
-            return float(self.answers(logits, rows, temperature=temperature_for(logits, confidence=CONFIDENCE)).mean())
-
-        return stretch * max(LENGTHS, key=score)
+            temperature = temperature_for(logits, confidence=CONFIDENCE)
+            scores[length] = float(self.answers(logits, rows, temperature=temperature).mean())
+        enough = max(scores.values()) - LENGTH_MATTERS
+        return stretch * next(length for length in LENGTHS if scores[length] >= enough)
 
 
 def balanced(answers: Int[Tensor, " k"], *, dtype: torch.dtype) -> Float[Tensor, " k"]:

@@ -239,6 +239,27 @@ def test_a_head_that_hardly_leaves_its_bias_gets_longer_latents():
     assert long > right(own) + 0.2
 
 
+def held_out_length(x, y, settings):
+    """Mean norm of held-out latents, relative to that of the target anchors."""
+    translated = held_out_translations(x, y, settings=settings)
+    return float((translated - y.mean(0)).norm(dim=-1).mean() / (y - y.mean(0)).norm(dim=-1).mean())
+
+
+def test_longer_latents_have_to_be_better_beyond_doubt(noisy):
+    """A head that is at home in its latents is as good on longer ones, but these are nobody's latents."""
+    x, y, head = noisy
+    assert held_out_length(x, y, choose_settings(x, y, head=head).settings) == pytest.approx(1, abs=0.05)
+
+
+def test_a_head_for_many_labels_gets_no_longer_latents():
+    x, y, head, *_ = underfit()
+    lengths = [
+        held_out_length(x, y, choose_settings(x, y, head=head, multi_label=each).settings) for each in (False, True)
+    ]
+    assert lengths[0] > 1.5
+    assert lengths[1] == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize("count", [10, 400])
 def test_a_quick_frame_spans_what_a_frame_does(count):
     x, _ = clusters(count=400)
