@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
@@ -140,7 +141,9 @@ def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **optio
             f"{config.source['model_id']} at commit {config.source['revision']} does not hold the weights that the "
             "adapter was made for: ask its author for a model with share='full'"
         )
-    return encoder if quantised or dtype in (None, "auto") else encoder.to(dtype)
+    if quantised or dtype in (None, "auto"):
+        return encoder
+    return encoder.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
 
 def is_quantised(model: nn.Module) -> bool:

@@ -73,7 +73,7 @@ def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[
             f"found: {BY_HAND}"
         ) from error
     last = model.get_submodule(called[-1])
-    if not isinstance(last, nn.Linear):
+    if type(last) is not nn.Linear:
         raise StitchError(
             f"{type(model).__name__} ends in {called[-1]}, a {type(last).__name__}: only heads that end in a linear "
             f"layer can be cut; {BY_HAND}"
@@ -94,7 +94,7 @@ def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[
 
 def is_like(module: nn.Module, last: nn.Linear) -> bool:
     """Whether a module is a linear layer of as many classes as the last one."""
-    return isinstance(module, nn.Linear) and module.out_features == last.out_features
+    return type(module) is nn.Linear and module.out_features == last.out_features
 
 
 def calls(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> list[str]:

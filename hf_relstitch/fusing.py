@@ -34,7 +34,7 @@ def fuse(translation: Translation | SharpenedTranslation, head: nn.Module) -> Fu
         StitchError: the translation is not affine: it is sharpened, or gives all latents one norm; or the head is not
             one linear layer.
     """
-    if not isinstance(head, nn.Linear):
+    if type(head) is not nn.Linear:
         raise StitchError(f"the head is a {type(head).__name__}: only one linear layer fuses with the translation")
     if not isinstance(translation, Translation) or translation.scale != "carry":
         how = "has scale='mean'" if isinstance(translation, Translation) else "is sharpened"

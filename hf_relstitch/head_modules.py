@@ -108,7 +108,7 @@ def activation_between(given: Tensor, made: Tensor) -> str | None:
 
 def describe_layer(layer: nn.Module) -> dict[str, Any] | None:
     """One layer of a chain as data, None for a layer that no chain has."""
-    if isinstance(layer, nn.Linear):
+    if type(layer) is nn.Linear:
         sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
         return {"layer": "linear", **sizes, "bias": layer.bias is not None}
     if type(layer) is nn.LayerNorm and len(layer.normalized_shape) == 1 and layer.elementwise_affine:
@@ -226,7 +226,7 @@ def build_chain(described: Sequence[Mapping[str, Any]], *, gives: int) -> nn.Seq
 
 def layer_widths(layer: nn.Module) -> tuple[int, int] | None:
     """What width of vector a layer takes and gives; None where any will do."""
-    if isinstance(layer, nn.Linear):
+    if type(layer) is nn.Linear:
         return layer.in_features, layer.out_features
     if isinstance(layer, nn.LayerNorm):
         return layer.normalized_shape[0], layer.normalized_shape[0]

@@ -24,7 +24,7 @@ from hf_relstitch.chains import THEN, find_chain
 from hf_relstitch.core.confidence import apply_head
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.cuts import BY_HAND, Body, find_cut, folded, linear_of, pad_token_id
-from hf_relstitch.encoders import Encoder, load_processor, main_modality, modality_of, preprocess
+from hf_relstitch.encoders import Encoder, load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
 from hf_relstitch.files import read_json
 from hf_relstitch.head_modules import (
     ACTIVATIONS,
@@ -102,8 +102,10 @@ class Head:
             made = cls(module, dict(enumerate(_plain_names(classes))))
         else:
             raise StitchError(f"the head is a {type(head).__name__}: expected a Head, {CHAIN}; any nn.Module in memory")
-        if labels is not None and len(labels) != classes:
-            raise StitchError(f"{len(labels)} labels for a head of {classes} classes: name each class once")
+        if labels is not None and (len(labels) != classes or len(set(labels)) < classes):
+            raise StitchError(
+                f"{len(set(labels))} different labels for a head of {classes} classes: name each class once"
+            )
         return replace(made, id2label=dict(enumerate(labels))) if labels else made
 
     @classmethod
@@ -128,6 +130,8 @@ class Head:
             raise StitchError(f"the template is {template!r}: it needs {{}} where the name of the class goes")
         if encoder.modality != "text":
             raise StitchError(f"class names are texts and the encoder takes {encoder.modality}s: give latents instead")
+        if len(set(names)) < len(names):
+            raise StitchError(f"{len(names)} class names and {len(set(names))} different ones: name each class once")
         inputs = [one.replace("{}", name) for name in names for one in templates]
         latents = encoder.encode(inputs, progress=False)
         return cls.of_examples(dict(zip(names, latents.split(len(templates)), strict=True)), temperature=temperature)
@@ -162,6 +166,8 @@ class Head:
                 "the Hub that its head could be read from: give the head"
             )
         repo = locate(provenance.model_id, revision=provenance.revision, **options)
+        if repo.commit != provenance.revision:
+            raise StitchError(f"{repo.name} is a folder here, and the anchors are of the Hub's model: give the head")
         if THEN in cut_at[1]:
             names = cut_at[1].split(THEN)
             layers = [built_activation(one) if one in ACTIVATIONS else read_linear(repo, one) for one in names]
@@ -249,7 +255,10 @@ def load_target(
         raise StitchError(
             f"{repo.name} lacks trained weights for {', '.join(sorted(loading['missing_keys']))}: train it first"
         )
-    return take_apart(model, load_processor(repo, modality=main_modality(model)), at=cut, repo=repo)
+    processor = load_processor(repo, modality=main_modality(model))
+    if isinstance(processor, PreTrainedTokenizerBase):
+        prepare_tokenizer(processor, None, model=model)
+    return take_apart(model, processor, at=cut, repo=repo)
 
 
 def auto_class(architecture: str) -> Any:

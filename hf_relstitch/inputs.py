@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
@@ -95,16 +95,16 @@ def _paths(values: list[Any], folder: Path) -> list[Any]:
 
 
 def load_image(image: Path | Image.Image) -> Image.Image:
-    """An image in RGB, from memory or from a file.
+    """An image in RGB and upright, from memory or from a file, as transformers' pipelines read it.
 
     Raises:
         StitchError: the file is not there or is not an image.
     """
     try:
         if isinstance(image, Image.Image):
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
         with Image.open(image) as opened:
-            return opened.convert("RGB")
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except OSError as error:
         raise StitchError(f"{image} cannot be read as an image: {error}") from error
 
@@ -151,11 +151,13 @@ def open_sound(path: Path) -> Any:
 
 
 def check_some(inputs: Sequence[Any]) -> None:
-    """Refuse an empty list.
+    """Refuse an empty list, and a text where a list of texts is expected.
 
     Raises:
-        StitchError: no inputs.
+        StitchError: there is such a one.
     """
+    if isinstance(inputs, str):
+        raise StitchError(f"the inputs are one text, {inputs[:40]!r}, where a list of inputs is expected: give [text]")
     if not len(inputs):
         raise StitchError("there are no inputs to encode: give at least one")
 

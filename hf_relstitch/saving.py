@@ -79,13 +79,15 @@ class SavedModel(PreTrainedModel):
                 "the source encoder is quantised, and quantised weights are not saved: load it from the Hub with a "
                 "quantization_config and use share='adapter', which names both, or stitch it unquantised"
             )
-        self.config.share = share
-        self.config.encoder_fingerprint = None
+        if not kwargs.get("is_main_process", True):
+            return
+        fingerprint = None
         if share == "adapter":
             options = {"token": kwargs["token"]} if "token" in kwargs else {}
-            self.config.encoder_fingerprint = pin_encoder(self.encoder, self.config.source, **options)
+            fingerprint = pin_encoder(self.encoder, self.config.source, **options)
             kept = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
             kwargs["state_dict"] = kept
+        self.config.share, self.config.encoder_fingerprint = share, fingerprint
         self.config.auto_map = auto_map(self.config.modality)
         self.config.source_config.name_or_path = self.config.source["model_id"]  # and no path of this machine
         if (timm := getattr(self.config.source_config, "pretrained_cfg", None)) is not None:
@@ -147,13 +149,19 @@ class SavedModel(PreTrainedModel):
         folder = repo.folder()
         kwargs = {name: value for name, value in kwargs.items() if name not in (*HUB_OPTIONS, "revision", "subfolder")}
         config = kwargs.pop("config", None) or read_config(folder)
+        for name in kwargs.keys() & config.to_dict().keys() - {"dtype"}:
+            setattr(config, name, kwargs.pop(name))
         elsewhere = {name: kwargs.pop(name) for name in ENCODER_OPTIONS if name in kwargs and config.share == "adapter"}
         kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         with verified_weights(folder, config):
             model, loading = super().from_pretrained(str(folder), *args, config=config, **kwargs)
         check_loaded(repo.name, loading)
         if config.share == "adapter":
-            model.attach(pinned_encoder(config, dtype=kwargs.get("dtype"), **elsewhere, **repo.options))
+            model.attach(
+                pinned_encoder(
+                    config, dtype=kwargs.get("dtype", kwargs.get("torch_dtype")), **elsewhere, **repo.options
+                )
+            )
         model.config.name_or_path = repo.place
         model._processor_folder = folder
         return (model, loading) if output_loading_info else model

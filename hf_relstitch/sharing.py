@@ -60,6 +60,8 @@ def find(place: str) -> list[dict[str, Any]]:
     for repo_id in AnchorSet.find(like):
         try:
             found = AnchorSet.from_pretrained(repo_id)
+            if (found.inputs, found.key) != (like.inputs, like.key):
+                raise StitchError("its inputs are not those that it is tagged with")
         except StitchError as error:  # anyone can give a repo the tag
             logger.warning(f"{repo_id} is left out: {error}")
             continue

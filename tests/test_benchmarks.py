@@ -16,13 +16,16 @@ from filelock import FileLock
 from hub_server import HubServer
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
+from torch import nn
 from trained import trained_head
 from typer.testing import CliRunner
 
-from hf_relstitch import Encoder, RelativeStitcher, StitchError
+from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import compare, run_suite, write_report
+from hf_relstitch.benchmarks.bench import reordered
 from hf_relstitch.benchmarks.raw_inputs import evaluate_model
 from hf_relstitch.benchmarks.scores import score
+from hf_relstitch.benchmarks.stitched import numbers_of
 from hf_relstitch.benchmarks.suite import METHODS
 from hf_relstitch.cli import app
 from hf_relstitch.metrics import Accuracy, script
@@ -441,3 +444,13 @@ def test_heads_are_scikit_learns(latents: Path) -> None:
     model = LogisticRegression(max_iter=2000).fit(stored["plain"][:200].double(), stored["labels"][:200] % 2)
     answers = binary(stored["plain"][200:].double()).argmax(-1)
     assert answers.tolist() == model.predict(stored["plain"][200:].double()).tolist()
+
+
+def test_a_head_of_its_own_answers_in_the_order_of_the_datas_classes() -> None:
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    head = Head.of(layers, labels=["calm", "stormy", "closed"])
+    numbers = numbers_of(["Closed", "stormy"], head.id2label, name="mine")
+    moved, latents = reordered(head, numbers.tolist()), torch.randn(5, 4)
+    assert list(moved.id2label.values()) == ["closed", "stormy", "calm"]
+    torch.testing.assert_close(moved.module(latents), head.module(latents)[:, [2, 1, 0]])
+    assert reordered(head, [0, 1]) is head

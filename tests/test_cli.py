@@ -81,6 +81,17 @@ def test_predict_takes_texts_and_files_of_texts(model: Path, tmp_path: Path) -> 
     assert "ships sail" in run("predict", model, "ships sail").stdout
 
 
+def test_predict_shows_a_text_as_it_is_however_long_it_is(model: Path) -> None:
+    shown = run("predict", model, "see [/b] [really] here", "storm " * 80).stdout
+    assert "see [/b] [really] here" in shown
+    assert run("predict", model, "storm " * 80, "--json").returncode == 0
+
+
+def test_an_error_keeps_its_brackets(tmp_path: Path) -> None:
+    done = run("inspect", tmp_path / "[onnx]", status=1)
+    assert "[onnx]" in done.stderr
+
+
 def test_stitch_and_predict_images(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     gradient = Image.linear_gradient("L")

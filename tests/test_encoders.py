@@ -9,11 +9,13 @@ from threading import Event
 import pico
 import pytest
 import torch
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from torch import nn
 
-from hf_relstitch import Encoder, StitchError
+from hf_relstitch import Encoder, StitchError, load_target
 from hf_relstitch.devices import prefetched
+from hf_relstitch.inputs import load_image
 
 
 def test_encode_gives_rows_in_the_order_of_the_inputs(source: Encoder) -> None:
@@ -155,3 +157,24 @@ def test_processes_under_accelerate_give_what_one_gives(source: Encoder, source_
     expected = source.encode(pico.texts(33), batch_size=4, progress=False)
     for process in range(2):
         torch.testing.assert_close(load_file(tmp_path / f"{process}.safetensors")["latents"], expected)
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "Bert"])
+def test_a_text_longer_than_the_positions_is_cut_though_the_tokenizer_knows_no_limit(tmp_path: Path, kind: str) -> None:
+    pico.saved(kind, tmp_path)
+    tokenizer = pico.tokenizer()
+    tokenizer.model_max_length = int(1e30)
+    tokenizer.save_pretrained(tmp_path)
+    text = " ".join(pico.texts(200))
+    for encoder in (Encoder.from_pretrained(str(tmp_path)), load_target(str(tmp_path))[0]):
+        assert encoder.encode([text], progress=False).isfinite().all()
+
+
+def test_an_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    pixels = torch.arange(8 * 8 * 3, dtype=torch.uint8).reshape(8, 8, 3).numpy()
+    image = Image.fromarray(pixels)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # shown rotated to the right
+    image.save(tmp_path / "turned.png", exif=turned)
+    upright = image.transpose(Image.Transpose.ROTATE_270)
+    assert load_image(tmp_path / "turned.png").tobytes() == upright.convert("RGB").tobytes()

@@ -370,3 +370,34 @@ def test_a_chain_is_read_from_its_model_on_the_hub(hub: HubServer, target_folder
     with torch.no_grad():
         torch.testing.assert_close(read.module(latents), head.module(latents), rtol=0, atol=0)
     assert (read.id2label, read.provenance) == (head.id2label, head.provenance)
+
+
+class Cosine(nn.Linear):
+    """A linear layer by its class, and none by what it does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 20 * functional.linear(functional.normalize(x, dim=-1), functional.normalize(self.weight, dim=-1))
+
+
+def test_a_kind_of_linear_layer_is_not_taken_for_a_linear_layer(stitch: Any, target: tuple[Encoder, Head]) -> None:
+    head = Cosine(16, 3, bias=False).requires_grad_(False)
+    latents = target[0].encode(pico.texts(9), progress=False)
+    torch.testing.assert_close(Head.of(head, dim=16).module(latents), head(latents))
+    model = stitch(Head.of(head, dim=16))
+    translated = model.translate(latents)
+    expected = head(translated) / model.config.logit_temperature
+    torch.testing.assert_close(model.classify(latents), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_that_ends_in_a_kind_of_linear_layer_is_refused() -> None:
+    model = pico.classifier("Bert")
+    model.classifier = Cosine(16, 3, bias=False)
+    with pytest.raises(StitchError, match=r"ends in classifier, a Cosine: only heads that end in a linear layer"):
+        cut(model, pico.tokenizer())
+
+
+def test_class_names_are_given_once(target: tuple[Encoder, Head]) -> None:
+    with pytest.raises(StitchError, match="3 class names and 2 different ones: name each class once"):
+        Head.of_class_names(target[0], ["storm", "storm", "calm"])
+    with pytest.raises(StitchError, match="1 different labels for a head of 2 classes: name each class once"):
+        Head.of(nn.Linear(4, 2), labels=["a", "a"])

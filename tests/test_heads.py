@@ -156,7 +156,7 @@ def test_labels_replace_those_of_a_cut_head(target: tuple[Encoder, Head]) -> Non
 @pytest.mark.parametrize(
     ("head", "labels", "message"),
     [
-        (nn.Linear(4, 2), ["one"], "1 labels for a head of 2 classes"),
+        (nn.Linear(4, 2), ["one"], "1 different labels for a head of 2 classes"),
         ("a head", None, "the head is a str: expected a Head, an nn.Linear or an nn.Sequential"),
     ],
 )

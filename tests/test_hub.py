@@ -362,6 +362,12 @@ def test_command_line_finds_anchor_sets(source_id: str, target_id: str, tmp_path
         ("alice/roberta-anchors", target_id, 100),
     ]
     assert "alice/roberta-anchors" in run("find", "alice/bert-anchors").stdout
+    other = AnchorSet.encode(Encoder.from_pretrained(source_id), TEXTS[:50], progress=False)
+    other.push_to_hub("alice/other")
+    card = ModelCard.load("alice/bert-anchors")
+    upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="alice/other")
+    assert "alice/other" in AnchorSet.find(AnchorSet.from_pretrained("alice/bert-anchors"))
+    assert "alice/other" not in run("find", "alice/bert-anchors").stdout
 
 
 @pytest.fixture

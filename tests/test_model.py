@@ -483,3 +483,32 @@ def test_provenance_differs_in_words() -> None:
     one, other = Provenance("a", "1", "mean"), Provenance("a", "2", "cls", data="x")
     assert one.difference(other) == "revision is '1' and not '2', pooling is 'mean' and not 'cls'"
     assert one.difference(Provenance("a", "1", "mean", data="y")) == ""
+
+
+def test_a_process_that_is_not_the_main_one_leaves_a_saved_folder_alone(
+    stitched: RelativeStitcher, tmp_path: Path
+) -> None:
+    stitched.save_pretrained(tmp_path, is_main_process=True)
+    stitched.save_pretrained(tmp_path, is_main_process=False)
+    assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path)), logits(stitched))
+
+
+def test_a_refused_save_leaves_the_model_as_it_was(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    with pytest.raises(StitchError, match="was not loaded from the Hub"):
+        stitched.save_pretrained(tmp_path, share="adapter")
+    assert stitched.config.share == "full"
+
+
+def test_keywords_of_the_config_are_taken_as_any_transformers_model_does(
+    stitched: RelativeStitcher, tmp_path: Path
+) -> None:
+    stitched.save_pretrained(tmp_path)
+    names = {0: "a", 1: "b", 2: "c"}
+    loaded = RelativeStitcher.from_pretrained(tmp_path, output_hidden_states=True, id2label=names)
+    assert (loaded.config.id2label, loaded.config.output_hidden_states) == (names, True)
+    assert torch.equal(logits(loaded), logits(stitched))
+
+
+def test_one_text_is_no_list_of_inputs(stitched: RelativeStitcher) -> None:
+    with pytest.raises(StitchError, match=r"one text, 'storm', where a list of inputs is expected: give \[text\]"):
+        stitched.predict("storm")

@@ -1,7 +1,8 @@
 """A suite with its rows and latents: all that is to be measured of it, and how."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import product
@@ -22,7 +23,7 @@ from hf_relstitch.benchmarks.methods import Problem, answer, train_head
 from hf_relstitch.benchmarks.raw_inputs import raw_accuracy
 from hf_relstitch.benchmarks.reporting import FORMAT_VERSION
 from hf_relstitch.benchmarks.scores import score
-from hf_relstitch.benchmarks.stitched import Stitched
+from hf_relstitch.benchmarks.stitched import Stitched, numbers_of
 from hf_relstitch.benchmarks.suite import Suite
 from hf_relstitch.benchmarks.tables import Rows
 from hf_relstitch.benchmarks.tasks import Cell, Task
@@ -31,6 +32,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import Frame
 from hf_relstitch.core.relative import relative_projection
 from hf_relstitch.devices import accelerate_state
+from hf_relstitch.head_modules import layers_of
 from hf_relstitch.heads import Head
 
 KINDS = ("cells", "raw_inputs", "experiments", "models")
@@ -196,15 +198,14 @@ class Bench:
         """The target's own head, or one trained on its latents.
 
         Raises:
-            StitchError: a head of its own that has fewer classes than the data.
+            StitchError: a head of its own that has other classes than the data.
         """
         key = (data, encoder, kind)
         if key not in self.heads:
             rows, space = self.tables[data], self.spaces[data, encoder]
             if kind == "own" and space.head:
-                if (classes := len(space.head.id2label)) < len(rows.classes):
-                    raise StitchError(f"the head of {encoder} has {classes} classes, {data} has {len(rows.classes)}")
-                self.heads[key] = space.head
+                numbers = numbers_of(rows.classes, space.head.id2label, name=encoder)
+                self.heads[key] = reordered(space.head, numbers.tolist())
             else:
                 latents, labels = space.latents[rows.heads], rows.labels[rows.heads]
                 linear = train_head(kind, latents, labels, classes=len(rows.classes))
@@ -254,3 +255,16 @@ class Bench:
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
+
+
+def reordered(head: Head, first: Sequence[int]) -> Head:
+    """A head that ends in a linear layer, with these of its classes first, in this order, and the others after them."""
+    order = [*first, *(number for number in head.id2label if number not in set(first))]
+    if order == list(head.id2label):
+        return head
+    module = deepcopy(head.module)
+    last = layers_of(module)[-1]
+    for parameter in last.parameters():
+        parameter.data = parameter.data[order]
+    labels = {number: head.id2label[old] for number, old in enumerate(order)}
+    return replace(head, module=module, id2label=labels)

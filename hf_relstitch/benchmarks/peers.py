@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from scipy.linalg import orthogonal_procrustes
+from scipy.linalg import svd
 from sklearn.linear_model import LinearRegression, RidgeCV
 from torch import Tensor
 
@@ -44,20 +44,23 @@ def ridge(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
 def ortho(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     """The best rotation of the anchors as they are, the narrower side zero-padded."""
     width = max(x.shape[1], y.shape[1])
-    rotation, _ = orthogonal_procrustes(padded(x, width).numpy(), padded(y, width).numpy())
-    return padded(q, width) @ torch.tensor(rotation)[:, : y.shape[1]]
+    return padded(q, width) @ rotation(padded(x, width), padded(y, width))[:, : y.shape[1]]
 
 
 def procrustes(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     """The best rotation of centred and normalised anchors, the narrower side zero-padded, at the target's mean norm."""
     width = max(x.shape[1], y.shape[1])
     cx, cy = x.mean(0), y.mean(0)
-    rotation, _ = orthogonal_procrustes(
-        padded(directions(x, centre=cx), width).numpy(), padded(directions(y, centre=cy), width).numpy()
-    )
-    turned = torch.tensor(rotation)[:, : y.shape[1]]
-    scale = mean_norm(y - cy) / mean_norm(padded(x - cx, width) @ turned)
-    return scale * padded(q - cx, width) @ turned + cy
+    unit, target_unit = directions(x, centre=cx), directions(y, centre=cy)
+    turn = rotation(padded(unit, width), padded(target_unit, width))[:, : y.shape[1]]
+    scale = mean_norm(y - cy) / mean_norm(padded(x - cx, width) @ turn)
+    return scale * padded(q - cx, width) @ turn + cy
+
+
+def rotation(x: Tensor, y: Tensor) -> Tensor:
+    """The orthogonal matrix that brings x nearest to y; scipy's `orthogonal_procrustes` fails to converge on some."""
+    u, _, vh = svd((x.T @ y).numpy(), lapack_driver="gesvd")
+    return torch.tensor(u @ vh)
 
 
 def latentis(x: Tensor, y: Tensor, q: Tensor) -> Tensor:

@@ -181,9 +181,12 @@ def _index_of(collection: "Collection") -> Any:
 def _follow(source: "Collection", made: "Collection") -> list[str]:
     """The ids that are still missing; those that are in the old collection no more are deleted from the new one."""
     wanted, there = (list(_ids(collection)) for collection in (source, made))
-    gone = sorted(set(there) - set(wanted))
-    for start in range(0, len(gone), 1000):
-        made.delete(ids=gone[start : start + 1000])
+    unlisted = sorted(set(there) - set(wanted))
+    for start in range(0, len(unlisted), 1000):
+        ids = unlisted[start : start + 1000]
+        kept = source.get(ids=ids, include=[])["ids"]  # a page skips some where another client deletes
+        if gone := sorted(set(ids) - set(kept)):
+            made.delete(ids=gone)
     found = set(there)
     return [one for one in wanted if one not in found]
 

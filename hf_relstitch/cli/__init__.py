@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hf_relstitch.cli.showing import AsJson, show
@@ -66,7 +67,7 @@ def predict_command(
         return
     table = Table("input", "label", "score")
     for row in rows:
-        table.add_row(row["input"], row["label"], f"{row['score']:.3f}")
+        table.add_row(escape(row["input"]), escape(row["label"]), f"{row['score']:.3f}")
     Console().print(table)
 
 
@@ -146,7 +147,7 @@ def find_command(
     columns = ["repo", "model_id", "pooling", "data", "anchors", "dim"]
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
+        table.add_row(*(escape(str(row[column])) for column in columns))
     Console().print(table)
 
 
@@ -225,5 +226,5 @@ def main() -> None:
     try:
         app()
     except StitchError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)

@@ -26,10 +26,12 @@ def choose_anchors(
     Its anchors lie further apart than other inputs do, so an agreement foretold from them is on the low side.
 
     Raises:
-        StitchError: more anchors than inputs were asked for, or another method.
+        StitchError: more anchors than inputs were asked for, or none, or another method.
     """
     if method not in ("medoids", "random"):
         raise StitchError(f"method is {method!r}: it has to be 'medoids' or 'random'")
+    if count < 1:
+        raise StitchError(f"{count} anchors are asked for: ask for one at least, and better for some hundreds")
     if count > len(latents):
         raise StitchError(f"{count} anchors of {len(latents)} inputs: ask for fewer, or give more inputs")
     generator = torch.Generator().manual_seed(seed)

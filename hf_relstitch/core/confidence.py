@@ -21,9 +21,9 @@ def apply_head(head: nn.Module, latents: Float[Tensor, "n d"]) -> Float[Tensor, 
 
 def first_layer(head: nn.Module) -> tuple[nn.Linear | None, nn.Module]:
     """The linear layer that a head begins with, if it does, and what comes after it."""
-    if isinstance(head, nn.Linear):
+    if type(head) is nn.Linear:
         return head, nn.Identity()
-    if type(head) is nn.Sequential and len(head) and isinstance(head[0], nn.Linear):
+    if type(head) is nn.Sequential and len(head) and type(head[0]) is nn.Linear:
         return head[0], head[1:]
     return None, head
 

@@ -72,3 +72,9 @@ def test_more_anchors_than_inputs_are_refused():
 def test_another_method_is_refused(shapes_unchecked):
     with pytest.raises(StitchError, match="method is 'best'"):
         choose_anchors(gaussian(0, 30, 8), 5, method="best")
+
+
+@pytest.mark.parametrize("count", [0, -5])
+def test_no_anchors_are_refused(count):
+    with pytest.raises(StitchError, match="ask for one at least"):
+        choose_anchors(gaussian(0, 20, 4), count)
