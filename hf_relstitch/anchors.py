@@ -19,7 +19,7 @@ from hf_relstitch.core.halves import target_half
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.files import check_format, checksum, read_json, verify_checksum, whole_folder, write_json
 from hf_relstitch.hub import find_tagged, locate, push_folder
-from hf_relstitch.inputs import Side, data_name, ids_fingerprint, input_ids, key_fingerprint, side_of
+from hf_relstitch.inputs import Side, data_name, ids_fingerprint, input_ids, inputs_at, key_fingerprint, side_of
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.stored_latents import as_latents
@@ -109,7 +109,7 @@ class AnchorSet:
         """
         taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
         rows = sorted(row_of_each(ids).values())
-        latents = encoder.encode([taken[row] for row in rows], batch_size=batch_size, progress=progress)
+        latents = encoder.encode(inputs_at(taken, rows), batch_size=batch_size, progress=progress)
         return cls._distinct(latents, ids, rows, replace(encoder.provenance, data=data_name(data)), key=key)
 
     @classmethod

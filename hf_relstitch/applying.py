@@ -12,6 +12,7 @@ from hf_relstitch.core.inversion import Translation
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.encoders import batched, encode_batch, in_order, preprocess
 from hf_relstitch.fusing import Fused
+from hf_relstitch.inputs import inputs_at
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
@@ -32,7 +33,8 @@ class AppliedModel(SavedModel):
         return self.translation(latents)
 
     def classify(self, latents: Tensor) -> Tensor:
-        """Logits `(n, num_labels)` of source latents `(n, d_source)`, such as were computed elsewhere."""
+        """Logits `(n, num_labels)` of source latents `(n, d_source)` computed elsewhere, in the model's dtype."""
+        latents = latents.to(self.dtype)
         logits = self.fused(latents) if self.fused is not None else self.head(self.translate(latents))
         return logits / self.config.logit_temperature
 
@@ -79,7 +81,7 @@ class AppliedModel(SavedModel):
             return self.encoder.latents(inputs, batch_size=batch_size)
         encoded = []
         for rows in batched(inputs, processor=self.processor, batch_size=batch_size):
-            batch = preprocess(self.encoder, self.processor, [inputs[row] for row in rows])
+            batch = preprocess(self.encoder, self.processor, inputs_at(inputs, rows))
             pooling, after = self.config.pooling, self.after_pooling
             encoded.append((rows, encode_batch(self.encoder, batch, pooling=pooling, after_pooling=after)[0]))
         return in_order(encoded)

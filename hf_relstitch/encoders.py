@@ -29,7 +29,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import accelerate_state, on_device, placement, prefetched, stored_tensors
 from hf_relstitch.head_modules import describe_chain, layers_of
 from hf_relstitch.hub import Repo, hub_options, locate
-from hf_relstitch.inputs import check_some, length_of, load_audio, load_image, probe_inputs
+from hf_relstitch.inputs import check_some, inputs_at, length_of, load_audio, load_image, probe_inputs
 from hf_relstitch.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.sentence_modules import SentenceModules, read_sentence_modules
@@ -145,7 +145,7 @@ class Encoder:
         batches = batched(inputs, processor=self.processor, batch_size=batch_size)
         mine = batches[state.process_index :: state.num_processes]
         bar = logging.tqdm(mine, desc="encoding", unit="batch", disable=not (progress and state.is_main_process))
-        ready = prefetched(lambda rows: preprocess(self.model, self.processor, [inputs[row] for row in rows]), bar)
+        ready = prefetched(lambda rows: preprocess(self.model, self.processor, inputs_at(inputs, rows)), bar)
         encoded = [(rows, self.latents(batch)) for rows, batch in ready]
         if state.num_processes > 1:
             encoded = gather_object([(rows, latents.cpu()) for rows, latents in encoded])

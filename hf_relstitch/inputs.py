@@ -162,6 +162,12 @@ def check_some(inputs: Sequence[Any]) -> None:
         raise StitchError("there are no inputs to encode: give at least one")
 
 
+def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    """The inputs in these rows, by place: a pandas Series would give them by its index."""
+    by_place = getattr(inputs, "iloc", inputs)
+    return [by_place[row] for row in rows]
+
+
 def length_of(one: Any, *, modality: str) -> int:
     """Characters of a text, samples of a sound; 0 for an image, and for what is no input of this kind."""
     if modality == "audio" and isinstance(one, Path):

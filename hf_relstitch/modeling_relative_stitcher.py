@@ -22,7 +22,7 @@ from hf_relstitch.encoders import Encoder, check_inputs, check_kinds, encode_bat
 from hf_relstitch.fusing import Fused, fuse
 from hf_relstitch.head_modules import build_chain, build_head, describe_chain, describe_head, own_copy
 from hf_relstitch.heads import Head, load_target
-from hf_relstitch.inputs import input_ids, side_of, sides_of
+from hf_relstitch.inputs import input_ids, inputs_at, side_of, sides_of
 from hf_relstitch.stitching import AnchorPair, stitch, written_anchors, written_call
 from hf_relstitch.two_towers import as_configured
 
@@ -118,7 +118,7 @@ class RelativeStitcher(AppliedModel):
         del target
         source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
         rows = target_anchors.rows_of(ids)
-        kept = [anchors[row] for row in rows]
+        kept = inputs_at(anchors, rows)
         source_anchors = AnchorSet.encode(source, kept, side=sides[0], ids=ids[rows], **options)
         model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
         if inputs is not None:
@@ -261,7 +261,8 @@ class RelativeStitcher(AppliedModel):
 
         Measured on anchors held out of the fit, in five folds: `cosine` and `mean_reciprocal_rank` between translated
         and true target latents; `agreement`, the share of inputs on which the head is expected to answer as on the
-        target's own latent, with its 95 % interval and what chance would give. `scale_invariance` is the share of
+        target's own latent, with its 95 % interval and what chance would give (with several labels, `agreement_of`
+        yes-or-no answers, one for each input and class). `scale_invariance` is the share of
         answers that the head keeps when latents are scaled; `verdict` is good, usable or do not use, with the reason
         and the likely remedy. `source` and `target` give each side's width, rank, condition number and effective rank.
         """

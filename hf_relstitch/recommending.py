@@ -8,7 +8,7 @@ from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import Encoder
 from hf_relstitch.heads import Head, load_target
-from hf_relstitch.inputs import input_ids, side_of, sides_of
+from hf_relstitch.inputs import input_ids, inputs_at, side_of, sides_of
 from hf_relstitch.stitching import stitch
 
 WARM_UP = 2
@@ -43,7 +43,7 @@ def recommend(
     target_anchors = AnchorSet.encode(encoder, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
     del encoder
     rows_kept = target_anchors.rows_of(ids)
-    taken = side_of([anchors[row] for row in rows_kept], sides[0])
+    taken = side_of(inputs_at(anchors, rows_kept), sides[0])
     rows = []
     for candidate in candidates:
         row: dict[str, Any] = dict.fromkeys(COLUMNS)

@@ -168,6 +168,7 @@ def foretold_report(
     told = foretell(logits, true_logits, multi_label=head.multi_label)
     report |= {
         "agreement": told.agreement,
+        "agreement_of": "yes-or-no answers" if head.multi_label else "inputs",
         "agreement_interval": [told.low, told.high],
         "chance_agreement": told.chance,
         "answers_used": answers_used(true_logits, multi_label=head.multi_label),
@@ -190,6 +191,7 @@ def judged(report: dict[str, Any], *, accurate: bool, coverage: float | None = N
             answers_used=report["answers_used"],
             coverage=coverage,
             accurate=accurate,
+            of=report.get("agreement_of", "inputs"),
         )
     )
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from threading import Event
 
+import pandas
 import pico
 import pytest
 import torch
@@ -13,7 +14,7 @@ from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from torch import nn
 
-from hf_relstitch import Encoder, StitchError, load_target
+from hf_relstitch import AnchorSet, Encoder, StitchError, load_target
 from hf_relstitch.devices import prefetched
 from hf_relstitch.inputs import load_image
 
@@ -178,3 +179,11 @@ def test_an_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     image.save(tmp_path / "turned.png", exif=turned)
     upright = image.transpose(Image.Transpose.ROTATE_270)
     assert load_image(tmp_path / "turned.png").tobytes() == upright.convert("RGB").tobytes()
+
+
+def test_a_series_is_read_by_place_and_not_by_its_index(source: Encoder) -> None:
+    texts = pandas.Series(pico.texts(60)).sample(frac=1, random_state=0)
+    latents = source.encode(texts, progress=False)
+    assert torch.equal(latents, source.encode(list(texts), progress=False))
+    anchors, expected = (AnchorSet.encode(source, one, progress=False) for one in (texts[:40], list(texts)[:40]))
+    assert torch.equal(anchors.latents, expected.latents)

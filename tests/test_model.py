@@ -512,3 +512,9 @@ def test_keywords_of_the_config_are_taken_as_any_transformers_model_does(
 def test_one_text_is_no_list_of_inputs(stitched: RelativeStitcher) -> None:
     with pytest.raises(StitchError, match=r"one text, 'storm', where a list of inputs is expected: give \[text\]"):
         stitched.predict("storm")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_stored_latents_of_another_dtype_are_classified(stitched: RelativeStitcher, dtype: torch.dtype) -> None:
+    latents = torch.randn(4, 16)
+    torch.testing.assert_close(stitched.classify(latents.to(dtype)), stitched.classify(latents), rtol=2e-2, atol=2e-2)

@@ -132,6 +132,7 @@ def verdict(
     answers_used: float,
     coverage: float | None = None,
     accurate: bool = False,
+    of: str = "inputs",
 ) -> Verdict:
     """A plain word on a stitched model.
 
@@ -142,8 +143,9 @@ def verdict(
         answers_used: what `answers_used` gave.
         coverage: what `anchor_coverage` gave for inputs that the model is for; None where there are none.
         accurate: whether the translation was chosen with `prefer="accuracy"` already.
+        of: what the agreement is a share of: for several labels, of the yes and no to each class.
     """
-    reason = f"the head is expected to answer as on its own encoder on {foretold.agreement:.0%} of inputs"
+    reason = f"the head is expected to answer as on its own encoder on {foretold.agreement:.0%} of {of}"
     sure = foretold.kappa(foretold.low)
     if coverage is not None and coverage < COVERED:
         return Verdict(

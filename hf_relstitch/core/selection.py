@@ -164,6 +164,8 @@ class Judge:
     def of(cls, head: nn.Module | None, target: Float[Tensor, "k d_target"], *, multi_label: bool) -> "Judge":
         """A head with a single logit answers nothing, and judges nothing."""
         logits = target if head is None else apply_head(head, target)
+        if not logits.isfinite().all():
+            raise StitchError("the head gives logits that are not finite for the target's anchors: look at its weights")
         weights = torch.ones_like(target[:, 0])
         if head is None or logits.shape[1] < 2:
             return cls(target, None, target, weights, 1.0, multi_label)

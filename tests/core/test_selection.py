@@ -293,3 +293,10 @@ def test_anchors_that_cannot_be_paired_are_refused(shapes_unchecked):
 def test_another_preference_is_refused(shapes_unchecked):
     with pytest.raises(StitchError, match="prefer is 'speed': it has to be 'linear' or 'accuracy'"):
         choose_settings(gaussian(0, 40, 3), gaussian(1, 40, 3), prefer="speed")
+
+
+def test_a_head_that_is_not_finite_is_refused(noisy):
+    x, y, head = noisy
+    head.weight[0, 0] = torch.nan
+    with pytest.raises(StitchError, match="logits that are not finite"):
+        choose_settings(x, y, head=head)
