@@ -90,8 +90,8 @@ def choose_settings(
     at averages of pruned members and at sharpened translations, which do not fold: kernel ridge regressions whose
     outputs are then evened out over the target's directions (β, with a ridge of its own). `stretch` of the choice
     gives held-out latents the mean norm of the target anchors, or up to four times that where the criterion gains .002
-    by it: what a head adds for frequent answers then counts for less. `folds` are these anchors in `folds_of`, where they
-    are at hand.
+    by it: what a head adds for frequent answers then counts for less. `folds` are these anchors in `folds_of`, where
+    they are at hand.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
