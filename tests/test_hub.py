@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from hub_server import HubServer
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 from test_cli import run
 from torch import nn
@@ -365,7 +365,7 @@ def test_command_line_finds_anchor_sets(source_id: str, target_id: str, tmp_path
     other = AnchorSet.encode(Encoder.from_pretrained(source_id), TEXTS[:50], progress=False)
     other.push_to_hub("alice/other")
     card = ModelCard.load("alice/bert-anchors")
-    upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="alice/other")
+    HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="alice/other")
     assert "alice/other" in AnchorSet.find(AnchorSet.from_pretrained("alice/bert-anchors"))
     assert "alice/other" not in run("find", "alice/bert-anchors").stdout
 
