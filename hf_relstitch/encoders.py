@@ -304,8 +304,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, modules: SentenceModul
     if modules is not None:
         modules.prepare(tokenizer)
     if (modules is None or modules.max_length is None) and isinstance(positions, int) and positions > 0:
-        embeddings = [each for name, each in model.named_modules() if name.endswith("position_embeddings")]
-        padding = getattr(next(iter(embeddings), None), "padding_idx", None)  # where RoBERTa and its like begin
+        embeddings = (each for name, each in model.named_modules() if name.endswith("position_embeddings"))
+        padding = getattr(next(embeddings, None), "padding_idx", None)  # where RoBERTa and its like begin
         unused = 0 if padding is None else padding + 1
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions - unused)
 

@@ -59,9 +59,14 @@ def is_media(path: str | Path) -> bool:
     return Path(path).suffix.lower() in Image.registered_extensions().keys() | SOUNDS
 
 
+def is_here(name: str) -> bool:
+    """Whether there is such a file or folder; a text of any length may be asked for."""
+    return os.path.exists(name)  # noqa: PTH110  (Path.exists has an error for a long name)
+
+
 def data_name(data: str | None) -> str | None:
     """The name of data as it may be published: of a path that is here, its last part."""
-    if data is None or not os.path.exists(data):  # noqa: PTH110  (Path.exists has an error for a long name)
+    if data is None or not is_here(data):
         return data
     return Path(data).resolve().name
 

@@ -1,6 +1,5 @@
 """Classifying inputs with a stitched model, through the stock pipelines."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from transformers import Pipeline, pipeline
 from hf_relstitch.cards import TASKS
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.inputs import load_audio, read_inputs
+from hf_relstitch.inputs import is_here, load_audio, read_inputs
 
 FUNCTIONS = {"multi_label_classification": ("sigmoid", "none"), "regression": ("none",)}
 """What a pipeline may make of the logits of a kind of head; the first is what it makes of them by itself."""
@@ -37,8 +36,7 @@ def predict(model: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """The likeliest class of each input, an argument being a text, a file of texts, an image or a folder of images."""
     inputs: list[Any] = []
     for argument in arguments:
-        is_here = os.path.exists(argument)  # noqa: PTH110  (Path.exists has an error for a long name)
-        inputs += read_inputs(argument) if is_here else [argument]
+        inputs += read_inputs(argument) if is_here(argument) else [argument]
     classify = classifier(model)
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
     given = [load_audio(Path(one)) if classify.task == TASKS["audio"] else str(one) for one in inputs]

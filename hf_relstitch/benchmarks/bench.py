@@ -259,7 +259,7 @@ def _versions() -> dict[str, str]:
 
 def reordered(head: Head, first: Sequence[int]) -> Head:
     """A head that ends in a linear layer, with these of its classes first, in this order, and the others after them."""
-    order = [*first, *(number for number in head.id2label if number not in set(first))]
+    order = [*first, *(number for number in head.id2label if number not in first)]
     if order == list(head.id2label):
         return head
     module = deepcopy(head.module)

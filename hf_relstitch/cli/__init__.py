@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_relstitch.cli.showing import AsJson, show
+from hf_relstitch.cli.showing import AsJson, print_table, show
 from hf_relstitch.cli.stitching import recommend_command, stitch_command
 
 app = typer.Typer(
@@ -67,8 +67,8 @@ def predict_command(
         return
     table = Table("input", "label", "score")
     for row in rows:
-        table.add_row(escape(row["input"]), escape(row["label"]), f"{row['score']:.3f}")
-    Console().print(table)
+        table.add_row(row["input"], row["label"], f"{row['score']:.3f}")
+    print_table(table)
 
 
 @app.command()
@@ -147,8 +147,8 @@ def find_command(
     columns = ["repo", "model_id", "pooling", "data", "anchors", "dim"]
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(escape(str(row[column])) for column in columns))
-    Console().print(table)
+        table.add_row(*(str(row[column]) for column in columns))
+    print_table(table)
 
 
 @app.command("translate")

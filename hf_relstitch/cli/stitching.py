@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hf_relstitch.cli.showing import AsJson, show
+from hf_relstitch.cli.showing import AsJson, print_table, show
 
 Target = Annotated[str, typer.Argument(help="The classifier whose head is kept: folder or Hub id.")]
 Cut = Annotated[str | None, typer.Option(help="Cut the target at this module, instead of at its last layer.")]
@@ -101,4 +100,4 @@ def recommend_command(
             f"{row['parameters']:,}",
             f"{row['megabytes']:.1f}",
         )
-    Console().print(table)
+    print_table(table)
