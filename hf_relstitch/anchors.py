@@ -278,8 +278,9 @@ class AnchorSet:
             StitchError: there is no such set, or a file is missing, damaged or of a newer format.
         """
         repo = locate(place, config=CONFIG_NAME, revision=revision, subfolder=subfolder, **options)
-        folder = repo.folder()
-        config = read_json(folder / CONFIG_NAME)
+        folder = Path(repo.place, subfolder)
+        files = {name: repo.file(name) or folder / name for name in (CONFIG_NAME, LATENTS_NAME)}
+        config = read_json(files[CONFIG_NAME])
         check_format(
             config.get("format_version"),
             supported=FORMAT_VERSION,
@@ -287,8 +288,8 @@ class AnchorSet:
             written_by=config.get("hf_relstitch_version"),
         )
         try:
-            verify_checksum(folder / LATENTS_NAME, config["checksums"][LATENTS_NAME])
-            tensors = load_file(folder / LATENTS_NAME)
+            verify_checksum(files[LATENTS_NAME], config["checksums"][LATENTS_NAME])
+            tensors = load_file(files[LATENTS_NAME])
             provenance = Provenance(**config["provenance"])
             return cls(
                 tensors["latents"], tensors["ids"], provenance, inputs=config.get("inputs", ""), key=config.get("key")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_relstitch.callables import Function
+from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.halves import relative_half
 from hf_relstitch.core.inversion import Translation
 from hf_relstitch.core.sharpening import SharpenedTranslation
@@ -29,14 +30,32 @@ class AppliedModel(SavedModel):
     fused: Fused | None
 
     def translate(self, latents: Tensor) -> Tensor:
-        """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype."""
+        """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype.
+
+        Raises:
+            StitchError: no tensor, or latents of another width.
+        """
+        self._check(latents)
         return self.translation(latents)
 
     def classify(self, latents: Tensor) -> Tensor:
-        """Logits `(n, num_labels)` of source latents `(n, d_source)` computed elsewhere, in the model's dtype."""
+        """Logits `(n, num_labels)` of source latents `(n, d_source)` computed elsewhere, in the model's dtype.
+
+        Raises:
+            StitchError: no tensor, or latents of another width.
+        """
+        self._check(latents)
         latents = latents.to(self.dtype)
         logits = self.fused(latents) if self.fused is not None else self.head(self.translate(latents))
         return logits / self.config.logit_temperature
+
+    def _check(self, latents: Tensor) -> None:
+        if not isinstance(latents, Tensor) or latents.ndim == 0 or latents.shape[-1] != self.config.d_source:
+            came = f"of shape {tuple(latents.shape)}" if isinstance(latents, Tensor) else f"a {type(latents).__name__}"
+            raise StitchError(
+                f"the latents are {came}: expected a tensor (n, {self.config.d_source}) of the source, "
+                f"{self.config.source['model_id']}"
+            )
 
     @torch.no_grad()
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> Tensor:

@@ -37,7 +37,7 @@ class Function(nn.Module):
         Raises:
             StitchError: no inputs, or a callable that does not give one vector for each.
         """
-        check_some(inputs)
+        check_some(inputs, batch_size=batch_size)
         starts = range(0, len(inputs), batch_size)
         bar = logging.tqdm(starts, desc="encoding", unit="batch", disable=not progress)
         made = [self._vectors(list(inputs[start : start + batch_size])) for start in bar]

@@ -15,7 +15,7 @@ from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import placement
 from hf_relstitch.encoders import fingerprint
-from hf_relstitch.files import read_json, verify_checksum
+from hf_relstitch.files import read_json, verify_checksum, weight_map
 from hf_relstitch.hub import hub_options, is_commit, locate
 from hf_relstitch.two_towers import as_configured
 
@@ -71,19 +71,20 @@ def verified_weights(folder: Path, config: RelativeStitcherConfig) -> Iterator[N
 
 
 def check_listed(folder: Path, config: RelativeStitcherConfig) -> None:
-    """Refuse a folder whose config or index names other weights than safetensors beside it."""
+    """Refuse a folder that lacks a file of the processor, or that names other weights than safetensors beside it."""
     if not config.checksums:
         raise StitchError(f"{folder} lists no safetensors in its config, and nothing else is read: save it again")
+    if lacking := [name for name in config.processor_files if not (folder / name).is_file()]:
+        raise StitchError(
+            f"{folder} has no {lacking[0]} of its processor, without which inputs are read wrongly: copy or download it"
+        )
     for name in config.checksums:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise StitchError(f"{folder} lists {name!r} as weights: expected a safetensors file in the same folder")
     if (folder / INDEX).is_file():
-        weights = read_json(folder / INDEX).get("weight_map")
-        strange = set(weights.values() if isinstance(weights, dict) else ["no weight_map"]) - set(config.checksums)
+        strange = set(weight_map(folder / INDEX).values()) - set(config.checksums)
         if strange:
-            raise StitchError(
-                f"{folder / INDEX} names {', '.join(map(str, sorted(strange)))}, not in the config's list"
-            )
+            raise StitchError(f"{folder / INDEX} names {', '.join(sorted(strange))}, not in the config's list")
 
 
 def check_loaded(place: str, loading: dict[str, Any]) -> None:

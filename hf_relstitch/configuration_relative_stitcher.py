@@ -43,6 +43,7 @@ class RelativeStitcherConfig(PretrainedConfig):
             `revision` and the number of `rows`; and `task_id`, if the data are one of the Hub's benchmarks and the task
             there has another name than `default`.
         checksums: of the weight files.
+        processor_files: names of the source's processor's files.
         share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
         encoder_fingerprint: of an adapter's source encoder, a hash of its weights; None where it is quantised.
         format_version: of this layout; a newer one than this package knows is refused.
@@ -75,6 +76,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         call: str | None = None,
         results: list[dict[str, Any]] | None = None,
         checksums: dict[str, str] | None = None,
+        processor_files: list[str] | None = None,
         share: str = "full",
         encoder_fingerprint: str | None = None,
         format_version: int = FORMAT_VERSION,
@@ -101,6 +103,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.call = call
         self.results = results or []
         self.checksums = checksums or {}
+        self.processor_files = processor_files or []
         self.share = share
         self.encoder_fingerprint = encoder_fingerprint
         self.format_version = format_version

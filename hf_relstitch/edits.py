@@ -59,6 +59,13 @@ def read(existing: str) -> ModelCard:
         ) from error
 
 
+def is_edited(existing: str) -> bool:
+    """Whether people wrote in a README.md, above, below or in its metadata."""
+    card = read(existing)
+    before, old, after = split(card.text)
+    return bool(before.strip() or after.strip()) or vars(card.data) != remembered(old)
+
+
 def split(text: str) -> tuple[str, str, str]:
     """What stands before, between and after the comment lines."""
     end = text.find(END)

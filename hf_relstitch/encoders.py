@@ -218,7 +218,7 @@ def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[l
     Raises:
         StitchError: no inputs.
     """
-    check_some(inputs)
+    check_some(inputs, batch_size=batch_size)
     lengths = [length_of(one, modality=modality_of(processor)) for one in inputs]
     order = sorted(range(len(inputs)), key=lambda row: -lengths[row])
     alike = modality_of(processor) == "audio" and not pads_by_itself(processor)

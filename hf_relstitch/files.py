@@ -120,6 +120,18 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file each tensor lies in, from the index of safetensors in several files.
+
+    Raises:
+        StitchError: it does not say so.
+    """
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise StitchError(f"{index} has no weight_map of tensors to files: copy or download it again")
+    return found
+
+
 def check_format(version: object, *, supported: int, what: str, written_by: object) -> None:
     """Refuse an artifact whose format is newer than this package.
 

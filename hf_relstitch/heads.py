@@ -25,7 +25,7 @@ from hf_relstitch.core.confidence import apply_head
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.cuts import BY_HAND, Body, find_cut, folded, linear_of, pad_token_id
 from hf_relstitch.encoders import Encoder, load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
-from hf_relstitch.files import read_json
+from hf_relstitch.files import weight_map
 from hf_relstitch.head_modules import (
     ACTIVATIONS,
     CHAIN,
@@ -45,8 +45,7 @@ TASKS = {
     "ForImageClassification": AutoModelForImageClassification,
     "ForAudioClassification": AutoModelForAudioClassification,
 }
-
-
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 SETFIT_HEAD = "model_head.pkl"
 """Where SetFit pickles a head; the file's being there is all that is looked at."""
 
@@ -60,12 +59,21 @@ class Head:
         id2label: the name of each class.
         problem_type: as in a transformers config; None leaves it to the loss.
         provenance: the target model and where it was cut; None for a layer that came without a model.
+
+    Raises:
+        StitchError: another problem type, or a class whose name is no text.
     """
 
     module: nn.Module
     id2label: dict[int, str]
     problem_type: str | None = None
     provenance: Provenance | None = None
+
+    def __post_init__(self) -> None:
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise StitchError(f"problem_type is {self.problem_type!r}: expected one of {', '.join(PROBLEM_TYPES)}")
+        if strange := [name for name in self.id2label.values() if not isinstance(name, str)]:
+            raise StitchError(f"a class is named {strange[0]!r}, a {type(strange[0]).__name__}: give names as texts")
 
     @property
     def multi_label(self) -> bool:
@@ -88,8 +96,6 @@ class Head:
             StitchError: what can be no head, or not as many names as classes.
         """
         head = getattr(head, "model_head", head)  # of a SetFit model
-        if isinstance(head, cls) and labels is None:
-            return head
         if isinstance(head, cls):
             made, classes = head, len(head.id2label)
         elif is_estimator(head):
@@ -137,15 +143,16 @@ class Head:
         return cls.of_examples(dict(zip(names, latents.split(len(templates)), strict=True)), temperature=temperature)
 
     @classmethod
-    def of_examples(cls, latents: Mapping[str, Tensor], *, temperature: float = 0.01) -> "Head":
+    def of_examples(cls, latents: Mapping[str, Any], *, temperature: float = 0.01) -> "Head":
         """A head of class prototypes: the mean of a few normalised target latents `(n, d_target)` of each class.
 
         Raises:
             StitchError: no classes, or one without latents or with none that has a direction.
         """
-        if not latents or not all(one.ndim == 2 and len(one) for one in latents.values()):
+        of_class = [torch.as_tensor(one) for one in latents.values()]
+        if not of_class or not all(one.ndim == 2 and len(one) for one in of_class):
             raise StitchError("class prototypes are made of latents (n, d_target) for each class: give at least one")
-        means = [functional.normalize(one.float(), dim=-1).mean(0) for one in latents.values()]
+        means = [functional.normalize(one.float(), dim=-1).mean(0) for one in of_class]
         module = Prototypes.of(torch.stack(means), temperature=temperature)
         return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")
 
@@ -221,7 +228,7 @@ def read_tensor(repo: Repo, name: str) -> Tensor | None:
     """One tensor of a repo's safetensors, or None where they do not hold it."""
     file = "model.safetensors"
     if (index := repo.file(f"{file}.index.json")) is not None:
-        file = read_json(index)["weight_map"].get(name, file)
+        file = weight_map(index).get(name, file)
     if (weights := repo.file(file)) is None:
         return None
     with safe_open(weights, "pt") as opened:

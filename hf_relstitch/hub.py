@@ -204,7 +204,8 @@ def push_folder(
 ) -> str:
     """Push what `write` puts into a folder as one commit, and give the commit's address.
 
-    `write` is given the folder and the whole repo id, and finds the repo's README.md in the folder where there is one.
+    `write` is given the folder and the whole repo id, and finds the repo's README.md in the folder where there is one,
+    that of the main branch for a new one.
     Older files in the repo that match `owned` go in the same commit. A repo that was made for a push that fails is
     taken away again.
 
@@ -219,8 +220,9 @@ def push_folder(
         exists, head = api.repo_exists(repo_id), head_of(api, repo_id, revision=revision)
         folder = Path(temporary, "repo")
         folder.mkdir()
-        if head and api.file_exists(repo_id, "README.md", revision=head):
-            api.hf_hub_download(repo_id, "README.md", revision=head, local_dir=folder)
+        begun_at = head or head_of(api, repo_id, revision=None)
+        if begun_at and api.file_exists(repo_id, "README.md", revision=begun_at):
+            api.hf_hub_download(repo_id, "README.md", revision=begun_at, local_dir=folder)
             shutil.rmtree(folder / ".cache")  # the client's notes on the download
         write(folder, repo_id)
         api.create_repo(repo_id, private=private, exist_ok=True)

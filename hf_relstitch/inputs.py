@@ -45,7 +45,7 @@ def read_inputs(
     elif path.suffix.lower() in TABLES:
         raise StitchError(f"{place} is a table: name its column of inputs, or give a text file with one a line")
     else:
-        inputs = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        inputs = [line for line in read_text(path).splitlines() if line.strip()]
     if not inputs:
         raise StitchError(
             f"{place} holds no input: expected a text file with one a line or a folder of images or sounds; of a "
@@ -62,6 +62,26 @@ def is_media(path: str | Path) -> bool:
 def is_here(name: str) -> bool:
     """Whether there is such a file or folder; a text of any length may be asked for."""
     return os.path.exists(name)  # noqa: PTH110  (Path.exists has an error for a long name)
+
+
+def names_file(text: str) -> bool:
+    """Whether a text reads as the name of a file of inputs: one word, with the suffix of one."""
+    known = is_media(text) or Path(text).suffix.lower() in {*TABLES, ".txt"}
+    return known and not any(letter.isspace() for letter in text)
+
+
+def read_text(path: Path) -> str:
+    """The text in a file.
+
+    Raises:
+        StitchError: it is not text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StitchError(
+            f"{path} is not text in UTF-8 ({error}): expected a text with one input a line, an image or a sound"
+        ) from error
 
 
 def data_name(data: str | None) -> str | None:
@@ -155,16 +175,20 @@ def open_sound(path: Path) -> Any:
         raise StitchError(f"{path} cannot be read as a sound: {error}") from error
 
 
-def check_some(inputs: Sequence[Any]) -> None:
-    """Refuse an empty list, and a text where a list of texts is expected.
+def check_some(inputs: Sequence[Any], *, batch_size: int) -> None:
+    """Refuse an empty list, a text or a generator where a list is expected, and batches of nothing.
 
     Raises:
         StitchError: there is such a one.
     """
     if isinstance(inputs, str):
         raise StitchError(f"the inputs are one text, {inputs[:40]!r}, where a list of inputs is expected: give [text]")
+    if not hasattr(inputs, "__len__"):
+        raise StitchError(f"the inputs are a {type(inputs).__name__}, which is read once: give a list of them")
     if not len(inputs):
         raise StitchError("there are no inputs to encode: give at least one")
+    if batch_size < 1:
+        raise StitchError(f"batch_size is {batch_size}: expected 1 or more")
 
 
 def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:

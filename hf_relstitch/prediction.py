@@ -9,7 +9,8 @@ from transformers import Pipeline, pipeline
 from hf_relstitch.cards import TASKS
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.inputs import is_here, load_audio, read_inputs
+from hf_relstitch.encoders import check_kinds
+from hf_relstitch.inputs import is_here, load_audio, names_file, read_inputs
 
 FUNCTIONS = {"multi_label_classification": ("sigmoid", "none"), "regression": ("none",)}
 """What a pipeline may make of the logits of a kind of head; the first is what it makes of them by itself."""
@@ -33,12 +34,32 @@ def classifier(model: str, *, function_to_apply: str | None = None) -> Pipeline:
 
 
 def predict(model: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """The likeliest class of each input, an argument being a text, a file of texts, an image or a folder of images."""
-    inputs: list[Any] = []
-    for argument in arguments:
-        inputs += read_inputs(argument) if is_here(argument) else [argument]
+    """The likeliest class of each input, an argument being a text, a file of texts, an image or a folder of images.
+
+    Raises:
+        StitchError: an argument that names a file which is not there, or a file of another kind than the model takes.
+    """
     classify = classifier(model)
+    modality = classify.model.config.modality
+    inputs = [one for argument in arguments for one in inputs_of(argument, modality=modality)]
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
     given = [load_audio(Path(one)) if classify.task == TASKS["audio"] else str(one) for one in inputs]
     answers = classify(given, top_k=1, **options)
     return [{"input": str(one), **answer[0]} for one, answer in zip(inputs, answers, strict=True)]
+
+
+def inputs_of(argument: str, *, modality: str) -> list[Any]:
+    """The inputs that an argument names, or the text that it is.
+
+    Raises:
+        StitchError: it names a file that is not there, or inputs of another kind than the model takes.
+    """
+    if is_here(argument):
+        inputs = read_inputs(argument)
+        check_kinds(inputs, modality=modality)
+        return inputs
+    if modality == "image" and argument.startswith(("http://", "https://")):
+        return [argument]
+    if modality != "text" or names_file(argument):
+        raise StitchError(f"there is no file or folder {argument}: check the path")
+    return [argument]

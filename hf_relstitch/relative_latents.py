@@ -62,7 +62,7 @@ class RelativeLatents:
             )
             content = json.loads(metadata["relative_latents"])
             return cls(values, ids, TranslationSettings(**content["settings"]), Provenance(**content["target"]))
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StitchError(
                 f"{file} is not a whole file of relative latents ({error!r}): ask for it again"
             ) from error

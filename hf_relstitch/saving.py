@@ -94,8 +94,9 @@ class SavedModel(PreTrainedModel):
             self.config.pretrained_cfg = timm  # timm's image processor has no file of its own
             self.config.image_processor_type = type(self.processor).__name__
         with whole_folder(save_directory, last="config.json", owned=OWNED) as written:
-            super().save_pretrained(written, **kwargs)
             self.processor.save_pretrained(written)
+            self.config.processor_files = sorted(file.name for file in written.iterdir() if file.is_file())
+            super().save_pretrained(written, **kwargs)
             (written / STUB_NAME).write_text(STUB, encoding="utf-8")
             self.config.checksums = {file.name: checksum(file) for file in sorted(written.glob("*.safetensors"))}
             self.config.save_pretrained(written)

@@ -10,10 +10,12 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
 
 from hf_relstitch.anchors import CONFIG_NAME, LATENTS_NAME, AnchorSet
+from hf_relstitch.cards import CARD_NAME, read_card
 from hf_relstitch.checkpoints import OWNED
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.edits import is_edited
 from hf_relstitch.files import whole_folder
-from hf_relstitch.hub import Repo, locate
+from hf_relstitch.hub import Repo, locate, push_folder
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
 logger = logging.get_logger(__name__)
@@ -35,12 +37,22 @@ def locate_artifact(place: str, *, revision: str | None = None) -> tuple[Repo, b
 
 
 def push(place: str, repo_id: str, *, share: str, private: bool | None, revision: str | None) -> str:
-    """Push a folder's model or anchor set, whole and checked, and give the commit's address."""
-    _, is_anchor_set = locate_artifact(place)
-    if is_anchor_set:
-        return AnchorSet.from_pretrained(place).push_to_hub(repo_id, private=private, revision=revision)
-    model = RelativeStitcher.from_pretrained(place)
-    return model.push_to_hub(repo_id, share=share, private=private, revision=revision)
+    """Push a folder's model or anchor set, whole and checked, and give the commit's address.
+
+    The folder's card goes with it where people have edited it; else the edits of the repo's card stay.
+    """
+    repo, is_anchor_set = locate_artifact(place)
+    load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
+    artifact, card = load(place), read_card(repo.folder())
+    how: dict[str, Any] = {} if is_anchor_set else {"share": share}
+
+    def write(folder: Path, name: str) -> None:
+        if card is not None and is_edited(card):
+            (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        artifact.save_pretrained(folder, repo_id=name, **how)
+
+    owned, message = ([LATENTS_NAME], "Push an anchor set") if is_anchor_set else (OWNED, "Push a stitched model")
+    return push_folder(write, repo_id, owned=owned, message=message, private=private, revision=revision)
 
 
 def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -441,6 +441,31 @@ def test_a_run_that_translated_nothing_binds_nobody(model: RelativeStitcher, tmp
     assert translate(model, tmp_path / "x.parquet", tmp_path / "out", column="vector").rows == 1000
 
 
+@pytest.mark.parametrize("damage", [{"model": {}}, {"inputs": 3}, {"shards": {"0.parquet": {}}}])
+def test_a_damaged_manifest_is_refused(model: RelativeStitcher, tmp_path: Path, damage: dict[str, Any]) -> None:
+    inputs = shards(tmp_path / "in", 1)
+    translate(model, inputs, tmp_path / "out")
+    manifest = tmp_path / "out" / MANIFEST_NAME
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | damage))
+    with pytest.raises(StitchError, match=r"translation\.json is damaged .*: translate into another folder"):
+        translate(model, inputs, tmp_path / "out")
+
+
+def test_what_another_run_has_done_meanwhile_is_kept(
+    model: RelativeStitcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, locked = shards(tmp_path / "in", 1), Output.only_run
+
+    def after_another(self: Output) -> AbstractContextManager[None]:
+        monkeypatch.setattr(Output, "only_run", locked)
+        translate(model, inputs, tmp_path / "out")
+        return locked(self)
+
+    monkeypatch.setattr(Output, "only_run", after_another)
+    done = translate(model, inputs, tmp_path / "out")
+    assert (done.files, done.kept) == (0, 1)
+
+
 def test_two_runs_at_once_are_refused(model: RelativeStitcher, tmp_path: Path) -> None:
     inputs = shards(tmp_path / "in", 1)
     (tmp_path / "out").mkdir()
@@ -576,6 +601,24 @@ def test_a_bad_safetensors_file_is_refused(
 ) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(StitchError, match=message):
+        translate(model, tmp_path / "x.safetensors", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[1, 2]",
+        b'{"latents": 3}',
+        b'{"latents": {"shape": [1, 16]}}',
+        b'{"latents": {"shape": "x", "data_offsets": [0, 64]}}',
+        b'{"latents": {"shape": [1, 16], "data_offsets": [0]}}',
+        b"\xff",
+    ],
+)
+def test_a_damaged_safetensors_header_is_refused(model: RelativeStitcher, tmp_path: Path, header: bytes) -> None:
+    header = header.ljust(64)
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    with pytest.raises(StitchError, match=r"x\.safetensors: its header is damaged"):
         translate(model, tmp_path / "x.safetensors", tmp_path / "out")
 
 

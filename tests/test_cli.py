@@ -12,6 +12,7 @@ from PIL import Image
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
 from hf_relstitch.inputs import input_ids, read_inputs
+from hf_relstitch.prediction import predict
 
 
 def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -81,6 +82,19 @@ def test_predict_takes_texts_and_files_of_texts(model: Path, tmp_path: Path) -> 
     assert "ships sail" in run("predict", model, "ships sail").stdout
 
 
+def test_predict_refuses_what_the_model_does_not_take(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
+    Image.linear_gradient("L").save(tmp_path / "one.png")
+    for argument, message in {
+        tmp_path / "missing.txt": "there is no file or folder",
+        tmp_path / "latin.txt": "is not text in UTF-8",
+        tmp_path / "one.png": "the model takes texts and one input is a PosixPath",
+    }.items():
+        with pytest.raises(StitchError, match=message):
+            predict(str(model), [str(argument)])
+    assert predict(str(model), ["see missing.txt"])[0]["input"] == "see missing.txt"
+
+
 def test_predict_shows_a_text_as_it_is_however_long_it_is(model: Path) -> None:
     shown = run("predict", model, "see [/b] [really] here", "storm " * 80).stdout
     assert "see [/b] [really] here" in shown
@@ -102,6 +116,8 @@ def test_stitch_and_predict_images(tmp_path: Path) -> None:
     rows = json.loads(run("predict", tmp_path / "model", tmp_path / "images", "--json").stdout)
     assert len(rows) == 40
     assert json.loads(run("inspect", tmp_path / "model", "--json").stdout)["report"]["num_anchors"] == 32
+    with pytest.raises(StitchError, match=r"there is no file or folder gone: check the path"):
+        predict(str(tmp_path / "model"), ["gone"])
 
 
 def test_a_column_of_a_data_set_is_read(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeLatents, RelativeStitcher, StitchError, load_target
+from hf_relstitch.sharing import push
 
 TEXTS = pico.texts(100)
 BATCH = ["storm hits the northern coast", "quiet day"]
@@ -197,6 +198,37 @@ def test_a_push_to_a_branch(model: RelativeStitcher) -> None:
     model.push_to_hub("alice/stitched", revision="trial", share="adapter")
     assert HfApi().model_info("alice/stitched").sha == before
     assert RelativeStitcher.from_pretrained("alice/stitched", revision="trial").config.share == "adapter"
+
+
+def test_a_new_branch_begins_with_the_edits_of_the_main_one(model: RelativeStitcher) -> None:
+    model.push_to_hub("alice/stitched")
+    edited = str(ModelCard.load("alice/stitched")) + "\nSeen on a ship.\n"
+    HfApi().upload_file(path_or_fileobj=edited.encode(), path_in_repo="README.md", repo_id="alice/stitched")
+    model.push_to_hub("alice/stitched", revision="trial")
+    card = HfApi().hf_hub_download("alice/stitched", "README.md", revision="trial")
+    assert Path(card).read_text().endswith("Seen on a ship.\n")
+
+
+@pytest.mark.parametrize("kind", ["model", "anchors"])
+def test_a_pushed_folder_brings_its_cards_edits(
+    model: RelativeStitcher, source_id: str, tmp_path: Path, kind: str
+) -> None:
+    anchors = AnchorSet.encode(Encoder.from_pretrained(source_id), TEXTS, progress=False)
+    made = model if kind == "model" else anchors
+    made.save_pretrained(tmp_path)
+
+    def pushed() -> str:
+        push(str(tmp_path), "alice/it", share="full", private=None, revision=None)
+        return Path(HfApi().hf_hub_download("alice/it", "README.md")).read_text()
+
+    first = pushed()
+    on_the_hub = (first + "\nOn the Hub.\n").encode()
+    HfApi().upload_file(path_or_fileobj=on_the_hub, path_in_repo="README.md", repo_id="alice/it")
+    assert pushed().endswith("On the Hub.\n")  # nothing was edited here
+    card = (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text(card + "\nIn the folder.\n")
+    assert pushed().endswith("\nIn the folder.\n")
+    assert '"alice/it"' in pushed()
 
 
 def test_a_repo_id_without_namespace_is_the_users(model: RelativeStitcher) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pico
 import pytest
 import torch
@@ -392,6 +393,14 @@ def test_refuses_a_folder_without_a_file(stitched: RelativeStitcher, tmp_path: P
         RelativeStitcher.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_refuses_a_folder_that_would_read_texts_wrongly(stitched: RelativeStitcher, tmp_path: Path, name: str) -> None:
+    stitched.save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(StitchError, match=f"no {name} of its processor, without which inputs are read wrongly"):
+        RelativeStitcher.from_pretrained(tmp_path)
+
+
 def test_refuses_altered_weights(stitched: RelativeStitcher, tmp_path: Path, altered: Callable[[Path], None]) -> None:
     stitched.save_pretrained(tmp_path)
     altered(tmp_path / "model.safetensors")
@@ -512,6 +521,24 @@ def test_keywords_of_the_config_are_taken_as_any_transformers_model_does(
 def test_one_text_is_no_list_of_inputs(stitched: RelativeStitcher) -> None:
     with pytest.raises(StitchError, match=r"one text, 'storm', where a list of inputs is expected: give \[text\]"):
         stitched.predict("storm")
+    with pytest.raises(StitchError, match="the inputs are a generator, which is read once: give a list"):
+        stitched.predict(text for text in pico.texts(3))
+    with pytest.raises(StitchError, match="batch_size is 0: expected 1 or more"):
+        stitched.predict(pico.texts(3), batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("latents", "came"),
+    [
+        (torch.ones(2, 17), r"of shape \(2, 17\)"),
+        (np.ones((2, 16)), "a ndarray"),
+        (torch.tensor(1.0), r"of shape \(\)"),
+    ],
+)
+def test_refuses_latents_of_another_width_or_kind(stitched: RelativeStitcher, latents: Any, came: str) -> None:
+    for apply in (stitched.translate, stitched.classify):
+        with pytest.raises(StitchError, match=rf"the latents are {came}: expected a tensor \(n, 16\) of the source"):
+            apply(latents)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

@@ -56,8 +56,10 @@ def test_from_the_shell(source_folder: str, target_folder: str, tmp_path: Path) 
     rows = json.loads(CliRunner().invoke(app, asked, catch_exceptions=False).stdout)
     assert [row["candidate"] for row in rows] == [source_folder, str(tmp_path / "missing")]
     assert rows[1]["error"]
-    shown = run(*arguments, "--candidates", source_folder, tmp_path / "missing").stdout
-    assert all(word in shown for word in ("agreement", "inputs/s", "tiny-bert", "error:"))
+    done = run(*arguments, "--candidates", source_folder, tmp_path / "missing")
+    assert all(word in done.stdout for word in ("agreement", "inputs/s", "tiny-bert"))
+    assert f"{tmp_path / 'missing'} could not be stitched: " in done.stderr
+    assert run(*arguments, "--candidates", tmp_path / "missing", status=1).stdout == ""
 
 
 @pytest.mark.slow

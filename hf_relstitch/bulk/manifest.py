@@ -121,7 +121,10 @@ class Manifest:
             version, written_by = content.pop("format_version", None), content.pop("hf_relstitch_version", None)
             check_format(version, supported=FORMAT_VERSION, what=place, written_by=written_by)
             shards = {name: Shard(**shard) for name, shard in content.pop("shards").items()}
-            return cls(**content, shards=shards)
+            manifest = cls(**content, shards=shards)
+            if not isinstance(manifest.inputs, dict) or not manifest.identity:
+                raise TypeError(f"its inputs are {manifest.inputs!r}")
+            return manifest
         except StitchError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -124,9 +124,15 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(stream.read(8), "little")
     if not 2 <= length <= min(LONGEST_HEADER, size - 8):
         raise StitchError("it is no safetensors file, or cut short: copy or write it again")
-    header = json.loads(stream.read(length))
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    if size != 8 + length + max(ends, default=0):
+    try:
+        header = json.loads(stream.read(length))
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        if not all(isinstance(size, int) for entry in tensors for size in entry["shape"]):
+            raise TypeError("a shape is no list of whole numbers")
+        end = max((end for begin, end in (entry["data_offsets"] for entry in tensors) if begin <= end), default=0)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StitchError(f"its header is damaged ({error!r}): copy or write it again") from error
+    if size != 8 + length + end:
         raise StitchError(CUT_SHORT)
     return header, 8 + length
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -101,14 +101,14 @@ def translate_files(
     translator = Translator(translation, column, batch_size, dtype, keep_nonfinite)
     folder = Output.at(output)
     sources = find_sources([inputs] if isinstance(inputs, str | Path) else inputs, folder)
-    there = folder.sizes()
-    manifest = Manifest.open(folder, which, translator, sources, there=there)
-    missing = _missing(manifest, sources, folder, there, read=verify or folder.is_local)
-    if verify and missing:
-        faults = "; ".join(f"{source.name}: {fault}" for source, fault in missing.items())
-        raise StitchError(f"{folder} is not what was translated: {faults}: run again without verify to mend it")
-    if missing:
-        with folder.only_run():
+    with nullcontext() if verify else folder.only_run():
+        there = folder.sizes()
+        manifest = Manifest.open(folder, which, translator, sources, there=there)
+        missing = _missing(manifest, sources, folder, there, read=verify or folder.is_local)
+        if verify and missing:
+            faults = "; ".join(f"{source.name}: {fault}" for source, fault in missing.items())
+            raise StitchError(f"{folder} is not what was translated: {faults}: run again without verify to mend it")
+        if missing:
             manifest.write(folder)
             translate = _translate_on_cluster if ray else _translate_missing
             translate(manifest, missing, translator, folder, progress=progress)

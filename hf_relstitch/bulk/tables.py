@@ -157,5 +157,7 @@ def as_column(latents: Tensor, kind: pa.DataType) -> pa.Array:
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(values, type=kind)
     made, offsets = (pa.LargeListArray, torch.int64) if pa.types.is_large_list(kind) else (pa.ListArray, torch.int32)
+    if latents.numel() > torch.iinfo(offsets).max:
+        raise StitchError(f"{len(latents):,} translated rows are more than one list column holds: lower the batch_size")
     starts = torch.arange(len(latents) + 1, dtype=offsets) * latents.shape[1]
     return made.from_arrays(pa.array(starts.numpy()), values, type=kind)

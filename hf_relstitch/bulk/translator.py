@@ -1,6 +1,5 @@
 """Translator: a stitched model's translation without the model, applied to one block of latents at a time."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from hf_relstitch.core.inversion import Translation, fit_translation
 from hf_relstitch.core.selection import choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.encoders import fingerprint
-from hf_relstitch.files import verify_checksum
+from hf_relstitch.files import verify_checksum, weight_map
 from hf_relstitch.hub import Repo, locate
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
@@ -150,7 +149,7 @@ def _read_translation(repo: Repo) -> AnyTranslation:
     sizes = config.num_anchors, config.d_source, config.d_target
     translation = empty_translation(*sizes, settings=config.translation_settings)
     index = repo.file(INDEX)
-    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index else {}
+    files = weight_map(index) if index else {}
     inside = {name: files.get(f"translation.{name}", "model.safetensors") for name in translation.state_dict()}
     paths = {file: _checked(repo, file, config) for file in sorted(set(inside.values()))}
     tensors = {name: _read_tensor(paths[file], f"translation.{name}") for name, file in inside.items()}

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from hf_relstitch.cli.showing import AsJson, print_table, show
 
@@ -86,10 +85,8 @@ def recommend_command(
         typer.echo(json.dumps(rows, indent=2))
         return
     table = Table("candidate", "agreement", "95 %", "verdict", "inputs/s", "parameters", "MB")
-    for row in rows:
-        if row["error"] is not None:
-            table.add_row(row["candidate"], Text(f"error: {row['error']}", style="red"))
-            continue
+    stitched = [row for row in rows if row["error"] is None]
+    for row in stitched:
         low, high = row["agreement_interval"] or (None, None)
         table.add_row(
             row["candidate"],
@@ -100,4 +97,9 @@ def recommend_command(
             f"{row['parameters']:,}",
             f"{row['megabytes']:.1f}",
         )
-    print_table(table)
+    if stitched:
+        print_table(table)
+    for row in rows[len(stitched) :]:
+        typer.echo(f"{row['candidate']} could not be stitched: {row['error']}", err=True)
+    if not stitched:
+        raise typer.Exit(1)
