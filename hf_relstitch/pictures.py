@@ -62,7 +62,7 @@ def draw_confusion(axis: Axes, *, labels: Tensor, predictions: Tensor, names: Se
     counts = torch.zeros(len(names), len(names))
     counts.index_put_((labels, predictions), torch.ones(len(labels)), accumulate=True)
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    image = axis.imshow(shares.tolist(), cmap="Blues", vmin=0, vmax=1)
     few = len(names) <= 12
     if few:
         for row, column in counts.nonzero().tolist():

@@ -1,9 +1,12 @@
-"""The command line, as a user runs it: real processes."""
+"""The command line, as a user runs it."""
 
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pico
@@ -11,18 +14,28 @@ import pytest
 from PIL import Image
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
+from hf_relstitch.cli import main
 from hf_relstitch.inputs import input_ids, read_inputs
 from hf_relstitch.prediction import predict
 
 
-def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `hf-relstitch` and check its exit status."""
-    command = [str(Path(sys.executable).with_name("hf-relstitch")), *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "300"}, timeout=240
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+@dataclass
+class Done:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object, status: int = 0) -> Done:
+    """Run `hf-relstitch` in this process, where the libraries are imported already, and check its exit status."""
+    with pytest.MonkeyPatch.context() as patch, StringIO() as stdout, StringIO() as stderr:
+        patch.setattr(sys, "argv", ["hf-relstitch", *map(str, arguments)])
+        patch.setenv("COLUMNS", "300")
+        with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as ended:
+            main()
+        assert (ended.value.code or 0) == status, stdout.getvalue() + stderr.getvalue()
+        return Done(stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +111,7 @@ def test_predict_refuses_what_the_model_does_not_take(model: Path, tmp_path: Pat
 def test_predict_shows_a_text_as_it_is_however_long_it_is(model: Path) -> None:
     shown = run("predict", model, "see [/b] [really] here", "storm " * 80).stdout
     assert "see [/b] [really] here" in shown
-    assert run("predict", model, "storm " * 80, "--json").returncode == 0
+    run("predict", model, "storm " * 80, "--json")
 
 
 def test_an_error_keeps_its_brackets(tmp_path: Path) -> None:
