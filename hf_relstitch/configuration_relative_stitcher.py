@@ -119,6 +119,8 @@ class RelativeStitcherConfig(PretrainedConfig):
             build_head(self.head, d_target=self.d_target, num_labels=self.num_labels)
         if not isinstance(self.checksums, dict):
             raise StitchError(f"the config's checksums are {self.checksums}: expected one for each weight file")
+        if not isinstance(self.processor_files, list) or not all(isinstance(one, str) for one in self.processor_files):
+            raise StitchError(f"the config's processor_files are {self.processor_files}: expected a list of names")
         if self.share not in SHARES:
             raise StitchError(f"share is {self.share!r}: expected one of {', '.join(SHARES)}")
         self.translation_settings  # noqa: B018  (its construction is the check)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
+from hf_relstitch.core.confidence import apply_head
 from hf_relstitch.core.errors import StitchError
 
 ACTIVATIONS = (
@@ -241,6 +242,29 @@ def widths_of(module: nn.Module) -> tuple[int | None, int | None]:
     if not widths or describe_head(module) is None:
         return None, None
     return widths[0][0], widths[-1][1]
+
+
+def num_logits(module: nn.Module, *, dim: int | None) -> int:
+    """How many logits a head gives for a latent.
+
+    Raises:
+        StitchError: it does not take latents of that width, or gives no row of logits for each.
+    """
+    _, gives = widths_of(module)
+    if gives is not None:
+        return gives
+    if dim is None:
+        raise StitchError(f"the head is a {type(module).__name__}, which does not say its width: give dim")
+    try:
+        logits = apply_head(module, torch.zeros(2, dim))
+        rows, gives = logits.shape
+    except Exception as error:  # whatever a module of the user's raises
+        raise StitchError(
+            f"the head, a {type(module).__name__}, makes no (n, classes) logits of latents (n, {dim}): {error}"
+        ) from error
+    if rows != 2:
+        raise StitchError(f"the head, a {type(module).__name__}, makes {rows} rows of logits of 2 latents")
+    return gives
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from hf_relstitch.chains import THEN, find_chain
-from hf_relstitch.core.confidence import apply_head
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.cuts import BY_HAND, Body, find_cut, folded, linear_of, pad_token_id
 from hf_relstitch.encoders import Encoder, load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
@@ -32,8 +31,8 @@ from hf_relstitch.head_modules import (
     Prototypes,
     built_activation,
     describe_head,
+    num_logits,
     own_copy,
-    widths_of,
 )
 from hf_relstitch.hub import Repo, hub_options, is_commit, locate
 from hf_relstitch.inputs import probe_inputs
@@ -182,34 +181,16 @@ class Head:
         else:
             module = folded([read_linear(repo, name) for name in cut_at[1].split(" and ")])
         config = AutoConfig.from_pretrained(repo.place, **repo.loading)
-        return cls(module.requires_grad_(False), dict(config.id2label), config.problem_type, provenance)
+        return cls(module.requires_grad_(False), class_names(config), config.problem_type, provenance)
+
+
+def class_names(config: Any) -> dict[int, str]:
+    """The names of a classifier's classes as texts; some configs on the Hub have numbers."""
+    return {index: str(name) for index, name in config.id2label.items()}
 
 
 def _plain_names(count: int) -> list[str]:
     return [f"LABEL_{index}" for index in range(count)]
-
-
-def num_logits(module: nn.Module, *, dim: int | None) -> int:
-    """How many logits a head gives for a latent.
-
-    Raises:
-        StitchError: it does not take latents of that width, or gives no row of logits for each.
-    """
-    _, gives = widths_of(module)
-    if gives is not None:
-        return gives
-    if dim is None:
-        raise StitchError(f"the head is a {type(module).__name__}, which does not say its width: give dim")
-    try:
-        logits = apply_head(module, torch.zeros(2, dim))
-        rows, gives = logits.shape
-    except Exception as error:  # whatever a module of the user's raises
-        raise StitchError(
-            f"the head, a {type(module).__name__}, makes no (n, classes) logits of latents (n, {dim}): {error}"
-        ) from error
-    if rows != 2:
-        raise StitchError(f"the head, a {type(module).__name__}, makes {rows} rows of logits of 2 latents")
-    return gives
 
 
 def read_linear(repo: Repo, name: str) -> nn.Linear:
@@ -313,7 +294,7 @@ def cut(
         revision=repo.commit if repo else None,
         license=repo.license() if repo else None,
     )
-    return encoder, Head(head, dict(model.config.id2label), model.config.problem_type, encoder.provenance)
+    return encoder, Head(head, class_names(model.config), model.config.problem_type, encoder.provenance)
 
 
 take_apart = cut

@@ -20,8 +20,8 @@ from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.selection import Choice, Prefer, choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.devices import accelerate_state
-from hf_relstitch.head_modules import widths_of
-from hf_relstitch.heads import Head, num_logits
+from hf_relstitch.head_modules import num_logits, widths_of
+from hf_relstitch.heads import Head
 from hf_relstitch.provenance import Provenance
 
 FREE = {"scale", "seed"}

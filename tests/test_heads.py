@@ -1,5 +1,6 @@
 """Heads: the one general cut, its proof, and what cannot be cut."""
 
+import json
 from pathlib import Path
 
 import pico
@@ -145,6 +146,20 @@ def test_a_bare_layer_gets_its_labels() -> None:
     layer = nn.Linear(4, 2)
     assert Head.of(layer).id2label == {0: "LABEL_0", 1: "LABEL_1"}
     assert Head.of(layer, labels=["no", "yes"]).id2label == {0: "no", 1: "yes"}
+
+
+def test_classes_with_numbers_for_names_are_named_by_them(tmp_path: Path) -> None:
+    place = pico.saved("Bert", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": {"0": 7, "1": 8, "2": 9}}))
+    assert load_target(place)[1].id2label == {0: "7", 1: "8", 2: "9"}
+
+
+def test_refuses_a_head_of_another_kind_or_with_names_that_are_no_texts() -> None:
+    with pytest.raises(StitchError, match="problem_type is 'ranking': expected one of single_label_classification, "):
+        Head(nn.Linear(4, 2), {0: "a", 1: "b"}, "ranking")
+    with pytest.raises(StitchError, match="a class is named 7, a int: give names as texts"):
+        Head(nn.Linear(4, 2), {0: "a", 1: 7})  # type: ignore[dict-item]
 
 
 def test_labels_replace_those_of_a_cut_head(target: tuple[Encoder, Head]) -> None:

@@ -287,6 +287,7 @@ def test_tensors_of_the_wrong_shape(pushed: RelativeStitcher, pull: Callable, tm
         ({"checksums": {"../model.safetensors": "xxh3_128:0"}}, "expected a safetensors file in the same folder"),
         ({"checksums": {"/etc/passwd": "xxh3_128:0"}}, "expected a safetensors file in the same folder"),
         ({"checksums": ["model.safetensors"]}, "checksums"),
+        ({"processor_files": 3}, "the config's processor_files are 3: expected a list of names"),
         ({"source_config": {"model_type": "os.system"}}, "os.system"),
         ({"source_config": {"model_type": "../../evil"}}, "evil"),
         ({"source_config": {}}, "source_config"),
