@@ -81,11 +81,18 @@ def recommend_command(
     inputs = read_inputs(anchors, column=column, target_column=target_column, split=split)[: 4 * limit]
     encoders = [*candidates, *(more or [])]
     rows = recommend(target, encoders, inputs, cut=cut, num_anchors=limit, batch_size=batch_size)
+    stitched = [row for row in rows if row["error"] is None]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
-        return
+    else:
+        show_ranking(stitched, failed=rows[len(stitched) :])
+    if not stitched:
+        raise typer.Exit(1)
+
+
+def show_ranking(stitched: list[dict[str, Any]], *, failed: list[dict[str, Any]]) -> None:
+    """The candidates that could be stitched as a table, and under it why the others could not."""
     table = Table("candidate", "agreement", "95 %", "verdict", "inputs/s", "parameters", "MB")
-    stitched = [row for row in rows if row["error"] is None]
     for row in stitched:
         low, high = row["agreement_interval"] or (None, None)
         table.add_row(
@@ -99,7 +106,5 @@ def recommend_command(
         )
     if stitched:
         print_table(table)
-    for row in rows[len(stitched) :]:
+    for row in failed:
         typer.echo(f"{row['candidate']} could not be stitched: {row['error']}", err=True)
-    if not stitched:
-        raise typer.Exit(1)
