@@ -1,107 +1,59 @@
 """Translating files on a Ray cluster: the same files as on one machine, whatever becomes of a node."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import cluster_run
 import numpy as np
 import pico
 import pytest
-import ray
-from ray.cluster_utils import Cluster
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from hf_relstitch import StitchError
 from hf_relstitch.bulk import translate_files
 from hf_relstitch.bulk.manifest import MANIFEST_NAME
-from hf_relstitch.core.inversion import Translation
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("default:::ray"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-]
-FILES, ROWS, DIM = 6, 60_000, 64
+pytestmark = pytest.mark.slow
+FILES, ROWS = 6, 60_000
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A node that this process is on, and one other, with a core each."""
-    one_core: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args=one_core | {"include_dashboard": False})
-    cluster.add_node(**one_core)
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False)
-
-    def ready() -> str:
-        import hf_relstitch
-
-        return hf_relstitch.__name__
-
-    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
-    imported = [ray.remote(ready).options(num_cpus=1, scheduling_strategy=place).remote() for place in places]
-    assert ray.get(imported, timeout=120) == ["hf_relstitch"] * 2
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+def on_a_cluster(*arguments: Any) -> dict[str, Any]:
+    """What `cluster_run.py` tells; whatever it began is ended with it."""
+    command = [sys.executable, cluster_run.__file__, *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            told, errors = run.communicate(timeout=600)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 0, errors
+    return json.loads(told.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def translation() -> Translation:
-    return pico.translation(DIM)
-
-
-def matrices(folder: Path) -> Path:
-    folder.mkdir()
+def test_a_node_that_is_killed_changes_nothing(tmp_path: Path) -> None:
+    inputs, out, local = tmp_path / "in", tmp_path / "out", tmp_path / "local"
+    inputs.mkdir()
     for seed in range(FILES):
-        np.save(folder / f"{seed}.npy", np.random.default_rng(seed).standard_normal((ROWS, DIM), dtype="f4"))
-    return folder
-
-
-def until(met: Any, *, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
-
-
-def alive() -> int:
-    return sum(node["Alive"] for node in ray.nodes())
-
-
-def test_a_node_that_is_killed_changes_nothing(cluster: Cluster, translation: Translation, tmp_path: Path) -> None:
-    """With one core a node, both nodes are at a file whenever two are unfinished."""
-    inputs, out, local = matrices(tmp_path / "in"), tmp_path / "out", tmp_path / "local"
-    options: dict[str, Any] = {"batch_size": 64, "progress": False}
-    translate_files(translation, inputs, local, **options)
-    assert alive() == 2
-    lost = cluster.worker_nodes.copy().pop()
-    with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(translate_files, translation, inputs, out, ray=True, **options)
-        until(lambda: run.done() or (list(out.glob("*.npy")) and len(list(out.glob(".partial-*"))) == 2))
-        cluster.remove_node(lost, allow_graceful=False)
-        assert not run.done(), "the node was to be lost in the middle of the run"
-        done = run.result(timeout=200)
-    until(lambda: alive() == 1)
-    assert (done.files, done.rows) == (FILES, FILES * ROWS)
+        rows = np.random.default_rng(seed).standard_normal((ROWS, cluster_run.DIM), dtype="f4")
+        np.save(inputs / f"{seed}.npy", rows)
+    told = on_a_cluster(inputs, out, "--lose-a-node")
+    assert told == {"nodes": 2, "left": 1, "files": FILES, "rows": FILES * ROWS, "kept": FILES}
     assert not list(out.glob(".partial-*"))
+    translate_files(pico.translation(cluster_run.DIM), inputs, local, batch_size=64, progress=False)
     for name in (*(f"{seed}.npy" for seed in range(FILES)), MANIFEST_NAME):
         assert (out / name).read_bytes() == (local / name).read_bytes()
-    assert translate_files(translation, inputs, out, ray=True, **options).kept == FILES
 
 
-def test_a_file_that_cannot_be_translated_is_told_of(
-    cluster: Cluster, translation: Translation, tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_translated_is_told_of(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((5, 3), "f4"))
-    with pytest.raises(StitchError, match=r"x\.npy: the matrix is 3 wide and the model translates latents of width 64"):
-        translate_files(translation, tmp_path / "x.npy", tmp_path / "out", ray=True, progress=False)
+    told = on_a_cluster(tmp_path / "x.npy", tmp_path / "out")
+    assert "x.npy: the matrix is 3 wide and the model translates latents of width 64" in told["error"]
     assert not list((tmp_path / "out").glob("*.npy"))
 
 
@@ -112,7 +64,7 @@ def test_without_ray_the_error_says_what_to_install(tmp_path: Path) -> None:
         "from hf_relstitch.bulk.cluster import each_on_cluster\n"
         "list(each_on_cluster(print, [1]))"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=120, capture_output=True, text=True)
     assert "StitchError: a cluster needs Ray: pip install 'hf-relstitch[ray]'" in done.stderr
 
 
@@ -132,5 +84,6 @@ def test_a_cluster_that_is_begun_here_reports_no_usage() -> None:
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["RAY_ADDRESS"] = "local"  # and not that of a cluster that runs here already
-    done = subprocess.run([sys.executable, "-c", script], check=False, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=False, timeout=300, env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[-2:] == ["REPORTS False", "KEPT False"], done.stderr
