@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import Translation
-from hf_relstitch.core.relative import working_dtype
+from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.sharpening import SharpenedTranslation
 
 
@@ -42,10 +42,8 @@ def fuse(translation: Translation | SharpenedTranslation, head: nn.Module) -> Fu
             f"the translation {how}, so that it is not affine and does not fuse with the head: stitch with "
             "prefer='linear' and scale='carry'"
         )
-    exact = working_dtype(translation.weight.device)
     with align_module_device(head):
-        weight, readout = translation.weight.to(exact), head.weight.to(exact)
-        bias = readout @ translation.bias.to(exact)
-        bias = bias if head.bias is None else bias + head.bias.to(exact)
-    dtype = translation.weight.dtype
-    return Fused((readout @ weight.T).to(dtype), bias.to(dtype))
+        weight, readout = to_working(translation.weight), to_working(head.weight)
+        bias = readout @ to_working(translation.bias)
+        bias = bias if head.bias is None else bias + to_working(head.bias)
+    return Fused((readout @ weight.T).to(translation.weight), bias.to(translation.weight))

@@ -209,8 +209,8 @@ def fit_translation(
     """The translation that `settings` makes of anchors paired row for row (arXiv 2406.15057, sec. 3).
 
     Exact, for every α at λ = 0, when the target space is the source space under an isometry, a scale and a
-    shift and the anchors span it. Computed and given in float64 on the device of the anchors, without
-    gradients. It can be no better than the anchors: what they do not span is lost, and with a small `ridge`
+    shift and the anchors span it. Computed and given in float64 without gradients, on the device of the anchors if
+    that has float64. It can be no better than the anchors: what they do not span is lost, and with a small `ridge`
     the weak directions of the target anchors are amplified by their condition number. `frames` are both sides'
     `Frame.of_anchors`, where they are at hand.
 
@@ -245,7 +245,7 @@ def fit_translation(
 def paired(
     source_anchors: Float[Tensor, "k d_source"], target_anchors: Float[Tensor, "m d_target"]
 ) -> tuple[Float[Tensor, "k d_source"], Float[Tensor, "k d_target"]]:
-    """Both sides' anchors in the working dtype.
+    """Both sides' anchors in float64, see `to_working`.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.

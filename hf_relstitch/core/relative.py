@@ -10,14 +10,9 @@ BLOCK = 1024
 """Rows that are compared with all others at a time, so that memory does not grow with the square of the rows."""
 
 
-def working_dtype(device: torch.device) -> torch.dtype:
-    """The dtype that inversions are computed in: float64, or float32 on a device that has none (MPS)."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def to_working(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Detached latents in the working dtype."""
-    return x.detach().to(working_dtype(x.device))
+def to_working(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """A detached tensor in float64, in which inversions are computed; on the CPU where its device has none (MPS)."""
+    return x.detach().to("cpu" if x.device.type == "mps" else x.device).to(torch.float64)
 
 
 def precision_of(x: Float[Tensor, "n d"]) -> float:
@@ -44,7 +39,7 @@ def relative_projection(x: Float[Tensor, "n d"], *, anchors: Float[Tensor, "k d"
 
     The result does not change when one isometry, one positive scale and one shift act on latents and
     anchors alike (arXiv 2209.15430, eq. 2; centred as in arXiv 2406.15057). Computed in float64, given in
-    the dtype of `x`.
+    the dtype and on the device of `x`.
 
     Raises:
         StitchError: latents and anchors have different widths.
@@ -57,4 +52,4 @@ def relative_projection(x: Float[Tensor, "n d"], *, anchors: Float[Tensor, "k d"
     absolute = to_working(anchors)
     centre = absolute.mean(0)
     relative = directions(to_working(x), centre=centre) @ directions(absolute, centre=centre).T
-    return relative.to(x.dtype)
+    return relative.to(x)

@@ -37,7 +37,7 @@ LENGTHS = (1.0, 1.2, 1.4, 1.7, 2.0, 2.8, 4.0)
 LENGTH_MATTERS = 0.002
 """What a longer latent has to score more than a shorter one."""
 NORM_ROWS = 64
-"""Held-out rows of a fold that tell the mean norm of translated latents."""
+"""Held-out rows of a fold, and no fewer, that tell the mean norm of translated latents."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,8 @@ class Judge:
         """One score for each held-out row of a fold; no latent of `d_target` is made for a head that begins linear."""
         source_gains, between, target_gains = view.factors_of(settings)
         held_out = view.held_out * source_gains.T
-        scale = fold.target_norm / mean_norm(held_out[:NORM_ROWS] @ between * target_gains)
+        some = held_out[:: max(1, len(held_out) // NORM_ROWS)]  # whatever order the anchors came in
+        scale = fold.target_norm / mean_norm(some @ between * target_gains)
         read = scale * torch.linalg.multi_dot([held_out, between, target_gains[:, None] * readout])
         if self.head is None:
             return self.cosines(read, fold.centre, fold.held_out)

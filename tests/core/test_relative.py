@@ -8,7 +8,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch.testing import assert_close
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.relative import directions, precision_of, relative_projection, to_working, working_dtype
+from hf_relstitch.core.relative import directions, precision_of, relative_projection, to_working
 
 examples = settings(deadline=None, max_examples=25, derandomize=True)
 seeds = st.integers(0, 2**16)
@@ -129,11 +129,6 @@ def test_directions_have_length_one():
 def test_a_latent_at_the_centre_has_no_direction():
     centre = gaussian(0, 5)
     assert torch.equal(directions(centre[None], centre=centre), torch.zeros(1, 5).double())
-
-
-@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float64), ("cuda", torch.float64), ("mps", torch.float32)])
-def test_the_working_dtype_is_float64_where_the_device_has_it(device, dtype):
-    assert working_dtype(torch.device(device)) == dtype
 
 
 def test_working_latents_are_float64_without_a_gradient():

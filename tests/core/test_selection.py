@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from spaces import clusters, gaussian, isometry, linear, nearest_mean_head
 from torch.testing import assert_close
 
+from hf_relstitch.core import selection
 from hf_relstitch.core.confidence import temperature_for
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import held_out_translations
@@ -43,6 +44,18 @@ def test_an_exact_relation_is_found(prefer):
     logits = head(fit(x[:200], y[:200], settings=choice.settings)(x[200:]))
     assert (logits.argmax(-1) == head(y[200:]).argmax(-1)).double().mean() >= 0.98
     assert choice.criterion == "head"
+
+
+def test_anchors_that_come_in_order_get_the_scores_that_all_rows_of_a_fold_would_give(monkeypatch):
+    """The norm of translated latents is told from some rows of a fold, and short ones may come first."""
+    x, labels = clusters(count=1600)
+    x = x * torch.linspace(0.2, 3, len(x))[:, None].double()
+    y = x @ isometry(5, 16) + gaussian(6, len(x), 16)
+    head = nearest_mean_head(y, labels)
+    some = choose_settings(x, y, head=head)
+    monkeypatch.setattr(selection, "NORM_ROWS", len(x))
+    every = choose_settings(x, y, head=head)
+    assert some.score == pytest.approx(every.score, abs=0.01)
 
 
 @preferences
