@@ -14,7 +14,7 @@ from hf_relstitch.cards import CARD_NAME, read_card
 from hf_relstitch.checkpoints import OWNED
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.edits import is_edited
-from hf_relstitch.files import whole_folder
+from hf_relstitch.files import PARTIAL, whole_folder
 from hf_relstitch.hub import Repo, locate, push_folder
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
@@ -62,7 +62,7 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:
     load(repo.place, revision=repo.commit)
     last, owned = (CONFIG_NAME, [LATENTS_NAME]) if is_anchor_set else ("config.json", OWNED)
     with whole_folder(folder, last=last, owned=owned) as written:
-        shutil.copytree(repo.folder(), written, dirs_exist_ok=True)
+        shutil.copytree(repo.folder(), written, ignore=shutil.ignore_patterns(f"{PARTIAL}*"), dirs_exist_ok=True)
 
 
 def find(place: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeLatents, RelativeStitcher, StitchError, load_target
-from hf_relstitch.sharing import push
+from hf_relstitch.sharing import pull, push
 
 TEXTS = pico.texts(100)
 BATCH = ["storm hits the northern coast", "quiet day"]
@@ -379,6 +379,15 @@ def test_command_line_from_hub_id_to_hub_id(source_id: str, target_id: str, tmp_
     run("pull", "alice/stitched", tmp_path / "pulled")
     pulled = RelativeStitcher.from_pretrained(tmp_path / "pulled")
     assert torch.equal(logits(pulled), logits(RelativeStitcher.from_pretrained(tmp_path / "model")))
+
+
+def test_a_folder_is_pulled_onto_itself_as_it_is(model: RelativeStitcher, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    (tmp_path / ".partial-of-a-killed-save").mkdir()
+    pull(str(tmp_path), tmp_path)
+    pull(str(tmp_path), tmp_path / "copy")
+    assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path / "copy")), logits(model))
+    assert not (tmp_path / "copy" / ".partial-of-a-killed-save").exists()
 
 
 def test_command_line_finds_anchor_sets(source_id: str, target_id: str, tmp_path: Path) -> None:
