@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_relstitch.cards import RESULTS_NAME
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
@@ -81,6 +82,11 @@ def check_listed(folder: Path, config: RelativeStitcherConfig) -> None:
     for name in config.checksums:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise StitchError(f"{folder} lists {name!r} as weights: expected a safetensors file in the same folder")
+    if (folder / SAFE_WEIGHTS_NAME).is_file() and SAFE_WEIGHTS_NAME not in config.checksums:
+        raise StitchError(
+            f"{folder} has a {SAFE_WEIGHTS_NAME} that its config does not list, as after a save that was cut off: "
+            "save or download it again"
+        )
     if (folder / INDEX).is_file():
         strange = set(weight_map(folder / INDEX).values()) - set(config.checksums)
         if strange:

@@ -59,11 +59,19 @@ def read(existing: str) -> ModelCard:
         ) from error
 
 
-def is_edited(existing: str) -> bool:
-    """Whether people wrote in a README.md, above, below or in its metadata."""
-    card = read(existing)
+def edits(existing: str | None) -> list[Any]:
+    """What people wrote in a README.md above and below, and its metadata as far as they changed it, as plain values.
+
+    That of one whose metadata cannot be read is all of it.
+    """
+    try:
+        card = read(existing or "")
+    except StitchError:
+        return [existing, "", {}]
     before, old, after = split(card.text)
-    return bool(before.strip() or after.strip()) or vars(card.data) != remembered(old)
+    was, now = remembered(old), vars(card.data)
+    changed = {key: str(now.get(key)) for key in {**was, **now} if now.get(key) != was.get(key)}
+    return [before.strip(), after.strip(), changed]
 
 
 def split(text: str) -> tuple[str, str, str]:

@@ -16,20 +16,23 @@ from hf_relstitch.core.errors import StitchError
 
 WINDOW = 1 << 24
 """Bytes of a file that are mapped at a time."""
+PARTIAL = ".partial-"
+"""What the name of that which is not whole yet begins with."""
 
 
 @contextmanager
 def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
-    """A temporary folder beside `folder` whose files are moved into it when the block ends without an error.
+    """A temporary folder whose files are moved into `folder` when the block ends without an error.
 
-    Files of the same name are replaced, older files that match a glob of `owned` go, other files stay, and the
-    file named `last` (the one that says that the rest is there) is moved after all others.
+    It is in `folder`, which can be a volume of its own, or beside it where it is not there yet. Files of the same name
+    are replaced, then older files that match a glob of `owned` go, other files stay, and the file named `last` (the one
+    that says that the rest is there) is moved after all others.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise StitchError(f"{folder} is a file: give a folder to save to")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder if folder.exists() else folder.parent, prefix=PARTIAL) as temporary:
         written = Path(temporary, "whole")
         written.mkdir(mode=0o755)
         yield written
@@ -37,9 +40,12 @@ def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iter
             written.rename(folder)
             return
         new = sorted(written.iterdir(), key=lambda entry: entry.name == last)
-        for old in {file for glob in owned for file in folder.glob(glob)} - {folder / entry.name for entry in new}:
-            old.unlink()
+        made = {folder / file.relative_to(written) for file in written.rglob("*")}
+        old = {file for glob in owned for file in folder.glob(glob)} - made
         for entry in new:
+            if entry.name == last:
+                for file in old:
+                    file.unlink()
             if entry.is_dir():
                 shutil.copytree(entry, folder / entry.name, dirs_exist_ok=True)
             else:
@@ -50,7 +56,7 @@ def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iter
 def whole_file(file: str | Path) -> Iterator[Path]:
     """A temporary file beside `file` that takes its place when the block ends without an error, and else is gone."""
     file = Path(file)
-    written = file.with_name(f".partial-{file.name}")
+    written = file.with_name(f"{PARTIAL}{file.name}")
     try:
         yield written
         written.replace(file)

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeLatents, RelativeStitcher, StitchError, load_target
-from hf_relstitch.sharing import push
+from hf_relstitch.sharing import pull, push
 
 TEXTS = pico.texts(100)
 BATCH = ["storm hits the northern coast", "quiet day"]
@@ -209,6 +209,25 @@ def test_a_new_branch_begins_with_the_edits_of_the_main_one(model: RelativeStitc
     assert Path(card).read_text().endswith("Seen on a ship.\n")
 
 
+def card_of(repo_id: str, revision: str | None = None) -> str:
+    return Path(HfApi().hf_hub_download(repo_id, "README.md", revision=revision)).read_text()
+
+
+def edit_on_the_hub(repo_id: str, words: str) -> None:
+    card = (card_of(repo_id) + words).encode()
+    HfApi().upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=repo_id)
+
+
+def edit(folder: Path, words: str) -> None:
+    with (folder / "README.md").open("a") as card:
+        card.write(words)
+
+
+def pushed(folder: Path, repo_id: str = "alice/it", revision: str | None = None) -> str:
+    push(str(folder), repo_id, share="full", private=None, revision=revision)
+    return card_of(repo_id, revision)
+
+
 @pytest.mark.parametrize("kind", ["model", "anchors"])
 def test_a_pushed_folder_brings_its_cards_edits(
     model: RelativeStitcher, source_id: str, tmp_path: Path, kind: str
@@ -216,19 +235,53 @@ def test_a_pushed_folder_brings_its_cards_edits(
     anchors = AnchorSet.encode(Encoder.from_pretrained(source_id), TEXTS, progress=False)
     made = model if kind == "model" else anchors
     made.save_pretrained(tmp_path)
+    pushed(tmp_path)
+    edit(tmp_path, "\nIn the folder.\n")
+    assert pushed(tmp_path).endswith("\nIn the folder.\n")
+    edit(tmp_path, "More.\n")
+    assert pushed(tmp_path).endswith("\nIn the folder.\nMore.\n")
+    assert '"alice/it"' in pushed(tmp_path)
+    edit_on_the_hub("alice/it", "On the Hub.\n")
+    assert pushed(tmp_path).endswith("More.\nOn the Hub.\n")  # nothing was edited here since
+    assert pushed(tmp_path, "alice/new").endswith("\nIn the folder.\nMore.\n")
+    made.push_to_hub("alice/plain")
+    assert pushed(tmp_path, "alice/plain").endswith("\nIn the folder.\nMore.\n")
 
-    def pushed() -> str:
-        push(str(tmp_path), "alice/it", share="full", private=None, revision=None)
-        return Path(HfApi().hf_hub_download("alice/it", "README.md")).read_text()
 
-    first = pushed()
-    on_the_hub = (first + "\nOn the Hub.\n").encode()
-    HfApi().upload_file(path_or_fileobj=on_the_hub, path_in_repo="README.md", repo_id="alice/it")
-    assert pushed().endswith("On the Hub.\n")  # nothing was edited here
-    card = (tmp_path / "README.md").read_text()
-    (tmp_path / "README.md").write_text(card + "\nIn the folder.\n")
-    assert pushed().endswith("\nIn the folder.\n")
-    assert '"alice/it"' in pushed()
+def test_a_pulled_card_that_nobody_touched_does_not_replace_the_hubs(model: RelativeStitcher, tmp_path: Path) -> None:
+    model.push_to_hub("alice/it")
+    edit_on_the_hub("alice/it", "\nFirst.\n")
+    pull("alice/it", tmp_path)
+    edit_on_the_hub("alice/it", "Second.\n")
+    model.save_pretrained(tmp_path)
+    assert pushed(tmp_path).endswith("\nFirst.\nSecond.\n")
+    assert pushed(tmp_path, revision="trial").endswith("\nFirst.\nSecond.\n")
+    assert not any(name.startswith(".cache") for name in HfApi().list_repo_files("alice/it"))
+    pull("alice/it", tmp_path)
+    edit(tmp_path, "Third.\n")
+    assert pushed(tmp_path, revision="trial").endswith("\nThird.\n")
+    assert pushed(tmp_path).endswith("\nFirst.\nSecond.\nThird.\n")
+
+
+def test_cards_edited_on_both_sides_are_refused(model: RelativeStitcher, tmp_path: Path) -> None:
+    model.push_to_hub("alice/it")
+    pull("alice/it", tmp_path)
+    edit(tmp_path, "\nHere.\n")
+    with pytest.raises(StitchError, match=r"README\.md has edits that pulling would lose: push them, or move"):
+        pull("alice/it", tmp_path)
+    edit_on_the_hub("alice/it", "\nThere.\n")
+    with pytest.raises(StitchError, match=r"README\.md was edited both in .* and on the Hub: move the folder's away"):
+        pushed(tmp_path)
+    (tmp_path / "README.md").replace(tmp_path / "mine.md")
+    assert pushed(tmp_path).endswith("\nThere.\n")
+    pull("alice/it", tmp_path)
+    assert (tmp_path / "README.md").read_text().endswith("\nThere.\n")
+    edit(tmp_path, "Here.\n")
+    assert pushed(tmp_path).endswith("\nThere.\nHere.\n")
+    edit(tmp_path, "Pushed.\n")
+    pushed(tmp_path)
+    pull("alice/it", tmp_path)
+    assert (tmp_path / "README.md").read_text().endswith("\nThere.\nHere.\nPushed.\n")
 
 
 def test_a_repo_id_without_namespace_is_the_users(model: RelativeStitcher) -> None:
@@ -379,6 +432,15 @@ def test_command_line_from_hub_id_to_hub_id(source_id: str, target_id: str, tmp_
     run("pull", "alice/stitched", tmp_path / "pulled")
     pulled = RelativeStitcher.from_pretrained(tmp_path / "pulled")
     assert torch.equal(logits(pulled), logits(RelativeStitcher.from_pretrained(tmp_path / "model")))
+
+
+def test_a_folder_is_pulled_onto_itself_as_it_is(model: RelativeStitcher, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    (tmp_path / ".partial-of-a-killed-save").mkdir()
+    pull(str(tmp_path), tmp_path)
+    pull(str(tmp_path), tmp_path / "copy")
+    assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path / "copy")), logits(model))
+    assert not (tmp_path / "copy" / ".partial-of-a-killed-save").exists()
 
 
 def test_command_line_finds_anchor_sets(source_id: str, target_id: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -480,6 +481,32 @@ def test_saving_again_replaces_the_old_weights(stitched: RelativeStitcher, tmp_p
     stitched.save_pretrained(tmp_path, max_shard_size="20KB")
     assert not (tmp_path / "model.safetensors").exists()
     assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path)), logits(stitched))
+
+
+def test_a_folder_on_another_volume_than_its_parent(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second volume")
+    with TemporaryDirectory(dir=memory) as volume:
+        (tmp_path / "model").symlink_to(volume)
+        for options in ({"max_shard_size": "20KB"}, {}):
+            stitched.save_pretrained(tmp_path / "model", **options)
+            assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path / "model")), logits(stitched))
+        assert not list(Path(volume).glob(".*"))
+
+
+def test_a_save_that_cannot_replace_a_file_keeps_the_old_weights(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path, max_shard_size="20KB")
+    before = {file: file.read_bytes() for file in [*tmp_path.glob("model-*"), tmp_path / "config.json"]}
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "README.md").mkdir()
+    with pytest.raises(IsADirectoryError):
+        stitched.save_pretrained(tmp_path)
+    assert {file: file.read_bytes() for file in before} == before
+    stitched.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "model.safetensors").replace(tmp_path / "model.safetensors")
+    with pytest.raises(StitchError, match=r"model\.safetensors that its config does not list"):
+        RelativeStitcher.from_pretrained(tmp_path)
 
 
 def test_other_files_of_a_folder_stay(stitched: RelativeStitcher, tmp_path: Path) -> None:
