@@ -185,7 +185,7 @@ def open_sound(path: Path) -> Any:
         raise StitchError(f"{path} cannot be read as a sound: {error}") from error
 
 
-def check_some(inputs: Sequence[Any], *, batch_size: int) -> None:
+def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
     """Refuse an empty list, a text or a generator where a list is expected, and batches of nothing.
 
     Raises:
@@ -228,8 +228,9 @@ def are_pairs(inputs: Sequence[Any]) -> bool:
     """Whether inputs are pairs, tuples of two, such as (image, text).
 
     Raises:
-        StitchError: some are and some are not, or tuples of another length.
+        StitchError: some are and some are not, tuples of another length, or inputs that are no list.
     """
+    check_some(inputs)
     tuples = [row for row, one in enumerate(inputs) if isinstance(one, tuple)]
     if not tuples:
         return False
