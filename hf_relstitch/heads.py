@@ -54,7 +54,8 @@ class Head:
     """What a target model does to a latent to get logits.
 
     Attributes:
-        module: from latents `(n, d_target)` to logits: its last linear layer, or the chain from an earlier cut on.
+        module: from latents `(n, d_target)` to logits: its last linear layer, or the chain from an earlier cut on; of
+            one in training mode a copy that is not.
         id2label: the name of each class.
         problem_type: as in a transformers config; None leaves it to the loss.
         provenance: the target model and where it was cut; None for a layer that came without a model.
@@ -73,6 +74,8 @@ class Head:
             raise StitchError(f"problem_type is {self.problem_type!r}: expected one of {', '.join(PROBLEM_TYPES)}")
         if strange := [name for name in self.id2label.values() if not isinstance(name, str)]:
             raise StitchError(f"a class is named {strange[0]!r}, a {type(strange[0]).__name__}: give names as texts")
+        if any(each.training for each in self.module.modules()):
+            object.__setattr__(self, "module", deepcopy(self.module).eval())
 
     @property
     def multi_label(self) -> bool:

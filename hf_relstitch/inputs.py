@@ -21,13 +21,17 @@ SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"}
 
 
 def read_inputs(
-    place: str, *, column: str | None = None, target_column: str | None = None, split: str = "train"
+    place: str,
+    *,
+    column: str | None = None,
+    target_column: str | None = None,
+    split: str = "train",
+    count: int | None = None,
 ) -> list[Any]:
     """Inputs from a text file (one a line), an image or a sound, a folder of them, or a column, see `read_columns`.
 
-    Text files have no columns, and `column` is nothing to them.
-
-    With `target_column` they are pairs: what the source takes, of `column`, and what the target takes.
+    Text files have no columns, and `column` is nothing to them. With `target_column` they are pairs: what the source
+    takes, of `column`, and what the target takes. Of more than `count` so many are drawn, each time the same, in order.
 
     Raises:
         StitchError: nothing is there, or it holds no input.
@@ -35,9 +39,9 @@ def read_inputs(
     path = Path(place)
     inputs: list[Any]
     if target_column is not None:
-        inputs = list(zip(*read_columns(place, [column, target_column], split=split), strict=True))
+        inputs = list(zip(*read_columns(place, [column, target_column], split=split, count=count), strict=True))
     elif not path.exists() or (column is not None and (path.is_dir() or path.suffix.lower() in TABLES)):
-        inputs = read_columns(place, [column], split=split)[0]
+        inputs = read_columns(place, [column], split=split, count=count)[0]
     elif path.is_dir():
         inputs = sorted(file for file in path.rglob("*") if is_media(file))
     elif is_media(path):
@@ -51,7 +55,12 @@ def read_inputs(
             f"{place} holds no input: expected a text file with one a line or a folder of images or sounds; of a "
             "table or a data set name the column"
         )
-    return inputs
+    return inputs_at(inputs, drawn_rows(len(inputs), count))
+
+
+def drawn_rows(total: int, count: int | None) -> list[int]:
+    """At most `count` of so many rows, drawn with a fixed seed, in their order; None draws all."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values.tolist()
 
 
 def is_media(path: str | Path) -> bool:
@@ -91,10 +100,10 @@ def data_name(data: str | None) -> str | None:
     return Path(data).resolve().name
 
 
-def read_columns(name: str, columns: Sequence[str | None], *, split: str) -> list[list[Any]]:
+def read_columns(name: str, columns: Sequence[str | None], *, split: str, count: int | None = None) -> list[list[Any]]:
     """Columns of a Parquet, CSV or JSON file, or of a `datasets` data set; `None` stands for one that was not named.
 
-    A column of paths of images or sounds is read as Paths, relative to the file or the folder that names them.
+    A column of paths of images or sounds is read as Paths, relative to what names them; for `count` see `read_inputs`.
 
     Raises:
         StitchError: there is no such data set, split or column.
@@ -110,6 +119,7 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str) -> lis
     for column in columns:
         if column not in table.column_names:
             raise StitchError(f"{name} has no column {column!r}: it has {', '.join(table.column_names)}")
+    table = table.select(drawn_rows(len(table), count))
     folder = path.parent if reader else path
     return [_paths(list(table[column]), folder) if path.exists() else list(table[column]) for column in columns]
 
@@ -175,7 +185,7 @@ def open_sound(path: Path) -> Any:
         raise StitchError(f"{path} cannot be read as a sound: {error}") from error
 
 
-def check_some(inputs: Sequence[Any], *, batch_size: int) -> None:
+def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
     """Refuse an empty list, a text or a generator where a list is expected, and batches of nothing.
 
     Raises:
@@ -218,8 +228,9 @@ def are_pairs(inputs: Sequence[Any]) -> bool:
     """Whether inputs are pairs, tuples of two, such as (image, text).
 
     Raises:
-        StitchError: some are and some are not, or tuples of another length.
+        StitchError: some are and some are not, tuples of another length, or inputs that are no list.
     """
+    check_some(inputs)
     tuples = [row for row, one in enumerate(inputs) if isinstance(one, tuple)]
     if not tuples:
         return False

@@ -43,7 +43,9 @@ def predict(model: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
     modality = classify.model.config.modality
     inputs = [one for argument in arguments for one in inputs_of(argument, modality=modality)]
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
-    given = [load_audio(Path(one)) if classify.task == TASKS["audio"] else str(one) for one in inputs]
+    given: list[Any] = [str(one) for one in inputs]
+    if modality == "audio":
+        given = [load_audio(Path(one), sampling_rate=classify.feature_extractor.sampling_rate) for one in inputs]
     answers = classify(given, top_k=1, **options)
     return [{"input": str(one), **answer[0]} for one, answer in zip(inputs, answers, strict=True)]
 

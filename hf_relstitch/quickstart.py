@@ -61,9 +61,9 @@ def digits(num_anchors: int, *, seed: int) -> Data:
 
 
 def hub_data(name: str, num_anchors: int, *, column: str, label_column: str) -> Data:
-    """Anchors from the train split of a `datasets` data set, and its first 500 test rows."""
-    (anchors,) = read_columns(name, [column], split=f"train[:{num_anchors}]")
-    inputs, labels = read_columns(name, [column, label_column], split="test[:500]")
+    """Anchors drawn from the train split of a `datasets` data set, and 500 rows from its test split."""
+    (anchors,) = read_columns(name, [column], split="train", count=num_anchors)
+    inputs, labels = read_columns(name, [column, label_column], split="test", count=500)
     return Data([], [], anchors, inputs, labels)
 
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForAudioClassification, pipeline
 
 from hf_relstitch import Encoder, RelativeStitcher, StitchError, load_target
 from hf_relstitch.inputs import input_ids, load_audio
+from hf_relstitch.prediction import predict
 
 KINDS = ["wav2vec2", "hubert", "whisper", "audio-spectrogram-transformer"]
 
@@ -120,6 +121,18 @@ def test_a_file_is_read_by_soundfile_where_it_is_installed(tmp_path: Path, folde
     file.write_bytes(b"nothing")
     with pytest.raises(StitchError, match="cannot be read as a sound"):
         load_audio(file)
+
+
+def test_predict_takes_files_at_the_models_sampling_rate_only(tmp_path: Path, folders: dict[str, str]) -> None:
+    soundfile = pytest.importorskip("soundfile", reason="pip install soundfile")
+    model = RelativeStitcher.from_parts(folders["wav2vec2"], folders["whisper"], sounds(40), progress=False)
+    model.save_pretrained(tmp_path / "model")
+    for rate in (16_000, 44_100):
+        soundfile.write(tmp_path / f"{rate}.wav", sounds(1)[0], rate)
+    (answer,) = predict(str(tmp_path / "model"), [str(tmp_path / "16000.wav")])
+    assert answer["label"] in tiny_models.LABELS.values()
+    with pytest.raises(StitchError, match="has 44100 samples a second and the model takes 16000: resample it"):
+        predict(str(tmp_path / "model"), [str(tmp_path / "44100.wav")])
 
 
 def test_a_file_without_soundfile_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
 from hf_relstitch.cli import main
 from hf_relstitch.inputs import input_ids, read_inputs
 from hf_relstitch.prediction import predict
+from hf_relstitch.quickstart import hub_data
 
 
 @dataclass
@@ -179,6 +180,34 @@ def test_inputs_are_a_column_of_a_table(kind: str, tmp_path: Path) -> None:
     assert read_inputs(place, column="headline", target_column="n")[4] == (pico.texts(5)[4], 4)
     with pytest.raises(StitchError, match="has no column 'text': it has headline, n"):
         read_inputs(place, column="text")
+
+
+def test_more_inputs_than_are_wanted_are_drawn_from_all_of_them(
+    source_folder: str, target_folder: str, tmp_path: Path
+) -> None:
+    """Data are often sorted by class, so that the first rows are of one."""
+    from datasets import Dataset
+
+    texts, labels = pico.texts(1200), [row // 300 for row in range(1200)]
+    for split in ("train", "test"):
+        Dataset.from_dict({"text": texts, "label": labels}).to_parquet(tmp_path / f"{split}.parquet")
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    label_of = dict(zip(texts, labels, strict=True))
+    drawn = read_inputs(str(tmp_path / "texts.txt"), count=128)
+    assert drawn == sorted(drawn, key=texts.index)
+    assert len(set(drawn)) == 128
+    assert read_inputs(str(tmp_path), column="text", count=128) == drawn
+    assert [label for _, label in read_inputs(str(tmp_path), column="text", target_column="label", count=128)] == [
+        label_of[one] for one in drawn
+    ]
+    data = hub_data(str(tmp_path), 40, column="text", label_column="label")
+    assert {label_of[one] for one in data.anchors} == set(data.test_labels) == {0, 1, 2, 3}
+    assert (len(data.anchors), [label_of[one] for one in data.test]) == (40, data.test_labels)
+    arguments = ("--anchors", tmp_path / "texts.txt", "--limit", "32")
+    run("stitch", source_folder, target_folder, tmp_path / "model", *arguments)
+    ids = set(RelativeStitcher.from_pretrained(tmp_path / "model").anchors.ids.tolist())
+    assert len(ids) == 32
+    assert ids <= set(input_ids(drawn).tolist())
 
 
 def test_a_table_without_a_column_is_not_read_as_lines_of_text(tmp_path: Path) -> None:

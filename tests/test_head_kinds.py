@@ -70,6 +70,18 @@ def test_a_chain_is_what_it_was_in_the_stitched_model_and_after_save_and_load(
     assert not any(one is other for one in module.parameters() for other in model.head.parameters())
 
 
+def test_a_head_in_training_mode_is_held_as_a_copy_that_is_not(stitch: Any) -> None:
+    module = nn.Sequential(grown(CHAINS["tanh"]()))
+    module.train()
+    held = Head(module, pico.LABELS)
+    model, expected = stitch(held), stitch(module, labels=list(pico.LABELS.values()))
+    assert model.report == expected.report
+    assert model.config.translation == expected.config.translation
+    assert model.config.logit_temperature == expected.config.logit_temperature
+    assert all(one.training for one in module.modules())
+    assert Head(module.eval(), pico.LABELS).module is module
+
+
 def test_selection_sees_a_chain_as_the_same_function_without_a_first_layer() -> None:
     """The readout through the first layer is a short cut: a head that hides that layer leads to the same scores."""
 

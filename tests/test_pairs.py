@@ -13,6 +13,7 @@ from torch import nn
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, inputs
 from hf_relstitch.inputs import input_ids
+from hf_relstitch.recommending import recommend
 
 WORDS = st.text(min_size=1, max_size=5)
 
@@ -126,6 +127,19 @@ def test_texts_alone_for_an_image_source_say_what_to_give(image_folder: str, tar
 def test_refuses_what_are_no_pairs(given: list[object], side: str | None, message: str, source: Encoder) -> None:
     with pytest.raises(StitchError, match=message):
         AnchorSet.encode(source, given, side=side, progress=False)
+
+
+def test_anchors_that_are_no_list_are_refused_everywhere(source: Encoder, target_folder: str) -> None:
+    """A text is a sequence too, of letters, and a generator could be read once only."""
+    for stitch in (
+        lambda anchors: AnchorSet.encode(source, anchors, progress=False),
+        lambda anchors: RelativeStitcher.from_parts(source, target_folder, anchors, progress=False),
+        lambda anchors: recommend(target_folder, ["none"], anchors, progress=False),
+    ):
+        with pytest.raises(StitchError, match=r"the inputs are one text, 'the quick.*where a list of inputs is exp"):
+            stitch("the quick brown fox jumps over a lazy dog, and 0123456789 sheep")
+        with pytest.raises(StitchError, match="the inputs are a generator, which is read once: give a list of them"):
+            stitch(text for text in pico.texts(40))
 
 
 @hypothesis.given(WORDS, WORDS, WORDS, WORDS)

@@ -35,7 +35,7 @@ def stitch_command(
     target_column: TargetColumn = None,
     split: Split = "train",
     limit: Annotated[
-        int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times.", min=32)
+        int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times as many at random.", min=32)
     ] = 1000,
     cut: Cut = None,
     prefer: Annotated[str | None, typer.Option(help="linear (one matrix, the default) or accuracy.")] = None,
@@ -49,7 +49,7 @@ def stitch_command(
     from hf_relstitch.inspection import describe
     from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
-    inputs = read_inputs(anchors, column=column, target_column=target_column, split=split)[: 4 * limit]
+    inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
     settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "scale": scale}
     given = {name: value for name, value in settings.items() if value is not None}
     model = RelativeStitcher.from_parts(
@@ -78,7 +78,7 @@ def recommend_command(
     from hf_relstitch.inputs import read_inputs
     from hf_relstitch.recommending import recommend
 
-    inputs = read_inputs(anchors, column=column, target_column=target_column, split=split)[: 4 * limit]
+    inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
     encoders = [*candidates, *(more or [])]
     rows = recommend(target, encoders, inputs, cut=cut, num_anchors=limit, batch_size=batch_size)
     stitched = [row for row in rows if row["error"] is None]
