@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hub_server import HubServer
 from huggingface_hub import HfApi
 from pyarrow import feather
@@ -471,6 +471,25 @@ def test_two_runs_at_once_are_refused(model: RelativeStitcher, tmp_path: Path) -
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / LOCK_NAME), pytest.raises(StitchError, match="another run is writing to"):
         translate(model, inputs, tmp_path / "out")
+
+
+def test_what_is_done_needs_no_lock(model: RelativeStitcher, tmp_path: Path) -> None:
+    inputs, lock = shards(tmp_path / "in", 1), tmp_path / "out" / LOCK_NAME
+    translate(model, inputs, tmp_path / "out")
+    with FileLock(lock):
+        assert translate(model, inputs, tmp_path / "out").kept == 1
+    lock.unlink()
+    lock.mkdir()  # so that nobody can make the lock
+    assert translate(model, inputs, tmp_path / "out").kept == 1
+    (tmp_path / "out" / "0.parquet").unlink()
+    with pytest.raises(StitchError, match=r"out cannot be written .*: give another output folder"):
+        translate(model, inputs, tmp_path / "out")
+
+
+def test_an_error_of_a_run_is_not_put_down_to_its_folder(tmp_path: Path) -> None:
+    for error in (FileNotFoundError("an input"), Timeout("another lock")):
+        with pytest.raises(type(error)), Output.at(tmp_path).only_run():
+            raise error
 
 
 def spoiled(value: float) -> torch.Tensor:
