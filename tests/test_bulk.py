@@ -31,6 +31,7 @@ from hf_relstitch.bulk import running, translate_files
 from hf_relstitch.bulk.manifest import MANIFEST_NAME
 from hf_relstitch.bulk.outputs import LOCK_NAME, Output
 from hf_relstitch.bulk.translator import load_translation
+from hf_relstitch.files import checksum
 
 D_SOURCE, D_TARGET = 16, 24
 
@@ -312,6 +313,20 @@ def test_a_model_that_is_damaged_is_refused(
         load_translation(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(StitchError, match=r"has no weights model\.safetensors that its config lists"):
+        load_translation(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["relative", "absolute"])
+def test_weights_outside_of_the_folder_are_refused(model: RelativeStitcher, tmp_path: Path, kind: str) -> None:
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    place = "../outside.safetensors" if kind == "relative" else str(tmp_path / "outside.safetensors")
+    save_file(model.state_dict(), tmp_path / "outside.safetensors")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(model.state_dict(), place)}))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["checksums"] = {place: checksum(tmp_path / "outside.safetensors")}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StitchError, match=rf"a file that model names is '{place}': expected a path inside the repo"):
         load_translation(tmp_path / "model")
 
 
