@@ -638,6 +638,9 @@ def test_a_bad_safetensors_file_is_refused(
         translate(model, tmp_path / "x.safetensors", tmp_path / "out")
 
 
+WHOLE = b'{"dtype": "F32", "shape": [1, 16], "data_offsets": [0, 64]}'
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -646,6 +649,10 @@ def test_a_bad_safetensors_file_is_refused(
         b'{"latents": {"shape": [1, 16]}}',
         b'{"latents": {"shape": "x", "data_offsets": [0, 64]}}',
         b'{"latents": {"shape": [1, 16], "data_offsets": [0]}}',
+        b'{"latents": {"shape": [1, 16], "data_offsets": [0, 64]}}',
+        b'{"latents": {"dtype": "F32", "shape": [1, 16], "data_offsets": [0, 64.0]}}',
+        b'{"latents": {"dtype": "F32", "shape": [-1, 16], "data_offsets": [64, 0]}, "x": %s}' % WHOLE,
+        b'{"latents": %s, "x": {"dtype": "F32", "shape": [16], "data_offsets": [64, 0]}}' % WHOLE,
         b"\xff",
     ],
 )
