@@ -73,10 +73,11 @@ def only_run(lock: Path, *, doing: str, instead: str) -> Iterator[None]:
         StitchError: another run has it; `doing` says what that run does, and `instead` what else to do.
     """
     try:
-        with FileLock(lock, timeout=0):
-            yield
+        held = FileLock(lock, timeout=0).acquire()
     except Timeout as error:
         raise StitchError(f"another run is {doing}: let it end, or {instead}") from error
+    with held:
+        yield
 
 
 def checksum(file: Path) -> str:

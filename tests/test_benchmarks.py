@@ -20,7 +20,7 @@ from torch import nn
 from trained import trained_head
 from typer.testing import CliRunner
 
-from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError
+from hf_relstitch import CallableEncoder, Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import compare, run_suite, write_report
 from hf_relstitch.benchmarks.bench import reordered
 from hf_relstitch.benchmarks.raw_inputs import evaluate_model
@@ -314,6 +314,16 @@ def test_what_a_cell_depends_on_makes_it_another(latents: Path, tmp_path: Path) 
 def test_a_folder_is_for_one_run_at_a_time(latents: Path, tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock"), pytest.raises(StitchError, match="another run is writing"):
         run_suite(suite_of(latents), tmp_path, progress=False)
+
+
+def test_a_run_that_is_refused_has_encoded_nothing(salad: Path, tmp_path: Path) -> None:
+    asked = []
+    encoder = CallableEncoder(lambda texts: asked.extend(texts) or torch.zeros(len(texts), 4), model_id="mine")
+    suite = yaml.safe_load(TEXTS.format(model="none", data=salad)) | {"encoders": {"tiny": {}, "other": {}}}
+    given = {"tiny": encoder, "other": encoder}
+    with FileLock(tmp_path / ".lock"), pytest.raises(StitchError, match="another run is writing"):
+        run_suite(suite, tmp_path, encoders=given, progress=False)
+    assert not asked
 
 
 def test_texts_of_a_file_by_models_of_folders(salad: Path, target_folder: str, tmp_path: Path) -> None:

@@ -210,6 +210,12 @@ def test_more_inputs_than_are_wanted_are_drawn_from_all_of_them(
     assert ids <= set(input_ids(drawn).tolist())
 
 
+def test_a_line_of_text_ends_where_a_line_of_a_file_does(tmp_path: Path) -> None:
+    texts = ["still\u2028one\x85line\x0c.", "another\x1d"]
+    (tmp_path / "texts.txt").write_bytes("\r\n".join([*texts, " ", ""]).encode())
+    assert read_inputs(str(tmp_path / "texts.txt")) == texts
+
+
 def test_a_table_without_a_column_is_not_read_as_lines_of_text(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("image,text\n1.png,one\n")
     with pytest.raises(StitchError, match=r"pairs\.csv is a table: name its column of inputs"):

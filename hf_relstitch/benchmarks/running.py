@@ -1,6 +1,7 @@
 """Running a suite: cells, each computed once and kept, and what comes out as one file."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,13 @@ def run_suite(
         name: read_rows(name, spec, document, most_anchors=max(plan.anchors), given=(data or {}).get(name))
         for name, spec in plan.data.items()
     }
-    spaces = all_spaces(plan, document, tables, folder / "latents", given=given, progress=progress)
-    bench = Bench(plan, tables, spaces, Sources(plan, document, given), found)
+    folder.mkdir(parents=True, exist_ok=True)
     state, results = accelerate_state(), folder / RESULTS_NAME
-    if state.is_main_process:
-        with only_run(folder / ".lock", doing=f"writing to {folder}", instead="give another folder"):
+    lock = only_run(folder / ".lock", doing=f"writing to {folder}", instead="give another folder")
+    with lock if state.is_main_process else nullcontext():
+        spaces = all_spaces(plan, document, tables, folder / "latents", given=given, progress=progress)
+        bench = Bench(plan, tables, spaces, Sources(plan, document, given), found)
+        if state.is_main_process:
             numbers, failures = compute(bench.tasks(), folder / "cells", progress=progress)
             content = {"format_version": FORMAT_VERSION, **bench.about(), **numbers, "failures": failures}
             with whole_file(results) as written:
