@@ -20,10 +20,10 @@ from torch import nn
 from trained import trained_head
 from typer.testing import CliRunner
 
-from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError
+from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import compare, run_suite, write_report
 from hf_relstitch.benchmarks.bench import reordered
-from hf_relstitch.benchmarks.raw_inputs import evaluate_model
+from hf_relstitch.benchmarks.raw_inputs import evaluate_model, raw_accuracy
 from hf_relstitch.benchmarks.scores import score
 from hf_relstitch.benchmarks.stitched import numbers_of
 from hf_relstitch.benchmarks.suite import METHODS
@@ -413,6 +413,19 @@ def test_evaluator_on_images_is_a_plain_loop(tmp_path: Path) -> None:
     data = Dataset.from_dict({"image": images[60:], "label": labels}, features=features)
     scores = evaluate_model(model, data, script("accuracy"), inputs="image")
     assert scores["accuracy"] == plain_accuracy(model, images[60:], labels)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_raw_inputs_of_a_source_in_half_precision(
+    dtype: torch.dtype, source_folder: str, target: tuple[Encoder, Head]
+) -> None:
+    source = Encoder.from_pretrained(source_folder, dtype=dtype)
+    anchors = [AnchorSet.encode(one, pico.texts(60), progress=False) for one in (source, target[0])]
+    texts, labels = pico.texts(20, seed=5), torch.arange(20) % 3
+    latents = source.encode(texts, progress=False).float()  # as a suite keeps them
+    scores = raw_accuracy(source, anchors, target[1], inputs=texts, latents=latents, labels=labels)
+    assert scores["accuracy"] == pytest.approx(scores["accuracy_from_latents"], abs=0.1)
 
 
 @pytest.mark.slow
