@@ -11,7 +11,7 @@ import pico
 import pytest
 import torch
 import yaml
-from datasets import Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from filelock import FileLock
 from hub_server import HubServer
 from safetensors.torch import save_file
@@ -343,6 +343,18 @@ def test_encoders_and_rows_given_in_python(source: Encoder, tmp_path: Path) -> N
     results = run_suite(suite, tmp_path, encoders=given, data={"salad": rows}, progress=False)
     assert results["failures"] == []
     assert [cell["target"] for cell in results["cells"]] == ["other", "other", "tiny", "tiny"]
+
+
+@pytest.mark.parametrize("unlabelled", [None, -1])
+def test_rows_without_a_label_are_refused(unlabelled: int | None, source: Encoder, tmp_path: Path) -> None:
+    """Of classes with names, as the Hub's data sets have them, -1 says that a row has none."""
+    features = Features({"words": Value("string"), "label": ClassLabel(names=["short", "long"])})
+    labels = [row % 2 for row in range(159)] + [unlabelled]
+    rows = Dataset.from_dict({"words": pico.texts(160), "label": labels}, features=features)
+    suite = yaml.safe_load(TEXTS) | {"encoders": {"tiny": {}, "other": {}}, "heads": ["logistic"]}
+    del suite["data"]["salad"]["path"]
+    with pytest.raises(StitchError, match="some rows have no label: leave them out of the data"):
+        run_suite(suite, tmp_path, encoders={"tiny": source, "other": source}, data={"salad": rows}, progress=False)
 
 
 def test_report_and_comparison(latents: Path, tmp_path: Path) -> None:
