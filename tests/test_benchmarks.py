@@ -20,7 +20,7 @@ from torch import nn
 from trained import trained_head
 from typer.testing import CliRunner
 
-from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError
+from hf_relstitch import AnchorSet, CallableEncoder, Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import compare, run_suite, write_report
 from hf_relstitch.benchmarks.bench import reordered
 from hf_relstitch.benchmarks.raw_inputs import evaluate_model, raw_accuracy
@@ -343,6 +343,29 @@ def test_encoders_and_rows_given_in_python(source: Encoder, tmp_path: Path) -> N
     results = run_suite(suite, tmp_path, encoders=given, data={"salad": rows}, progress=False)
     assert results["failures"] == []
     assert [cell["target"] for cell in results["cells"]] == ["other", "other", "tiny", "tiny"]
+
+
+@pytest.mark.parametrize("revision", [None, "2"])
+def test_latents_of_a_callable_are_kept_only_under_a_revision(
+    revision: str | None, source: Encoder, tmp_path: Path
+) -> None:
+    """Without one, two functions may go by one name, in one folder."""
+    texts = pico.texts(160)
+    rows = Dataset.from_dict({"words": texts, "label": [len(text.split()) > 7 for text in texts]})
+    suite = yaml.safe_load(TEXTS) | {"encoders": {"tiny": {}, "other": {}}, "heads": ["logistic"], "raw_rows": 0}
+    del suite["data"]["salad"]["path"]
+    named = {} if revision is None else {"revision": revision}
+
+    def measured(folder: str, scale: float) -> list[float]:
+        function = lambda texts: (scale * source.encode(texts, progress=False)).tanh()  # noqa: E731
+        given = {"tiny": source, "other": CallableEncoder(function, model_id="f", **named)}
+        results = run_suite(suite, tmp_path / folder, encoders=given, data={"salad": rows}, progress=False)
+        return [cell["native_accuracy"] for cell in results["cells"]]
+
+    first, second, fresh = measured("one", 1), measured("one", 99), measured("two", 99)
+    assert first != fresh
+    assert second == (first if revision else fresh)
+    assert measured("one", 1) == first
 
 
 @pytest.mark.parametrize("unlabelled", [None, -1])
