@@ -20,7 +20,7 @@ from hf_relstitch.core.relative import to_working
 from hf_relstitch.files import check_format, checksum, read_json, verify_checksum, whole_folder, write_json
 from hf_relstitch.hub import find_tagged, locate, push_folder
 from hf_relstitch.inputs import Side, data_name, ids_fingerprint, input_ids, inputs_at, key_fingerprint, side_of
-from hf_relstitch.provenance import Provenance
+from hf_relstitch.provenance import NOT_KNOWN, Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.stored_latents import as_latents
 from hf_relstitch.version import __version__
@@ -135,7 +135,7 @@ class AnchorSet:
         found, ids = as_latents(latents, column=column), input_ids(inputs, key=key)
         if len(found) != len(ids):
             raise StitchError(f"there are {len(found)} latents and {len(ids)} inputs: give them row for row")
-        origin = model if isinstance(model, Provenance) else Provenance(model, "not known", "stored")
+        origin = model if isinstance(model, Provenance) else Provenance(model, NOT_KNOWN, "stored")
         rows = sorted(row_of_each(ids).values())
         return cls._distinct(found[rows], ids, rows, replace(origin, data=data_name(data)), key=key)
 

@@ -33,7 +33,7 @@ class AppliedModel(SavedModel):
         """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype.
 
         Raises:
-            StitchError: no tensor, or latents of another width.
+            StitchError: no tensor of floats of this shape.
         """
         self._check(latents)
         return self.translation(latents)
@@ -42,7 +42,7 @@ class AppliedModel(SavedModel):
         """Logits `(n, num_labels)` of source latents `(n, d_source)` computed elsewhere, in the model's dtype.
 
         Raises:
-            StitchError: no tensor, or latents of another width.
+            StitchError: no tensor of floats of this shape.
         """
         self._check(latents)
         latents = latents.to(self.dtype)
@@ -50,10 +50,11 @@ class AppliedModel(SavedModel):
         return logits / self.config.logit_temperature
 
     def _check(self, latents: Tensor) -> None:
-        if not isinstance(latents, Tensor) or latents.ndim == 0 or latents.shape[-1] != self.config.d_source:
-            came = f"of shape {tuple(latents.shape)}" if isinstance(latents, Tensor) else f"a {type(latents).__name__}"
+        width, tensor = self.config.d_source, isinstance(latents, Tensor)
+        if not tensor or latents.ndim != 2 or latents.shape[1] != width or not latents.is_floating_point():
+            came = f"{latents.dtype} of shape {tuple(latents.shape)}" if tensor else f"a {type(latents).__name__}"
             raise StitchError(
-                f"the latents are {came}: expected a tensor (n, {self.config.d_source}) of the source, "
+                f"the latents are {came}: expected a tensor (n, {width}) of floats of the source, "
                 f"{self.config.source['model_id']}"
             )
 

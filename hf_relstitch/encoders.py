@@ -260,11 +260,11 @@ def check_inputs(given: Collection[str], *, modality: str) -> None:
     Raises:
         StitchError: there is no main input of this modality, or one of another.
     """
-    main = {name for name in given if name in MODALITIES} | ({"inputs_embeds"} & set(given))
+    main = {name for name in given if name in MODALITIES}
     if not main or any(MODALITIES.get(name, modality) != modality for name in main):
         raise StitchError(
-            f"the model takes {INPUTS[modality][0]}, and what came is {', '.join(sorted(main)) or 'nothing'}: make "
-            "its inputs with model.processor, and use the pipeline of its modality"
+            f"the model takes {INPUTS[modality][0]}, and what came is {', '.join(sorted(main or given)) or 'nothing'}: "
+            "make its inputs with model.processor, and use the pipeline of its modality"
         )
 
 

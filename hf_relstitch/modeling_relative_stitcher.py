@@ -231,7 +231,7 @@ class RelativeStitcher(AppliedModel):
             "input_features": input_features,
         }
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        check_inputs(given, modality=self.config.modality)
+        check_inputs(given.keys() | kwargs.keys(), modality=self.config.modality)
         latents, encoded = encode_batch(
             self.encoder, given, pooling=self.config.pooling, after_pooling=self.after_pooling, **kwargs
         )

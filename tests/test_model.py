@@ -557,14 +557,17 @@ def test_one_text_is_no_list_of_inputs(stitched: RelativeStitcher) -> None:
 @pytest.mark.parametrize(
     ("latents", "came"),
     [
-        (torch.ones(2, 17), r"of shape \(2, 17\)"),
+        (torch.ones(2, 17), r"torch.float32 of shape \(2, 17\)"),
         (np.ones((2, 16)), "a ndarray"),
-        (torch.tensor(1.0), r"of shape \(\)"),
+        (torch.tensor(1.0), r"torch.float32 of shape \(\)"),
+        (torch.ones(16), r"torch.float32 of shape \(16,\)"),
+        (torch.ones(2, 3, 16), r"torch.float32 of shape \(2, 3, 16\)"),
+        (torch.ones(2, 16).long(), r"torch.int64 of shape \(2, 16\)"),
     ],
 )
 def test_refuses_latents_of_another_width_or_kind(stitched: RelativeStitcher, latents: Any, came: str) -> None:
     for apply in (stitched.translate, stitched.classify):
-        with pytest.raises(StitchError, match=rf"the latents are {came}: expected a tensor \(n, 16\) of the source"):
+        with pytest.raises(StitchError, match=rf"the latents are {came}: expected a tensor \(n, 16\) of floats of"):
             apply(latents)
 
 
