@@ -120,6 +120,17 @@ def test_an_error_keeps_its_brackets(tmp_path: Path) -> None:
     assert "[onnx]" in done.stderr
 
 
+def test_stitch_does_not_write_over_its_source_or_target(
+    source_folder: str, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so before anything is encoded."""
+    (tmp_path / "texts.txt").write_text("\n".join(pico.texts(40)))
+    monkeypatch.setattr(Encoder, "encode", None)
+    for out in (source_folder, target_folder):
+        done = run("stitch", source_folder, target_folder, out, "--anchors", tmp_path / "texts.txt", status=1)
+        assert f"{out} holds a model of type" in done.stderr
+
+
 def test_stitch_and_predict_images(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     gradient = Image.linear_gradient("L")
