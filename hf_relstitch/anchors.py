@@ -17,7 +17,7 @@ from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.halves import target_half
 from hf_relstitch.core.relative import to_working
-from hf_relstitch.files import check_format, checksum, read_json, verify_checksum, whole_folder, write_json
+from hf_relstitch.files import check_format, check_kind, checksum, read_json, verify_checksum, whole_folder, write_json
 from hf_relstitch.hub import find_tagged, locate, push_folder
 from hf_relstitch.inputs import Side, data_name, ids_fingerprint, input_ids, inputs_at, key_fingerprint, side_of
 from hf_relstitch.provenance import NOT_KNOWN, Provenance
@@ -212,7 +212,11 @@ class AnchorSet:
         """Write `anchor_config.json`, `anchors.safetensors` and the card; a failure leaves the folder as it was.
 
         Edits of a card that is there already stay; `repo_id` is what the card is to show.
+
+        Raises:
+            StitchError: the folder holds a model.
         """
+        check_kind(folder, model_type=None)
         with whole_folder(folder, last=CONFIG_NAME, owned=[LATENTS_NAME]) as written:
             save_file({"latents": self.latents, "ids": self.ids}, written / LATENTS_NAME, {"format": "pt"})
             config = {

@@ -52,6 +52,21 @@ def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iter
                 entry.replace(folder / entry.name)
 
 
+def check_kind(folder: str | Path, *, model_type: str | None) -> None:
+    """Refuse to save over a model of another type, or over an anchor set; a type of None is that of an anchor set.
+
+    Raises:
+        StitchError: the folder holds such a one.
+    """
+    config, found = Path(folder, "config.json"), None
+    if config.is_file() and (model_type is None or read_json(config).get("model_type") != model_type):
+        found = f"a model of type {read_json(config).get('model_type')}"
+    elif model_type is not None and Path(folder, "anchor_config.json").is_file():
+        found = "an anchor set"
+    if found:
+        raise StitchError(f"{folder} holds {found}, which saving there would spoil: give another folder")
+
+
 @contextmanager
 def whole_file(file: str | Path) -> Iterator[Path]:
     """A temporary file beside `file` that takes its place when the block ends without an error, and else is gone."""

@@ -109,6 +109,21 @@ def test_predict_refuses_what_the_model_does_not_take(model: Path, tmp_path: Pat
     assert predict(str(model), ["see missing.txt"])[0]["input"] == "see missing.txt"
 
 
+def test_what_is_no_stitched_model_does_not_predict(target_folder: str) -> None:
+    assert f"{target_folder} holds a roberta model: expected a" in run("predict", target_folder, "a", status=1).stderr
+    assert "nosuch is no folder here, and asking the Hub" in run("predict", "nosuch", "a", status=1).stderr
+
+
+def test_a_stitched_model_is_no_source(
+    model: Path, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StitchError, match=r"model cannot be loaded as an encoder: Unrecognized configuration .*$"):
+        Encoder.from_pretrained(str(model))
+    monkeypatch.setattr(Encoder, "encode", None)  # it is told before
+    done = run("stitch", model, target_folder, tmp_path, "--anchors", model.with_name("texts.txt"), status=1)
+    assert "model holds a relative_stitcher model: expected an encoder" in done.stderr
+
+
 def test_predict_shows_a_text_as_it_is_however_long_it_is(model: Path) -> None:
     shown = run("predict", model, "see [/b] [really] here", "storm " * 80).stdout
     assert "see [/b] [really] here" in shown
@@ -118,6 +133,17 @@ def test_predict_shows_a_text_as_it_is_however_long_it_is(model: Path) -> None:
 def test_an_error_keeps_its_brackets(tmp_path: Path) -> None:
     done = run("inspect", tmp_path / "[onnx]", status=1)
     assert "[onnx]" in done.stderr
+
+
+def test_stitch_does_not_write_over_its_source_or_target(
+    source_folder: str, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so before anything is encoded."""
+    (tmp_path / "texts.txt").write_text("\n".join(pico.texts(40)))
+    monkeypatch.setattr(Encoder, "encode", None)
+    for out in (source_folder, target_folder):
+        done = run("stitch", source_folder, target_folder, out, "--anchors", tmp_path / "texts.txt", status=1)
+        assert f"{out} holds a model of type" in done.stderr
 
 
 def test_stitch_and_predict_images(tmp_path: Path) -> None:
@@ -132,6 +158,9 @@ def test_stitch_and_predict_images(tmp_path: Path) -> None:
     assert json.loads(run("inspect", tmp_path / "model", "--json").stdout)["report"]["num_anchors"] == 32
     with pytest.raises(StitchError, match=r"there is no file or folder gone: check the path"):
         predict(str(tmp_path / "model"), ["gone"])
+    (tmp_path / "images" / "40.png").write_bytes(b"no picture")
+    done = run("predict", tmp_path / "model", tmp_path / "images", status=1)
+    assert "40.png cannot be read as an image" in done.stderr
 
 
 def test_a_column_of_a_data_set_is_read(tmp_path: Path) -> None:

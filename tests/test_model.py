@@ -483,6 +483,23 @@ def test_saving_again_replaces_the_old_weights(stitched: RelativeStitcher, tmp_p
     assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path)), logits(stitched))
 
 
+def test_another_model_or_an_anchor_set_is_not_saved_over(
+    stitched: RelativeStitcher, anchor_set: AnchorSet, source: Encoder, tmp_path: Path
+) -> None:
+    source.model.save_pretrained(tmp_path / "bert")
+    anchor_set.save_pretrained(tmp_path / "anchors")
+    stitched.save_pretrained(tmp_path / "stitched")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    with pytest.raises(StitchError, match="bert holds a model of type bert, which saving there would spoil"):
+        stitched.save_pretrained(tmp_path / "bert")
+    with pytest.raises(StitchError, match="anchors holds an anchor set"):
+        stitched.save_pretrained(tmp_path / "anchors")
+    for folder in ("bert", "stitched"):
+        with pytest.raises(StitchError, match=f"{folder} holds a model of type"):
+            anchor_set.save_pretrained(tmp_path / folder)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
+
+
 def test_a_folder_on_another_volume_than_its_parent(stitched: RelativeStitcher, tmp_path: Path) -> None:
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:

@@ -21,7 +21,7 @@ from hf_relstitch.bulk.sources import Source, find_sources
 from hf_relstitch.bulk.tables import retype_features, translate_arrow, translate_parquet
 from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.encoders import fingerprint
+from hf_relstitch.devices import fingerprint
 from hf_relstitch.files import checksum
 
 logger = logging.get_logger(__name__)
