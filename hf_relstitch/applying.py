@@ -65,7 +65,7 @@ class AppliedModel(SavedModel):
         Raises:
             StitchError: no inputs, or inputs of another kind than the source takes.
         """
-        return self.classify(self._latents(inputs, batch_size=batch_size).to(self.device))
+        return self.classify(self._latents(inputs, batch_size=batch_size))
 
     @torch.no_grad()
     def relative(self, inputs: Sequence[Any], *, batch_size: int = 32) -> RelativeLatents:
@@ -98,10 +98,10 @@ class AppliedModel(SavedModel):
     def _latents(self, inputs: Sequence[Any], *, batch_size: int) -> Tensor:
         """Source latents `(n, d_source)` of raw inputs, on the device that the model is on."""
         if isinstance(self.encoder, Function):
-            return self.encoder.latents(inputs, batch_size=batch_size)
+            return self.encoder.latents(inputs, batch_size=batch_size).to(self.anchors.source.device)
         encoded = []
         for rows in batched(inputs, processor=self.processor, batch_size=batch_size):
             batch = preprocess(self.encoder, self.processor, inputs_at(inputs, rows))
             pooling, after = self.config.pooling, self.after_pooling
             encoded.append((rows, encode_batch(self.encoder, batch, pooling=pooling, after_pooling=after)[0]))
-        return in_order(encoded)
+        return in_order(encoded).to(self.anchors.source.device)

@@ -64,6 +64,14 @@ def test_a_callable_is_a_target_too(source: Encoder, target: tuple[Encoder, Head
     torch.testing.assert_close(model.anchors.target, model.anchors.source, rtol=1e-4, atol=1e-5)
 
 
+def test_latents_of_a_callable_come_to_where_the_model_is(source: Encoder) -> None:
+    model = RelativeStitcher.from_parts(
+        embedding(source), embedding(source), TEXTS, head=nn.Linear(16, 3), alpha=0.5, progress=False
+    )
+    assert model.relative(NEW).values.shape == (9, 60)
+    assert model.to("meta")._latents(NEW, batch_size=4).is_meta
+
+
 def test_predict_is_what_the_model_gives(stitched: RelativeStitcher) -> None:
     batch = stitched.processor(NEW, padding=True, return_tensors="pt")
     torch.testing.assert_close(stitched.predict(NEW), stitched(**batch).logits, rtol=1e-4, atol=1e-5)
