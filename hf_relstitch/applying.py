@@ -45,7 +45,7 @@ class AppliedModel(SavedModel):
             StitchError: no tensor of floats of this shape.
         """
         self._check(latents)
-        latents = latents.to(self.dtype)
+        latents = latents.to(next(self.head.parameters(), latents).dtype)
         logits = self.fused(latents) if self.fused is not None else self.head(self.translate(latents))
         return logits / self.config.logit_temperature
 
