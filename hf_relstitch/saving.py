@@ -36,12 +36,21 @@ class SavedModel(PreTrainedModel):
     config: RelativeStitcherConfig
     encoder: Any
     _processor: Any = None
-    _processor_folder: Path
+    _processor_folder: Path | None = None
 
     @property
     def processor(self) -> Any:
-        """The source's tokenizer, image processor or feature extractor."""
+        """The source's tokenizer, image processor or feature extractor.
+
+        Raises:
+            StitchError: it has none, as a callable.
+        """
         if self._processor is None:
+            if self._processor_folder is None:
+                raise StitchError(
+                    f"the source, {self.config.source['model_id']}, is a callable without a processor: give raw inputs "
+                    "to model.predict, or latents to model.classify"
+                )
             self._processor = LOADERS[self.config.modality].from_pretrained(self._processor_folder)
         return self._processor
 

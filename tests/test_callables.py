@@ -87,6 +87,14 @@ def test_latents_of_a_callable_come_to_where_the_model_is(source: Encoder) -> No
     assert model.to("meta")._latents(NEW, batch_size=4).is_meta
 
 
+def test_a_callable_has_no_processor_and_says_what_to_use(source: Encoder) -> None:
+    model = RelativeStitcher.from_parts(
+        embedding(source), embedding(source), TEXTS, head=nn.Linear(16, 3), progress=False
+    )
+    with pytest.raises(StitchError, match=r"the source, vendor/embedder, is a callable.*: give raw inputs to model"):
+        _ = model.processor
+
+
 def test_predict_is_what_the_model_gives(stitched: RelativeStitcher) -> None:
     batch = stitched.processor(NEW, padding=True, return_tensors="pt")
     torch.testing.assert_close(stitched.predict(NEW), stitched(**batch).logits, rtol=1e-4, atol=1e-5)
