@@ -146,6 +146,25 @@ def test_stitch_does_not_write_over_its_source_or_target(
         assert f"{out} holds a model of type" in done.stderr
 
 
+def test_an_output_that_cannot_be_written_is_told_first(
+    source_folder: str, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("\n".join(pico.texts(40)))
+    monkeypatch.setattr(Encoder, "encode", None)
+    stitch = ("stitch", source_folder, target_folder)
+    for arguments in (
+        (*stitch, file, "--anchors", file),
+        (*stitch, file / "a" / "b", "--anchors", file),
+        ("quickstart", "--out", file),
+        ("benchmark", "text-stitching", "--out", file),
+    ):
+        assert f"{file} is a file: give a folder to save to" in run(*arguments, status=1).stderr
+    if Path("/proc/self").is_dir():
+        assert "saving to /proc/x failed" in run(*stitch, "/proc/x", "--anchors", file, status=1).stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
 def test_stitch_and_predict_images(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     gradient = Image.linear_gradient("L")

@@ -45,11 +45,12 @@ def stitch_command(
     batch_size: BatchSize = 32,
 ) -> None:
     """Stitch a source encoder to a target's head and write the model."""
-    from hf_relstitch.files import check_kind
+    from hf_relstitch.files import check_kind, check_output
     from hf_relstitch.inputs import read_inputs
     from hf_relstitch.inspection import describe
     from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
+    check_output(out)
     check_kind(out, model_type=RelativeStitcher.config_class.model_type)
     inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
     settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "scale": scale}
