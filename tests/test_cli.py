@@ -62,6 +62,12 @@ def test_stitch_records_where_the_anchors_come_from(model: Path) -> None:
     assert description["target"]["pooling"] == "input of classifier.out_proj, pooled"
 
 
+def test_stitch_offers_what_may_be_chosen() -> None:
+    for option, choices in {"--prefer": ("linear", "accuracy"), "--scale": ("carry", "mean")}.items():
+        refused = run("stitch", "a", "b", "c", "--anchors", "d", option, "else", status=2).stderr
+        assert all(choice in refused for choice in (option, *choices))
+
+
 def test_inspect_shows_a_table(model: Path) -> None:
     shown = run("inspect", model).stdout
     assert all(word in shown for word in ("stitched model", "tiny-bert", "agreement", "effective_rank"))

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -38,10 +38,12 @@ def stitch_command(
         int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times as many at random.", min=32)
     ] = 1000,
     cut: Cut = None,
-    prefer: Annotated[str | None, typer.Option(help="linear (one matrix, the default) or accuracy.")] = None,
+    prefer: Annotated[
+        Literal["linear", "accuracy"] | None, typer.Option(help="linear is one matrix, and the default.")
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="α of the family, instead of choosing.", min=0, max=1)] = None,
     ridge: Annotated[float | None, typer.Option(help="λ of the family, instead of choosing.", min=0)] = None,
-    scale: Annotated[str, typer.Option(help="carry (each latent keeps its norm) or mean.")] = "carry",
+    scale: Annotated[Literal["carry", "mean"], typer.Option(help="carry: each latent keeps its norm.")] = "carry",
     batch_size: BatchSize = 32,
 ) -> None:
     """Stitch a source encoder to a target's head and write the model."""
