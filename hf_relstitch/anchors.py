@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_relstitch.anchor_checks import MIN_ANCHORS, check_ids, check_latents, check_shapes, first_of_each
+from hf_relstitch.anchor_checks import MIN_ANCHORS, check_count, check_ids, check_latents, check_shapes, first_of_each
 from hf_relstitch.cards import ANCHORS_TAG, inputs_tag, write_card
 from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
@@ -109,6 +109,7 @@ class AnchorSet:
         """
         taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
         rows = sorted(row_of_each(ids).values())
+        check_count(len(rows))
         latents = encoder.encode(inputs_at(taken, rows), batch_size=batch_size, progress=progress)
         return cls._distinct(latents, ids, rows, replace(encoder.provenance, data=data_name(data)), key=key)
 

@@ -62,6 +62,12 @@ def test_stitch_records_where_the_anchors_come_from(model: Path) -> None:
     assert description["target"]["pooling"] == "input of classifier.out_proj, pooled"
 
 
+def test_stitch_offers_what_may_be_chosen() -> None:
+    for option, choices in {"--prefer": ("linear", "accuracy"), "--scale": ("carry", "mean")}.items():
+        refused = run("stitch", "a", "b", "c", "--anchors", "d", option, "else", status=2).stderr
+        assert all(choice in refused for choice in (option, *choices))
+
+
 def test_inspect_shows_a_table(model: Path) -> None:
     shown = run("inspect", model).stdout
     assert all(word in shown for word in ("stitched model", "tiny-bert", "agreement", "effective_rank"))
@@ -144,6 +150,25 @@ def test_stitch_does_not_write_over_its_source_or_target(
     for out in (source_folder, target_folder):
         done = run("stitch", source_folder, target_folder, out, "--anchors", tmp_path / "texts.txt", status=1)
         assert f"{out} holds a model of type" in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_told_first(
+    source_folder: str, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("\n".join(pico.texts(40)))
+    monkeypatch.setattr(Encoder, "encode", None)
+    stitch = ("stitch", source_folder, target_folder)
+    for arguments in (
+        (*stitch, file, "--anchors", file),
+        (*stitch, file / "a" / "b", "--anchors", file),
+        ("quickstart", "--out", file),
+        ("benchmark", "text-stitching", "--out", file),
+    ):
+        assert f"{file} is a file: give a folder to save to" in run(*arguments, status=1).stderr
+    if Path("/proc/self").is_dir():
+        assert "saving to /proc/x failed" in run(*stitch, "/proc/x", "--anchors", file, status=1).stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_stitch_and_predict_images(tmp_path: Path) -> None:

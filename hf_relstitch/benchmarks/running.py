@@ -18,7 +18,7 @@ from hf_relstitch.benchmarks.tables import read_rows
 from hf_relstitch.benchmarks.tasks import Task
 from hf_relstitch.devices import accelerate_state
 from hf_relstitch.encoders import Encoder
-from hf_relstitch.files import only_run, read_json, whole_file, write_json
+from hf_relstitch.files import check_output, only_run, read_json, whole_file, write_json
 
 logger = logging.get_logger(__name__)
 
@@ -48,7 +48,8 @@ def run_suite(
         progress: whether to show progress bars, with the time left.
 
     Raises:
-        StitchError: a suite, data or models that cannot be used; the error names the line.
+        StitchError: a suite, data or models that cannot be used, of which the error names the line; or a folder that
+            cannot be written.
     """
     if isinstance(suite, dict):
         document = Document(suite)
@@ -56,6 +57,7 @@ def run_suite(
     else:
         plan, document = load_suite(suite)
     folder, given = Path(out), encoders or {}
+    check_output(folder)
     found = [Stitched.find(place) for place in models]
     check_models(plan, document, given)
     tables = {

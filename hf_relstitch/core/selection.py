@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -93,8 +93,7 @@ def choose_settings(
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
             `prefer` is something else.
     """
-    if prefer not in ("linear", "accuracy"):
-        raise StitchError(f"prefer is {prefer!r}: it has to be 'linear' or 'accuracy'")
+    check_prefer(prefer)
     folds = folds or folds_of(source_anchors, target_anchors, scale=scale, seed=seed)
     x, y = folds[0].x, folds[0].y
     judge = Judge.of(head, y, multi_label=multi_label)
@@ -116,6 +115,12 @@ def choose_settings(
         criterion=judge.criterion,
         candidates=tuple(Candidate(candidate, means[candidate]) for candidate in ranked),
     )
+
+
+def check_prefer(prefer: str) -> None:
+    """Refuse another word than the two."""
+    if prefer not in get_args(Prefer):
+        raise StitchError(f"prefer is {prefer!r}: it has to be 'linear' or 'accuracy'")
 
 
 def settled(scores: dict[TranslationSettings, Tensor], ranked: list[TranslationSettings]) -> TranslationSettings:
