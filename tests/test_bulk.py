@@ -809,6 +809,8 @@ def test_command_line(model: RelativeStitcher, model_folder: Path, tmp_path: Pat
     assert "rows/s" in done.stdout
     assert "translating" in done.stderr
     assert torch.allclose(load(tmp_path / "out" / "x.npy"), model.translate(latents()), atol=1e-6)
+    done = subprocess.run([*command, "--verify"], capture_output=True, text=True, check=True, timeout=240)
+    assert done.stdout == "2 files are as they were written\n"
     (tmp_path / "out" / "x.npy").unlink()
     done = subprocess.run([*command, "--verify"], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -71,16 +72,30 @@ def test_stitch_offers_what_may_be_chosen() -> None:
 def test_inspect_shows_a_table(model: Path) -> None:
     shown = run("inspect", model).stdout
     assert all(word in shown for word in ("stitched model", "tiny-bert", "agreement", "effective_rank"))
+    report = json.loads(run("inspect", model, "--json").stdout)["report"]
+    first = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line][:5]
+    agreement, low, high = (round(100 * one) for one in (report["agreement"], *report["agreement_interval"]))
+    assert first == [
+        ["verdict", "grade", report["verdict"]["grade"]],
+        ["", "reason", report["verdict"]["reason"]],
+        ["", "remedy", report["verdict"]["remedy"]],
+        ["expected agreement", "", f"{agreement} % ({low}–{high} %) of inputs"],
+        ["anchors", "", "80"],
+    ]
+    assert "{" not in shown
+    assert not re.search(r"0\.\d{7}|[1-9]\.\d{4}", shown), "more than 4 digits"
 
 
 def test_a_choice_is_shown_with_its_best_candidates(source_folder: str, target_folder: str, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(pico.texts(80)))
     arguments = ("--anchors", tmp_path / "texts.txt", "--limit", "40", "--prefer", "accuracy")
     shown = run("stitch", source_folder, target_folder, tmp_path / "model", *arguments).stdout
-    assert all(word in shown for word in ("best candidates", "alpha", "agreement_interval", "do not use"))
+    assert all(word in shown for word in ("best candidates", "alpha", "expected agreement", "do not use"))
+    assert f"Written to {tmp_path / 'model'}. Go on with: hf-relstitch predict {tmp_path / 'model'} " in shown
     description = json.loads(run("inspect", tmp_path / "model", "--json").stdout)
     assert description["report"]["num_anchors"] == 40
     assert description["selection"]["prefer"] == "accuracy"
+    assert [f" {name} " in shown for name in description["best candidates"]] == 3 * [True] + 5 * [False]
     scores = list(description["best candidates"].values())
     assert scores == sorted(scores, reverse=True)
     assert scores[0] >= description["selection"]["score"]  # a sharpened one is taken unless another is clearly better

@@ -182,7 +182,7 @@ def translate_command(
         ray=ray,
         revision=revision,
     )
-    typer.echo(str(done))
+    typer.echo(f"{done.kept} files are as they were written" if verify else str(done))
 
 
 @app.command("benchmark")

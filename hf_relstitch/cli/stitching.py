@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import typer
@@ -62,6 +63,7 @@ def stitch_command(
     )
     model.save_pretrained(out)
     show(describe(out))
+    typer.echo(f'Written to {out}. Go on with: hf-relstitch predict {quote(str(out))} "…"')
 
 
 def recommend_command(

@@ -171,4 +171,4 @@ def verdict(
         )
     if sure >= GOOD_KAPPA:
         return Verdict("good", reason, "none needed")
-    return Verdict("usable", reason, "more anchors" if accurate else "more anchors, or prefer='accuracy'")
+    return Verdict("usable", reason, "more anchors" if accurate else "more anchors, or the preference 'accuracy'")

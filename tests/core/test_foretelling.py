@@ -181,7 +181,7 @@ def test_anchors_of_few_classes_are_at_most_usable(spaces):
 def test_a_fair_model_is_usable(spaces):
     x, y, head = spaces
     fair = judged(x, y + 12 * gaussian(8, *y.shape), head)
-    assert (fair.grade, fair.remedy) == ("usable", "more anchors, or prefer='accuracy'")
+    assert (fair.grade, fair.remedy) == ("usable", "more anchors, or the preference 'accuracy'")
     assert judged(x, y + 12 * gaussian(8, *y.shape), head, accurate=True).remedy == "more anchors"
 
 
