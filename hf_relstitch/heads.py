@@ -228,8 +228,7 @@ def load_target(
         StitchError: no such model, not a classifier that can be cut, or one whose head was never trained.
     """
     repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
-    config = AutoConfig.from_pretrained(repo.place, **repo.loading)
-    architecture = (config.architectures or ["no architecture"])[0]
+    architecture = architecture_of(repo)
     loader = auto_class(architecture)
     if loader is None and repo.file(SETFIT_HEAD) is not None:
         raise StitchError(
@@ -250,6 +249,23 @@ def load_target(
     if isinstance(processor, PreTrainedTokenizerBase):
         prepare_tokenizer(processor, None, model=model)
     return take_apart(model, processor, at=cut, repo=repo)
+
+
+def architecture_of(repo: Repo) -> str:
+    """The architecture that a repo's config names.
+
+    Raises:
+        StitchError: it has no config that transformers reads.
+    """
+    try:
+        return str((AutoConfig.from_pretrained(repo.place, **repo.loading).architectures or ["no architecture"])[0])
+    except (OSError, ValueError) as error:
+        raise StitchError(f"{repo.name} holds no model that transformers knows: {error}") from error
+
+
+def is_classifier(place: str) -> bool:
+    """Whether a folder or a Hub repo holds a classifier, by its config alone."""
+    return auto_class(architecture_of(locate(place))) is not None
 
 
 def auto_class(architecture: str) -> Any:

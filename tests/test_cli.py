@@ -130,6 +130,19 @@ def test_a_stitched_model_is_no_source(
     assert "model holds a relative_stitcher model: expected an encoder" in done.stderr
 
 
+def test_a_target_without_a_head_may_be_swapped(source: Encoder, target_folder: str, tmp_path: Path) -> None:
+    source.model.save_pretrained(tmp_path / "bare")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "texts.txt").write_text("\n".join(pico.texts(40)))
+    anchors = ("--anchors", tmp_path / "texts.txt")
+    shown = run("stitch", target_folder, tmp_path / "bare", tmp_path / "out", *anchors, status=1).stderr
+    assert "only the source is a classifier: were they swapped? bare is BertModel: the target has" in shown
+    shown = run("stitch", tmp_path / "bare", tmp_path / "bare", tmp_path / "out", *anchors, status=1).stderr
+    assert "error: bare is BertModel: the target has" in shown
+    shown = run("stitch", target_folder, tmp_path / "none", tmp_path / "out", *anchors, status=1).stderr
+    assert "error: none holds no model that transformers knows: Unrecognized model" in shown
+
+
 def test_predict_shows_a_text_as_it_is_however_long_it_is(model: Path) -> None:
     shown = run("predict", model, "see [/b] [really] here", "storm " * 80).stdout
     assert "see [/b] [really] here" in shown
