@@ -149,11 +149,11 @@ class Head:
         """A head of class prototypes: the mean of a few normalised target latents `(n, d_target)` of each class.
 
         Raises:
-            StitchError: no classes, or one without latents or with none that has a direction.
+            StitchError: fewer than two classes, or one without latents or with none that has a direction.
         """
         of_class = [torch.as_tensor(one) for one in latents.values()]
-        if not of_class or not all(one.ndim == 2 and len(one) for one in of_class):
-            raise StitchError("class prototypes are made of latents (n, d_target) for each class: give at least one")
+        if len(of_class) < 2 or not all(one.ndim == 2 and len(one) for one in of_class):
+            raise StitchError(f"{len(of_class)} classes: prototypes need two or more, with latents (n, d_target) each")
         means = [functional.normalize(one.float(), dim=-1).mean(0) for one in of_class]
         module = Prototypes.of(torch.stack(means), temperature=temperature)
         return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")

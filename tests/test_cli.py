@@ -13,7 +13,7 @@ import pico
 import pytest
 from PIL import Image
 
-from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, __version__
 from hf_relstitch.cli import main
 from hf_relstitch.inputs import input_ids, read_inputs
 from hf_relstitch.prediction import predict
@@ -107,6 +107,7 @@ def test_predict_refuses_what_the_model_does_not_take(model: Path, tmp_path: Pat
     Image.linear_gradient("L").save(tmp_path / "one.png")
     for argument, message in {
         tmp_path / "missing.txt": "there is no file or folder",
+        f"{tmp_path}/missing/": "there is no file or folder",
         tmp_path / "latin.txt": "is not text in UTF-8",
         tmp_path / "one.png": "the model takes texts and one input is a PosixPath",
     }.items():
@@ -147,6 +148,10 @@ def test_predict_shows_a_text_as_it_is_however_long_it_is(model: Path) -> None:
     shown = run("predict", model, "see [/b] [really] here", "storm " * 80).stdout
     assert "see [/b] [really] here" in shown
     run("predict", model, "storm " * 80, "--json")
+
+
+def test_the_version_is_shown() -> None:
+    assert run("--version").stdout == f"hf-relstitch {__version__}\n"
 
 
 def test_an_error_keeps_its_brackets(tmp_path: Path) -> None:
