@@ -149,14 +149,14 @@ class Head:
         """A head of class prototypes: the mean of a few normalised target latents `(n, d_target)` of each class.
 
         Raises:
-            StitchError: no classes, or one without latents or with none that has a direction.
+            StitchError: fewer than two classes, or one without latents or with none that has a direction.
         """
         of_class = [
             torch.stack(one) if isinstance(one, list) and one and isinstance(one[0], Tensor) else torch.as_tensor(one)
             for one in latents.values()
         ]
-        if not of_class or not all(one.ndim == 2 and len(one) for one in of_class):
-            raise StitchError("class prototypes are made of latents (n, d_target) for each class: give at least one")
+        if len(of_class) < 2 or not all(one.ndim == 2 and len(one) for one in of_class):
+            raise StitchError(f"{len(of_class)} classes: prototypes need two or more, with latents (n, d_target) each")
         means = [functional.normalize(one.float(), dim=-1).mean(0) for one in of_class]
         module = Prototypes.of(torch.stack(means), temperature=temperature)
         return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")
@@ -231,8 +231,7 @@ def load_target(
         StitchError: no such model, not a classifier that can be cut, or one whose head was never trained.
     """
     repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
-    config = AutoConfig.from_pretrained(repo.place, **repo.loading)
-    architecture = (config.architectures or ["no architecture"])[0]
+    architecture = architecture_of(repo)
     loader = auto_class(architecture)
     if loader is None and repo.file(SETFIT_HEAD) is not None:
         raise StitchError(
@@ -253,6 +252,23 @@ def load_target(
     if isinstance(processor, PreTrainedTokenizerBase):
         prepare_tokenizer(processor, None, model=model)
     return take_apart(model, processor, at=cut, repo=repo)
+
+
+def architecture_of(repo: Repo) -> str:
+    """The architecture that a repo's config names.
+
+    Raises:
+        StitchError: it has no config that transformers reads.
+    """
+    try:
+        return str((AutoConfig.from_pretrained(repo.place, **repo.loading).architectures or ["no architecture"])[0])
+    except (OSError, ValueError) as error:
+        raise StitchError(f"{repo.name} holds no model that transformers knows: {error}") from error
+
+
+def is_classifier(place: str) -> bool:
+    """Whether a folder or a Hub repo holds a classifier, by its config alone."""
+    return auto_class(architecture_of(locate(place))) is not None
 
 
 def auto_class(architecture: str) -> Any:

@@ -74,8 +74,8 @@ def is_here(name: str) -> bool:
 
 
 def names_file(text: str) -> bool:
-    """Whether a text reads as the name of a file of inputs: one word, with the suffix of one."""
-    known = is_media(text) or Path(text).suffix.lower() in {*TABLES, ".txt"}
+    """Whether a text reads as the name of a file of inputs, one word with the suffix of one, or of a folder."""
+    known = is_media(text) or Path(text).suffix.lower() in {*TABLES, ".txt"} or text.endswith("/")
     return known and not any(letter.isspace() for letter in text)
 
 

@@ -22,7 +22,7 @@ from hf_relstitch.devices import placement
 from hf_relstitch.encoders import Encoder, check_inputs, check_kinds, encode_batch, modality_at
 from hf_relstitch.fusing import Fused, fuse
 from hf_relstitch.head_modules import build_chain, build_head, describe_chain, describe_head, own_copy
-from hf_relstitch.heads import Head, load_target
+from hf_relstitch.heads import Head, is_classifier, load_target
 from hf_relstitch.inputs import input_ids, inputs_at, side_of, sides_of
 from hf_relstitch.stitching import AnchorPair, checked_settings, stitch, written_anchors, written_call
 from hf_relstitch.two_towers import as_configured
@@ -113,7 +113,12 @@ class RelativeStitcher(AppliedModel):
         sides = sides_of(anchors)
         check_kinds(side_of(anchors, sides[0]), modality=modality_at(source), who="source")
         if head is None:
-            target, head = load_target(str(target), cut=cut)
+            try:
+                target, head = load_target(str(target), cut=cut)
+            except StitchError as error:
+                if not is_classifier(str(target)) and isinstance(source, str) and is_classifier(source):
+                    raise StitchError(f"only the source is a classifier: were they swapped? {error}") from error
+                raise
         elif not isinstance(target, Encoder):
             target = Encoder.from_pretrained(target)
         check_kinds(side_of(anchors, sides[1]), modality=target.modality, who="target")

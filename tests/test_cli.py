@@ -14,7 +14,7 @@ import pico
 import pytest
 from PIL import Image
 
-from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, __version__
 from hf_relstitch.cli import main
 from hf_relstitch.inputs import input_ids, read_inputs
 from hf_relstitch.prediction import predict
@@ -122,6 +122,7 @@ def test_predict_refuses_what_the_model_does_not_take(model: Path, tmp_path: Pat
     Image.linear_gradient("L").save(tmp_path / "one.png")
     for argument, message in {
         tmp_path / "missing.txt": "there is no file or folder",
+        f"{tmp_path}/missing/": "there is no file or folder",
         tmp_path / "latin.txt": "is not text in UTF-8",
         tmp_path / "one.png": "the model takes texts and one input is a PosixPath",
     }.items():
@@ -145,10 +146,27 @@ def test_a_stitched_model_is_no_source(
     assert "model holds a relative_stitcher model: expected an encoder" in done.stderr
 
 
+def test_a_target_without_a_head_may_be_swapped(source: Encoder, target_folder: str, tmp_path: Path) -> None:
+    source.model.save_pretrained(tmp_path / "bare")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "texts.txt").write_text("\n".join(pico.texts(40)))
+    anchors = ("--anchors", tmp_path / "texts.txt")
+    shown = run("stitch", target_folder, tmp_path / "bare", tmp_path / "out", *anchors, status=1).stderr
+    assert "only the source is a classifier: were they swapped? bare is BertModel: the target has" in shown
+    shown = run("stitch", tmp_path / "bare", tmp_path / "bare", tmp_path / "out", *anchors, status=1).stderr
+    assert "error: bare is BertModel: the target has" in shown
+    shown = run("stitch", target_folder, tmp_path / "none", tmp_path / "out", *anchors, status=1).stderr
+    assert "error: none holds no model that transformers knows: Unrecognized model" in shown
+
+
 def test_predict_shows_a_text_as_it_is_however_long_it_is(model: Path) -> None:
     shown = run("predict", model, "see [/b] [really] here", "storm " * 80).stdout
     assert "see [/b] [really] here" in shown
     run("predict", model, "storm " * 80, "--json")
+
+
+def test_the_version_is_shown() -> None:
+    assert run("--version").stdout == f"hf-relstitch {__version__}\n"
 
 
 def test_an_error_keeps_its_brackets(tmp_path: Path) -> None:

@@ -358,10 +358,11 @@ def test_prototypes_of_a_few_examples_answer_with_the_class_of_each(target: tupl
     ("make", "message"),
     [
         (lambda encoder: Head.of_class_names(encoder, ["storm"], template="a photo"), "it needs {} where the name"),
-        (lambda encoder: Head.of_class_names(encoder, ["storm"], temperature=0), "the temperature is 0"),
-        (lambda encoder: Head.of_examples({"a": torch.zeros(2, 4)}), "not finite or zero"),
-        (lambda encoder: Head.of_examples({"a": torch.full((2, 4), torch.nan)}), "not finite or zero"),
-        (lambda encoder: Head.of_examples({"a": torch.zeros(0, 4)}), "give at least one"),
+        (lambda encoder: Head.of_class_names(encoder, ["storm", "calm"], temperature=0), "the temperature is 0"),
+        (lambda encoder: Head.of_examples({"a": torch.zeros(2, 4), "b": torch.ones(2, 4)}), "not finite or zero"),
+        (lambda encoder: Head.of_examples({"a": torch.ones(1, 4), "b": torch.ones(1, 4) / 0}), "not finite or zero"),
+        (lambda encoder: Head.of_examples({"a": torch.ones(2, 4), "b": torch.zeros(0, 4)}), "with latents .* each"),
+        (lambda encoder: Head.of_examples({"a": torch.ones(2, 4)}), "1 classes: prototypes need two or more"),
         (lambda encoder: Head.of_class_names(encoder, []), "give at least one"),
     ],
 )

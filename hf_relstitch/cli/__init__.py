@@ -12,12 +12,26 @@ from rich.table import Table
 
 from hf_relstitch.cli.showing import AsJson, print_table, show
 from hf_relstitch.cli.stitching import recommend_command, stitch_command
+from hf_relstitch.version import __version__
 
 app = typer.Typer(
-    help="Stitch any encoder to a classifier head that it never met, without labels and without training.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version, and do nothing else."""
+    if wanted:
+        typer.echo(f"hf-relstitch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_any_command(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, help="Show the version.")] = False,
+) -> None:
+    """Stitch any encoder to a classifier head that it never met, without labels and without training."""
 
 
 @app.command("quickstart")
