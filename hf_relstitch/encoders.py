@@ -29,7 +29,16 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import accelerate_state, on_device, placement, prefetched, stored_tensors
 from hf_relstitch.head_modules import describe_chain, layers_of
 from hf_relstitch.hub import Repo, hub_options, locate
-from hf_relstitch.inputs import check_some, inputs_at, length_of, load_audio, load_image, probe_inputs
+from hf_relstitch.inputs import (
+    check_filled,
+    check_some,
+    inputs_at,
+    length_of,
+    load_audio,
+    load_image,
+    probe_inputs,
+    row_names,
+)
 from hf_relstitch.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.sentence_modules import SentenceModules, read_sentence_modules
@@ -189,11 +198,18 @@ def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "mode
     Raises:
         StitchError: there is such an input.
     """
+    check_filled(inputs, what=f"the {who}'s inputs are")
     expected, kinds = INPUTS.get(modality or "", ("anything", (object,)))
-    if strange := [one for one in inputs if not isinstance(one, kinds)]:
+    strange = {row: one for row, one in enumerate(inputs) if not isinstance(one, kinds)}
+    if strange:
+        names = sorted({type(one).__name__ for one in strange.values()})
+        came = " or ".join(f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}" for name in names)
+        known = tuple(kind for _, kinds in INPUTS.values() for kind in kinds)
+        anchors = who != "model" and any(isinstance(one, known) for one in strange.values())
+        pairs = "; anchors of two kinds are pairs, (what the source takes, what the target takes)" if anchors else ""
         raise StitchError(
-            f"the {who} takes {expected} and one input is a {type(strange[0]).__name__}: give it its own kind of "
-            "input; anchors of two kinds are pairs, (what the source takes, what the target takes)"
+            f"the {who} takes {expected} and what came in {row_names(list(strange))} is {came}: give it its own kind "
+            f"of input{pairs}"
         )
 
 
@@ -216,9 +232,10 @@ def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[l
     the first layers normalise over the padding too, and a latent must not depend on what else is in its batch.
 
     Raises:
-        StitchError: no inputs.
+        StitchError: no inputs, or inputs of another kind than the processor takes.
     """
     check_some(inputs, batch_size=batch_size)
+    check_kinds(inputs, modality=modality_of(processor))
     lengths = [length_of(one, modality=modality_of(processor)) for one in inputs]
     order = sorted(range(len(inputs)), key=lambda row: -lengths[row])
     alike = modality_of(processor) == "audio" and not pads_by_itself(processor)

@@ -1,6 +1,7 @@
 """Inputs, texts, images or sounds: reading them from where people keep them, and naming each by a hash."""
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     A column of paths of images or sounds is read as Paths, relative to what names them; for `count` see `read_inputs`.
 
     Raises:
-        StitchError: there is no such data set, split or column.
+        StitchError: there is no such data set, split or column, or the column has empty cells.
     """
     path = Path(name)
     reader = TABLES.get(path.suffix.lower()) if path.is_file() else None
@@ -119,9 +120,12 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     for column in columns:
         if column not in table.column_names:
             raise StitchError(f"{name} has no column {column!r}: it has {', '.join(table.column_names)}")
-    table = table.select(drawn_rows(len(table), count))
-    folder = path.parent if reader else path
-    return [_paths(list(table[column]), folder) if path.exists() else list(table[column]) for column in columns]
+    rows = drawn_rows(len(table), count)
+    table = table.select(rows)
+    folder, read = path.parent if reader else path, [list(table[column]) for column in columns]
+    for column, values in zip(columns, read, strict=True):
+        check_filled(values, rows=rows, what=f"column {column!r} of {name} is")
+    return [_paths(values, folder) for values in read] if path.exists() else read
 
 
 def _paths(values: list[Any], folder: Path) -> list[Any]:
@@ -199,6 +203,23 @@ def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
         raise StitchError("there are no inputs to encode: give at least one")
     if batch_size < 1:
         raise StitchError(f"batch_size is {batch_size}: expected 1 or more")
+
+
+def check_filled(inputs: Sequence[Any], *, what: str, rows: Sequence[int] | None = None) -> None:
+    """Refuse empty cells of tables, None and not a number; `rows` are the numbers of rows drawn from more.
+
+    Raises:
+        StitchError: there is such a one.
+    """
+    numbered = zip(rows or range(len(inputs)), inputs, strict=True)
+    if empty := [row for row, one in numbered if one is None or (isinstance(one, float) and math.isnan(one))]:
+        raise StitchError(f"{what} empty in {row_names(empty)}: fill in or remove them")
+
+
+def row_names(rows: Sequence[int]) -> str:
+    """The first of these rows, and how many others there are."""
+    others = {1: "", 2: " and 1 other"}.get(len(rows), f" and {len(rows) - 1} others")
+    return f"row {rows[0]} (counted from 0){others}"
 
 
 def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:

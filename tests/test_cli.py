@@ -117,7 +117,7 @@ def test_predict_refuses_what_the_model_does_not_take(model: Path, tmp_path: Pat
     for argument, message in {
         tmp_path / "missing.txt": "there is no file or folder",
         tmp_path / "latin.txt": "is not text in UTF-8",
-        tmp_path / "one.png": "the model takes texts and one input is a PosixPath",
+        tmp_path / "one.png": r"takes texts and what came in row 0 .* is a PosixPath: give it its own kind of input$",
     }.items():
         with pytest.raises(StitchError, match=message):
             predict(str(model), [str(argument)])
@@ -179,7 +179,7 @@ def test_stitch_and_recommend_over_pairs_of_a_table_at_an_earlier_cut(source_fol
     ranked = json.loads(run("recommend", roberta, "-c", vit, source_folder, *anchors, "--json").stdout)
     assert [row["candidate"] for row in ranked] == [vit, source_folder]
     assert ranked[0]["error"] is None
-    assert "takes texts and one input is a" in ranked[1]["error"]
+    assert "takes texts and what came in row 0 (counted from 0) and 39 others is a" in ranked[1]["error"]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "json", "jsonl", "folder"])
