@@ -25,9 +25,14 @@ def check_shapes(latents: Tensor, ids: Tensor) -> None:
             f"anchor ids are {ids.dtype} of shape {tuple(ids.shape)} for {len(latents)} latents: "
             f"expected ({len(latents)},) int64, one id a row"
         )
-    if len(latents) < MIN_ANCHORS:
+    check_count(len(latents))
+
+
+def check_count(count: int) -> None:
+    """Refuse fewer than 32 anchors."""
+    if count < MIN_ANCHORS:
         raise StitchError(
-            f"{len(latents)} anchors: at least {MIN_ANCHORS} different inputs are needed, some hundreds are usual"
+            f"{count} anchors: at least {MIN_ANCHORS} different inputs are needed, some hundreds are usual"
         )
 
 

@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_relstitch.anchor_checks import MIN_ANCHORS, check_ids, check_latents, check_shapes, first_of_each
+from hf_relstitch.anchor_checks import MIN_ANCHORS, check_count, check_ids, check_latents, check_shapes, first_of_each
 from hf_relstitch.cards import ANCHORS_TAG, inputs_tag, write_card
 from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.halves import target_half
 from hf_relstitch.core.relative import to_working
-from hf_relstitch.files import check_format, checksum, read_json, verify_checksum, whole_folder, write_json
+from hf_relstitch.files import check_format, check_kind, checksum, read_json, verify_checksum, whole_folder, write_json
 from hf_relstitch.hub import find_tagged, locate, push_folder
 from hf_relstitch.inputs import Side, data_name, ids_fingerprint, input_ids, inputs_at, key_fingerprint, side_of
-from hf_relstitch.provenance import Provenance
+from hf_relstitch.provenance import NOT_KNOWN, Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.stored_latents import as_latents
 from hf_relstitch.version import __version__
@@ -109,6 +109,7 @@ class AnchorSet:
         """
         taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
         rows = sorted(row_of_each(ids).values())
+        check_count(len(rows))
         latents = encoder.encode(inputs_at(taken, rows), batch_size=batch_size, progress=progress)
         return cls._distinct(latents, ids, rows, replace(encoder.provenance, data=data_name(data)), key=key)
 
@@ -135,7 +136,7 @@ class AnchorSet:
         found, ids = as_latents(latents, column=column), input_ids(inputs, key=key)
         if len(found) != len(ids):
             raise StitchError(f"there are {len(found)} latents and {len(ids)} inputs: give them row for row")
-        origin = model if isinstance(model, Provenance) else Provenance(model, "not known", "stored")
+        origin = model if isinstance(model, Provenance) else Provenance(model, NOT_KNOWN, "stored")
         rows = sorted(row_of_each(ids).values())
         return cls._distinct(found[rows], ids, rows, replace(origin, data=data_name(data)), key=key)
 
@@ -212,7 +213,11 @@ class AnchorSet:
         """Write `anchor_config.json`, `anchors.safetensors` and the card; a failure leaves the folder as it was.
 
         Edits of a card that is there already stay; `repo_id` is what the card is to show.
+
+        Raises:
+            StitchError: the folder holds a model.
         """
+        check_kind(folder, model_type=None)
         with whole_folder(folder, last=CONFIG_NAME, owned=[LATENTS_NAME]) as written:
             save_file({"latents": self.latents, "ids": self.ids}, written / LATENTS_NAME, {"format": "pt"})
             config = {

@@ -33,7 +33,7 @@ class AppliedModel(SavedModel):
         """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype.
 
         Raises:
-            StitchError: no tensor, or latents of another width.
+            StitchError: no tensor of floats of this shape.
         """
         self._check(latents)
         return self.translation(latents)
@@ -42,18 +42,19 @@ class AppliedModel(SavedModel):
         """Logits `(n, num_labels)` of source latents `(n, d_source)` computed elsewhere, in the model's dtype.
 
         Raises:
-            StitchError: no tensor, or latents of another width.
+            StitchError: no tensor of floats of this shape.
         """
         self._check(latents)
-        latents = latents.to(self.dtype)
+        latents = latents.to(next(self.head.parameters(), latents).dtype)
         logits = self.fused(latents) if self.fused is not None else self.head(self.translate(latents))
         return logits / self.config.logit_temperature
 
     def _check(self, latents: Tensor) -> None:
-        if not isinstance(latents, Tensor) or latents.ndim == 0 or latents.shape[-1] != self.config.d_source:
-            came = f"of shape {tuple(latents.shape)}" if isinstance(latents, Tensor) else f"a {type(latents).__name__}"
+        width, tensor = self.config.d_source, isinstance(latents, Tensor)
+        if not tensor or latents.ndim != 2 or latents.shape[1] != width or not latents.is_floating_point():
+            came = f"{latents.dtype} of shape {tuple(latents.shape)}" if tensor else f"a {type(latents).__name__}"
             raise StitchError(
-                f"the latents are {came}: expected a tensor (n, {self.config.d_source}) of the source, "
+                f"the latents are {came}: expected a tensor (n, {width}) of floats of the source, "
                 f"{self.config.source['model_id']}"
             )
 
@@ -64,7 +65,7 @@ class AppliedModel(SavedModel):
         Raises:
             StitchError: no inputs, or inputs of another kind than the source takes.
         """
-        return self.classify(self._latents(inputs, batch_size=batch_size).to(self.device))
+        return self.classify(self._latents(inputs, batch_size=batch_size))
 
     @torch.no_grad()
     def relative(self, inputs: Sequence[Any], *, batch_size: int = 32) -> RelativeLatents:
@@ -97,10 +98,10 @@ class AppliedModel(SavedModel):
     def _latents(self, inputs: Sequence[Any], *, batch_size: int) -> Tensor:
         """Source latents `(n, d_source)` of raw inputs, on the device that the model is on."""
         if isinstance(self.encoder, Function):
-            return self.encoder.latents(inputs, batch_size=batch_size)
+            return self.encoder.latents(inputs, batch_size=batch_size).to(self.anchors.source.device)
         encoded = []
         for rows in batched(inputs, processor=self.processor, batch_size=batch_size):
             batch = preprocess(self.encoder, self.processor, inputs_at(inputs, rows))
             pooling, after = self.config.pooling, self.after_pooling
             encoded.append((rows, encode_batch(self.encoder, batch, pooling=pooling, after_pooling=after)[0]))
-        return in_order(encoded)
+        return in_order(encoded).to(self.anchors.source.device)

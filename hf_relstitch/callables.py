@@ -11,7 +11,7 @@ from transformers.utils import logging
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import LOADERS, Encoder
 from hf_relstitch.inputs import check_some
-from hf_relstitch.provenance import Provenance
+from hf_relstitch.provenance import NOT_KNOWN, Provenance
 
 
 class Function(nn.Module):
@@ -75,7 +75,7 @@ class CallableEncoder(Encoder):
         function: Callable[[list[Any]], Any],
         *,
         model_id: str,
-        revision: str = "not known",
+        revision: str = NOT_KNOWN,
         modality: str = "text",
         license: str | None = None,  # noqa: A002  (the name that it has on the Hub)
     ) -> None:

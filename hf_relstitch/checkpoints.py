@@ -14,8 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_relstitch.cards import RESULTS_NAME
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.devices import placement
-from hf_relstitch.encoders import fingerprint
+from hf_relstitch.devices import fingerprint, placement
 from hf_relstitch.files import read_json, verify_checksum, weight_map
 from hf_relstitch.hub import hub_options, is_commit, locate
 from hf_relstitch.two_towers import as_configured

@@ -1,11 +1,12 @@
 """The device and the processes that accelerate gives, and where it keeps a model's weights."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import TypeVar
 
 import torch
+import xxhash
 from accelerate import PartialState
 from accelerate.utils import align_module_device, parse_flag_from_env
 from torch import Tensor, nn
@@ -70,3 +71,13 @@ def parts_of(tensor: Tensor) -> Iterator[Tensor]:
         return
     for name in tensor.__tensor_flatten__()[0]:
         yield from parts_of(getattr(tensor, name))
+
+
+def fingerprint(*models: nn.Module, without: Collection[str] = ()) -> str:
+    """A hash of models' weights, for models that no commit hash names."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in (item for model in models for item in stored_tensors(model)):
+        if name not in without:
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return f"weights:{digest.hexdigest()}"

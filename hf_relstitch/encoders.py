@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.devices import accelerate_state, on_device, placement, prefetched, stored_tensors
+from hf_relstitch.devices import accelerate_state, fingerprint, on_device, placement, prefetched
 from hf_relstitch.head_modules import describe_chain, layers_of
 from hf_relstitch.hub import Repo, hub_options, locate
 from hf_relstitch.inputs import (
@@ -108,7 +107,12 @@ class Encoder:
             StitchError: no such model, one that is not for text, images or audio, or a pooler without trained weights.
         """
         repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
-        model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading | model_kwargs)
+        options = {"output_loading_info": True, **repo.loading, **model_kwargs}
+        try:
+            model, loading = AutoModel.from_pretrained(repo.place, **options)
+        except ValueError as error:
+            said = str(error).partition("\nModel type should be one of")[0]  # and the names of all configs follow
+            raise StitchError(f"{repo.name} cannot be loaded as an encoder: {said}") from error
         modules = read_sentence_modules(repo) if pooling == "auto" else None
         chosen = modules.pooling if modules else resolve_pooling(pooling, model=model)
         if pooling == "auto":
@@ -214,15 +218,21 @@ def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "mode
 
 
 def modality_at(source: str | Encoder) -> str | None:
-    """The modality of an encoder, or of one at a place, by its config alone; None where that does not tell."""
+    """The modality of an encoder, or of one at a place, by its config alone; None where that does not tell.
+
+    Raises:
+        StitchError: a model of a type that is no encoder, such as a stitched one.
+    """
     if isinstance(source, Encoder):
         return source.modality
     repo = locate(source)
     try:
-        model = MODEL_MAPPING[type(AutoConfig.from_pretrained(repo.place, **repo.loading))]
-    except (KeyError, OSError, ValueError):  # loading it says what is wrong
+        config = AutoConfig.from_pretrained(repo.place, **repo.loading)
+    except (OSError, ValueError):  # loading it says what is wrong
         return None
-    return MODALITIES.get(getattr(model, "main_input_name", ""))
+    if type(config) not in MODEL_MAPPING:
+        raise StitchError(f"{repo.name} holds a {config.model_type} model: expected an encoder")
+    return MODALITIES.get(getattr(MODEL_MAPPING[type(config)], "main_input_name", ""))
 
 
 def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[list[int]]:
@@ -277,11 +287,11 @@ def check_inputs(given: Collection[str], *, modality: str) -> None:
     Raises:
         StitchError: there is no main input of this modality, or one of another.
     """
-    main = {name for name in given if name in MODALITIES} | ({"inputs_embeds"} & set(given))
+    main = {name for name in given if name in MODALITIES}
     if not main or any(MODALITIES.get(name, modality) != modality for name in main):
         raise StitchError(
-            f"the model takes {INPUTS[modality][0]}, and what came is {', '.join(sorted(main)) or 'nothing'}: make "
-            "its inputs with model.processor, and use the pipeline of its modality"
+            f"the model takes {INPUTS[modality][0]}, and what came is {', '.join(sorted(main or given)) or 'nothing'}: "
+            "make its inputs with model.processor, and use the pipeline of its modality"
         )
 
 
@@ -325,13 +335,3 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, modules: SentenceModul
         padding = getattr(next(embeddings, None), "padding_idx", None)  # where RoBERTa and its like begin
         unused = 0 if padding is None else padding + 1
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions - unused)
-
-
-def fingerprint(*models: nn.Module, without: Collection[str] = ()) -> str:
-    """A hash of models' weights, for models that no commit hash names."""
-    digest = xxhash.xxh3_128()
-    for name, tensor in (item for model in models for item in stored_tensors(model)):
-        if name not in without:
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return f"weights:{digest.hexdigest()}"

@@ -16,11 +16,11 @@ from hf_relstitch.fusing import fuse
 from hf_relstitch.heads import TASKS
 from hf_relstitch.inputs import probe_inputs
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
+from hf_relstitch.onnx_encoders import INSTALL_ONNX
 
 TOLERANCE = 1e-5
 ODD_PARTS = (1.0, 0.5)
 """z = c·(f(z) − f(−z)): c is 1 for f = ReLU, GELU and SiLU, and ½ for none."""
-INSTALL_ONNX = 'pip install "hf-relstitch[onnx]"'
 
 
 @torch.no_grad()

@@ -24,19 +24,20 @@ PARTIAL = ".partial-"
 def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
     """A temporary folder whose files are moved into `folder` when the block ends without an error.
 
-    It is in `folder`, which can be a volume of its own, or beside it where it is not there yet. Files of the same name
-    are replaced, then older files that match a glob of `owned` go, other files stay, and the file named `last` (the one
-    that says that the rest is there) is moved after all others.
+    It is in `folder`, which can be a volume of its own, or in the nearest one above that is there. Files of the same
+    name are replaced, then older files that match a glob of `owned` go, other files stay, and the file named `last`
+    (the one that says that the rest is there) is moved after all others.
+
+    Raises:
+        StitchError: the folder, or anything in the block, cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise StitchError(f"{folder} is a file: give a folder to save to")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder if folder.exists() else folder.parent, prefix=PARTIAL) as temporary:
+    with written_to(folder), tempfile.TemporaryDirectory(dir=check_output(folder), prefix=PARTIAL) as temporary:
         written = Path(temporary, "whole")
         written.mkdir(mode=0o755)
         yield written
         if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
             written.rename(folder)
             return
         new = sorted(written.iterdir(), key=lambda entry: entry.name == last)
@@ -50,6 +51,44 @@ def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iter
                 shutil.copytree(entry, folder / entry.name, dirs_exist_ok=True)
             else:
                 entry.replace(folder / entry.name)
+
+
+@contextmanager
+def written_to(folder: Path) -> Iterator[None]:
+    """Say of an OSError which folder could not be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StitchError(f"saving to {folder} failed ({error}): make it writable, or give another folder") from error
+
+
+def check_output(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there; called before the work whose outcome is to be saved.
+
+    Raises:
+        StitchError: it cannot be written, or is a file.
+    """
+    with written_to(folder):
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        if not there.is_dir():
+            raise StitchError(f"{there} is a file: give a folder to save to")
+        with tempfile.TemporaryDirectory(dir=there, prefix=PARTIAL):
+            return there
+
+
+def check_kind(folder: str | Path, *, model_type: str | None) -> None:
+    """Refuse to save over a model of another type, or over an anchor set; a type of None is that of an anchor set.
+
+    Raises:
+        StitchError: the folder holds such a one.
+    """
+    config, found = Path(folder, "config.json"), None
+    if config.is_file() and (model_type is None or read_json(config).get("model_type") != model_type):
+        found = f"a model of type {read_json(config).get('model_type')}"
+    elif model_type is not None and Path(folder, "anchor_config.json").is_file():
+        found = "an anchor set"
+    if found:
+        raise StitchError(f"{folder} holds {found}, which saving there would spoil: give another folder")
 
 
 @contextmanager
@@ -73,10 +112,11 @@ def only_run(lock: Path, *, doing: str, instead: str) -> Iterator[None]:
         StitchError: another run has it; `doing` says what that run does, and `instead` what else to do.
     """
     try:
-        with FileLock(lock, timeout=0):
-            yield
+        held = FileLock(lock, timeout=0).acquire()
     except Timeout as error:
         raise StitchError(f"another run is {doing}: let it end, or {instead}") from error
+    with held:
+        yield
 
 
 def checksum(file: Path) -> str:

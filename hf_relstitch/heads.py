@@ -151,7 +151,10 @@ class Head:
         Raises:
             StitchError: no classes, or one without latents or with none that has a direction.
         """
-        of_class = [torch.as_tensor(one) for one in latents.values()]
+        of_class = [
+            torch.stack(one) if isinstance(one, list) and one and isinstance(one[0], Tensor) else torch.as_tensor(one)
+            for one in latents.values()
+        ]
         if not of_class or not all(one.ndim == 2 and len(one) for one in of_class):
             raise StitchError("class prototypes are made of latents (n, d_target) for each class: give at least one")
         means = [functional.normalize(one.float(), dim=-1).mean(0) for one in of_class]

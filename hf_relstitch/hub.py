@@ -66,8 +66,9 @@ class Repo:
         """The path of one file, downloaded where it has to be; None where the repo has no such file.
 
         Raises:
-            StitchError: the Hub does not give the file.
+            StitchError: the name leads out of the repo, or the Hub does not give the file.
         """
+        _check_inside(name, f"a file that {self.name} names")
         if self.commit is None:
             path = Path(self.place, self.subfolder, name)
             return path if path.is_file() else None
@@ -132,8 +133,7 @@ def locate(
     Raises:
         StitchError: there is neither such a folder nor such a repo with this config file, or it cannot be reached.
     """
-    if ".." in Path(subfolder).parts or Path(subfolder).is_absolute():
-        raise StitchError(f"the subfolder is {subfolder!r}: expected a path inside the repo")
+    _check_inside(subfolder, "the subfolder")
     if Path(place).is_dir():
         return Repo(str(place), None, subfolder, options)
     name = f"{subfolder}/{config}" if subfolder else config
@@ -141,6 +141,12 @@ def locate(
         file = Path(hf_hub_download(str(place), name, revision=revision, **options))
     commit = file.parents[name.count("/")].name  # the cache has it at …/snapshots/COMMIT/NAME
     return Repo(str(place), commit, subfolder, options)
+
+
+def _check_inside(path: str, what: str) -> None:
+    """Refuse a path that leads out of a repo."""
+    if ".." in Path(path).parts or Path(path).is_absolute():
+        raise StitchError(f"{what} is {path!r}: expected a path inside the repo")
 
 
 def hub_options(keywords: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def read_inputs(
     elif path.suffix.lower() in TABLES:
         raise StitchError(f"{place} is a table: name its column of inputs, or give a text file with one a line")
     else:
-        inputs = [line for line in read_text(path).splitlines() if line.strip()]
+        inputs = [line for line in read_text(path).split("\n") if line.strip()]
     if not inputs:
         raise StitchError(
             f"{place} holds no input: expected a text file with one a line or a folder of images or sounds; of a "

@@ -11,6 +11,7 @@ from transformers import AutoModel
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
+from hf_relstitch.anchor_checks import check_count
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.applying import AppliedModel
 from hf_relstitch.callables import absent_encoder
@@ -23,7 +24,7 @@ from hf_relstitch.fusing import Fused, fuse
 from hf_relstitch.head_modules import build_chain, build_head, describe_chain, describe_head, own_copy
 from hf_relstitch.heads import Head, load_target
 from hf_relstitch.inputs import input_ids, inputs_at, side_of, sides_of
-from hf_relstitch.stitching import AnchorPair, stitch, written_anchors, written_call
+from hf_relstitch.stitching import AnchorPair, checked_settings, stitch, written_anchors, written_call
 from hf_relstitch.two_towers import as_configured
 
 OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "audio": SequenceClassifierOutput}
@@ -101,6 +102,9 @@ class RelativeStitcher(AppliedModel):
         Raises:
             StitchError: parts that cannot be loaded, cut, or stitched to each other.
         """
+        checked_settings(**settings)
+        if num_anchors is not None:
+            check_count(num_anchors)
         options: dict[str, Any] = {"data": data, "key": key, "batch_size": batch_size, "progress": progress}
         if head is not None and cut is not None:
             raise StitchError(f"head is given, and cut is {cut!r}: a classifier is cut, or its head is given")
@@ -157,6 +161,7 @@ class RelativeStitcher(AppliedModel):
         Raises:
             StitchError: anchors of another model or width than the encoder or the head, or too few in common.
         """
+        checked_settings(**settings)
         written: dict[str, Any] = {
             "source_anchors": written_anchors(source_anchors, name="source_anchors"),
             "target_anchors": written_anchors(target_anchors, name="target_anchors"),
@@ -231,7 +236,7 @@ class RelativeStitcher(AppliedModel):
             "input_features": input_features,
         }
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        check_inputs(given, modality=self.config.modality)
+        check_inputs(given.keys() | kwargs.keys(), modality=self.config.modality)
         latents, encoded = encode_batch(
             self.encoder, given, pooling=self.config.pooling, after_pooling=self.after_pooling, **kwargs
         )

@@ -7,10 +7,11 @@ from typing import Any
 from transformers import Pipeline, pipeline
 
 from hf_relstitch.cards import TASKS
-from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.checkpoints import read_config
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import check_kinds
-from hf_relstitch.inputs import is_here, load_audio, names_file, read_inputs
+from hf_relstitch.hub import locate
+from hf_relstitch.inputs import is_here, load_audio, load_image, names_file, read_inputs
 
 FUNCTIONS = {"multi_label_classification": ("sigmoid", "none"), "regression": ("none",)}
 """What a pipeline may make of the logits of a kind of head; the first is what it makes of them by itself."""
@@ -20,9 +21,10 @@ def classifier(model: str, *, function_to_apply: str | None = None) -> Pipeline:
     """The stock transformers pipeline of a stitched model, a folder or a Hub id.
 
     Raises:
-        StitchError: `function_to_apply` ("softmax", "sigmoid", "none") makes no sense of this head's logits.
+        StitchError: no such model, one that is not stitched, or `function_to_apply` ("softmax", "sigmoid", "none")
+            makes no sense of this head's logits.
     """
-    config = RelativeStitcherConfig.from_pretrained(model)
+    config = read_config(locate(model).folder())
     allowed = FUNCTIONS.get(config.problem_type, ("softmax", "sigmoid", "none"))
     if function_to_apply is not None and function_to_apply.lower() not in allowed:
         raise StitchError(
@@ -37,13 +39,16 @@ def predict(model: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """The likeliest class of each input, an argument being a text, a file of texts, an image or a folder of images.
 
     Raises:
-        StitchError: an argument that names a file which is not there, or a file of another kind than the model takes.
+        StitchError: no stitched model, or an argument that names a file which is not there, cannot be read or is of
+            another kind than the model takes.
     """
     classify = classifier(model)
     modality = classify.model.config.modality
     inputs = [one for argument in arguments for one in inputs_of(argument, modality=modality)]
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
-    given: list[Any] = [str(one) for one in inputs]
+    given: Any = inputs
+    if modality == "image":
+        given = (one if isinstance(one, str) else load_image(one) for one in inputs)  # a URL is a text
     if modality == "audio":
         given = [load_audio(Path(one), sampling_rate=classify.feature_extractor.sampling_rate) for one in inputs]
     answers = classify(given, top_k=1, **options)

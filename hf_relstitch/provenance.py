@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+NOT_KNOWN = "not known"
+"""The revision of a model that nobody named one for: another may go by the same `model_id`."""
+
 
 @dataclass(frozen=True)
 class Provenance:

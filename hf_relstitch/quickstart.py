@@ -24,6 +24,7 @@ from hf_relstitch.core.confidence import apply_head
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import TranslationSettings, fit_translation
 from hf_relstitch.encoders import Encoder
+from hf_relstitch.files import check_output
 from hf_relstitch.heads import Head, load_target
 from hf_relstitch.inputs import read_columns
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
@@ -150,9 +151,11 @@ def quickstart(
     Without `source`, `target` and `data` it trains two small networks on handwritten digits and needs no network.
 
     Raises:
-        StitchError: only some of `source`, `target` and `data` are given, or one cannot be loaded.
+        StitchError: only some of `source`, `target` and `data` are given, or one cannot be loaded; `out` cannot be
+            written.
     """
     require_extra()
+    check_output(out)
     from hf_relstitch.pictures import draw_stitching
 
     console = Console()

@@ -23,7 +23,7 @@ from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitche
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import placement
 from hf_relstitch.encoders import LOADERS
-from hf_relstitch.files import checksum, read_json, whole_folder
+from hf_relstitch.files import check_kind, checksum, read_json, whole_folder
 from hf_relstitch.head_modules import CHAIN
 from hf_relstitch.hub import HUB_OPTIONS, hub_options, locate, push_folder
 
@@ -36,12 +36,21 @@ class SavedModel(PreTrainedModel):
     config: RelativeStitcherConfig
     encoder: Any
     _processor: Any = None
-    _processor_folder: Path
+    _processor_folder: Path | None = None
 
     @property
     def processor(self) -> Any:
-        """The source's tokenizer, image processor or feature extractor."""
+        """The source's tokenizer, image processor or feature extractor.
+
+        Raises:
+            StitchError: it has none, as a callable.
+        """
         if self._processor is None:
+            if self._processor_folder is None:
+                raise StitchError(
+                    f"the source, {self.config.source['model_id']}, is a callable without a processor: give raw inputs "
+                    "to model.predict, or latents to model.classify"
+                )
             self._processor = LOADERS[self.config.modality].from_pretrained(self._processor_folder)
         return self._processor
 
@@ -57,8 +66,9 @@ class SavedModel(PreTrainedModel):
 
         Raises:
             StitchError: the source encoder is not a transformers model, so its architecture cannot be stored, or an
-                adapter's is not on the Hub.
+                adapter's is not on the Hub; the folder holds another model or an anchor set.
         """
+        check_kind(save_directory, model_type=self.config.model_type)
         if self.config.source_config is None:
             raise StitchError(
                 f"the source encoder is a {type(self.encoder).__name__}, whose architecture cannot be stored as data: "

@@ -15,7 +15,7 @@ from hf_relstitch.cards import CARD_NAME, read_card
 from hf_relstitch.checkpoints import OWNED
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.edits import edits
-from hf_relstitch.files import PARTIAL, read_json, whole_folder, write_json
+from hf_relstitch.files import PARTIAL, check_kind, read_json, whole_folder, write_json
 from hf_relstitch.hub import Repo, locate, push_folder
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
@@ -81,9 +81,11 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:
     """Copy a repo's model or anchor set, whole and checked, into a folder.
 
     Raises:
-        StitchError: there is none, or the folder's card has edits that neither the repo's has nor a push has sent.
+        StitchError: there is none, the folder holds another model, or its card has edits that neither the repo's has
+            nor a push has sent.
     """
     repo, is_anchor_set = locate_artifact(repo_id, revision=revision)
+    check_kind(folder, model_type=None if is_anchor_set else RelativeStitcher.config_class.model_type)
     card, mine = read_card(repo.folder()), read_card(folder)
     if edits(mine) not in (edits(None), edits(card), *shared_edits(folder).values()):
         raise StitchError(f"{folder / CARD_NAME} has edits that pulling would lose: push them, or move the file away")

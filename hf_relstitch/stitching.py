@@ -17,7 +17,7 @@ from hf_relstitch.core.folds import folds_of
 from hf_relstitch.core.foretelling import Foretold, anchor_coverage, answers_used, foretell, scale_invariance, verdict
 from hf_relstitch.core.inversion import Frame, Translation, TranslationSettings
 from hf_relstitch.core.relative import to_working
-from hf_relstitch.core.selection import Choice, Prefer, choose_settings
+from hf_relstitch.core.selection import Choice, Prefer, check_prefer, choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.devices import accelerate_state
 from hf_relstitch.head_modules import num_logits, widths_of
@@ -80,6 +80,7 @@ def stitch(
         StitchError: anchors of another model than the encoder or the head, of another width than the head takes,
             or too few inputs in common; `prefer` together with settings that leave nothing to choose.
     """
+    how, selection = checked_settings(prefer=prefer, **settings), None
     check_same_model(source_anchors, source, side="source")
     if head.provenance is not None:
         check_same_model(target_anchors, head.provenance, side="target")
@@ -91,12 +92,9 @@ def stitch(
         )
     if (logits := num_logits(head.module, dim=target_anchors.dim)) != len(head.id2label):
         raise StitchError(f"the head gives {logits} logits and has {len(head.id2label)} labels: name each class once")
-    if prefer is not None and (given := sorted(settings.keys() - FREE)):
-        raise StitchError(f"prefer is {prefer!r} and {given[0]} is given: prefer chooses it, so leave one of them out")
     source_anchors, target_anchors = source_anchors.intersect(target_anchors)
     device = accelerate_state().device
     x, y = source_anchors.latents.to(device), target_anchors.latents.to(device)
-    how, selection = TranslationSettings(**settings), None
     folds = folds_of(x, y, scale=how.scale, seed=how.seed)
     if not settings.keys() - FREE:
         choice = choose_settings(
@@ -117,6 +115,22 @@ def stitch(
     report, temperature = foretold_report(translated, to_working(y), head, frames=frames, accurate=accurate)
     translation = fit(x, y, settings=how, frames=frames)
     return Stitch(source_anchors, target_anchors, how, selection, translation, temperature, report)
+
+
+def checked_settings(*, prefer: str | None = None, **settings: Any) -> TranslationSettings:
+    """The settings that are given, and what the others are by default; called before anything is encoded, too.
+
+    Raises:
+        StitchError: a name or a value that is no setting's, or `prefer` together with what it chooses.
+    """
+    names = [field.name for field in fields(TranslationSettings)]
+    if unknown := sorted(settings.keys() - set(names)):
+        raise StitchError(f"{unknown[0]} is neither an argument nor a setting: settings are {', '.join(names)}, prefer")
+    if prefer is not None:
+        check_prefer(prefer)
+        if given := sorted(settings.keys() - FREE):
+            raise StitchError(f"prefer is {prefer!r} and {given[0]} is given: prefer chooses it, so leave one out")
+    return TranslationSettings(**settings)
 
 
 def as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:

@@ -154,3 +154,5 @@ def test_refuses_what_another_processor_made(stitched: RelativeStitcher) -> None
         stitched(pixel_values=torch.zeros(1, 3, 8, 8))
     with pytest.raises(StitchError, match="the model takes texts, and what came is nothing"):
         stitched()
+    with pytest.raises(StitchError, match="what came is attention_mask, inputs_embeds: make its inputs"):
+        stitched(inputs_embeds=torch.zeros(1, 3, 16), attention_mask=torch.ones(1, 3))

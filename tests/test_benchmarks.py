@@ -11,7 +11,7 @@ import pico
 import pytest
 import torch
 import yaml
-from datasets import Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from filelock import FileLock
 from hub_server import HubServer
 from safetensors.torch import save_file
@@ -20,10 +20,10 @@ from torch import nn
 from trained import trained_head
 from typer.testing import CliRunner
 
-from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError
+from hf_relstitch import AnchorSet, CallableEncoder, Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import compare, run_suite, write_report
 from hf_relstitch.benchmarks.bench import reordered
-from hf_relstitch.benchmarks.raw_inputs import evaluate_model
+from hf_relstitch.benchmarks.raw_inputs import evaluate_model, raw_accuracy
 from hf_relstitch.benchmarks.scores import score
 from hf_relstitch.benchmarks.stitched import numbers_of
 from hf_relstitch.benchmarks.suite import METHODS
@@ -316,6 +316,16 @@ def test_a_folder_is_for_one_run_at_a_time(latents: Path, tmp_path: Path) -> Non
         run_suite(suite_of(latents), tmp_path, progress=False)
 
 
+def test_a_run_that_is_refused_has_encoded_nothing(salad: Path, tmp_path: Path) -> None:
+    asked = []
+    encoder = CallableEncoder(lambda texts: asked.extend(texts) or torch.zeros(len(texts), 4), model_id="mine")
+    suite = yaml.safe_load(TEXTS.format(model="none", data=salad)) | {"encoders": {"tiny": {}, "other": {}}}
+    given = {"tiny": encoder, "other": encoder}
+    with FileLock(tmp_path / ".lock"), pytest.raises(StitchError, match="another run is writing"):
+        run_suite(suite, tmp_path, encoders=given, progress=False)
+    assert not asked
+
+
 def test_texts_of_a_file_by_models_of_folders(salad: Path, target_folder: str, tmp_path: Path) -> None:
     file = tmp_path / "suite.yaml"
     file.write_text(TEXTS.format(model=target_folder, data=salad))
@@ -343,6 +353,41 @@ def test_encoders_and_rows_given_in_python(source: Encoder, tmp_path: Path) -> N
     results = run_suite(suite, tmp_path, encoders=given, data={"salad": rows}, progress=False)
     assert results["failures"] == []
     assert [cell["target"] for cell in results["cells"]] == ["other", "other", "tiny", "tiny"]
+
+
+@pytest.mark.parametrize("revision", [None, "2"])
+def test_latents_of_a_callable_are_kept_only_under_a_revision(
+    revision: str | None, source: Encoder, tmp_path: Path
+) -> None:
+    """Without one, two functions may go by one name, in one folder."""
+    texts = pico.texts(160)
+    rows = Dataset.from_dict({"words": texts, "label": [len(text.split()) > 7 for text in texts]})
+    suite = yaml.safe_load(TEXTS) | {"encoders": {"tiny": {}, "other": {}}, "heads": ["logistic"], "raw_rows": 0}
+    del suite["data"]["salad"]["path"]
+    named = {} if revision is None else {"revision": revision}
+
+    def measured(folder: str, scale: float) -> list[float]:
+        function = lambda texts: (scale * source.encode(texts, progress=False)).tanh()  # noqa: E731
+        given = {"tiny": source, "other": CallableEncoder(function, model_id="f", **named)}
+        results = run_suite(suite, tmp_path / folder, encoders=given, data={"salad": rows}, progress=False)
+        return [cell["native_accuracy"] for cell in results["cells"]]
+
+    first, second, fresh = measured("one", 1), measured("one", 99), measured("two", 99)
+    assert first != fresh
+    assert second == (first if revision else fresh)
+    assert measured("one", 1) == first
+
+
+@pytest.mark.parametrize("unlabelled", [None, -1])
+def test_rows_without_a_label_are_refused(unlabelled: int | None, source: Encoder, tmp_path: Path) -> None:
+    """Of classes with names, as the Hub's data sets have them, -1 says that a row has none."""
+    features = Features({"words": Value("string"), "label": ClassLabel(names=["short", "long"])})
+    labels = [row % 2 for row in range(159)] + [unlabelled]
+    rows = Dataset.from_dict({"words": pico.texts(160), "label": labels}, features=features)
+    suite = yaml.safe_load(TEXTS) | {"encoders": {"tiny": {}, "other": {}}, "heads": ["logistic"]}
+    del suite["data"]["salad"]["path"]
+    with pytest.raises(StitchError, match="some rows have no label: leave them out of the data"):
+        run_suite(suite, tmp_path, encoders={"tiny": source, "other": source}, data={"salad": rows}, progress=False)
 
 
 def test_report_and_comparison(latents: Path, tmp_path: Path) -> None:
@@ -413,6 +458,19 @@ def test_evaluator_on_images_is_a_plain_loop(tmp_path: Path) -> None:
     data = Dataset.from_dict({"image": images[60:], "label": labels}, features=features)
     scores = evaluate_model(model, data, script("accuracy"), inputs="image")
     assert scores["accuracy"] == plain_accuracy(model, images[60:], labels)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_raw_inputs_of_a_source_in_half_precision(
+    dtype: torch.dtype, source_folder: str, target: tuple[Encoder, Head]
+) -> None:
+    source = Encoder.from_pretrained(source_folder, dtype=dtype)
+    anchors = [AnchorSet.encode(one, pico.texts(60), progress=False) for one in (source, target[0])]
+    texts, labels = pico.texts(20, seed=5), torch.arange(20) % 3
+    latents = source.encode(texts, progress=False).float()  # as a suite keeps them
+    scores = raw_accuracy(source, anchors, target[1], inputs=texts, latents=latents, labels=labels)
+    assert scores["accuracy"] == pytest.approx(scores["accuracy_from_latents"], abs=0.1)
 
 
 @pytest.mark.slow

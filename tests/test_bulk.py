@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hub_server import HubServer
 from huggingface_hub import HfApi
 from pyarrow import feather
@@ -31,6 +31,7 @@ from hf_relstitch.bulk import running, translate_files
 from hf_relstitch.bulk.manifest import MANIFEST_NAME
 from hf_relstitch.bulk.outputs import LOCK_NAME, Output
 from hf_relstitch.bulk.translator import load_translation
+from hf_relstitch.files import checksum
 
 D_SOURCE, D_TARGET = 16, 24
 
@@ -315,6 +316,20 @@ def test_a_model_that_is_damaged_is_refused(
         load_translation(tmp_path / "model")
 
 
+@pytest.mark.parametrize("kind", ["relative", "absolute"])
+def test_weights_outside_of_the_folder_are_refused(model: RelativeStitcher, tmp_path: Path, kind: str) -> None:
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    place = "../outside.safetensors" if kind == "relative" else str(tmp_path / "outside.safetensors")
+    save_file(model.state_dict(), tmp_path / "outside.safetensors")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(model.state_dict(), place)}))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["checksums"] = {place: checksum(tmp_path / "outside.safetensors")}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StitchError, match=rf"a file that model names is '{place}': expected a path inside the repo"):
+        load_translation(tmp_path / "model")
+
+
 KILLED = """
 import os, signal, sys
 from hf_relstitch.bulk import running, translate_files
@@ -473,6 +488,25 @@ def test_two_runs_at_once_are_refused(model: RelativeStitcher, tmp_path: Path) -
         translate(model, inputs, tmp_path / "out")
 
 
+def test_what_is_done_needs_no_lock(model: RelativeStitcher, tmp_path: Path) -> None:
+    inputs, lock = shards(tmp_path / "in", 1), tmp_path / "out" / LOCK_NAME
+    translate(model, inputs, tmp_path / "out")
+    with FileLock(lock):
+        assert translate(model, inputs, tmp_path / "out").kept == 1
+    lock.unlink()
+    lock.mkdir()  # so that nobody can make the lock
+    assert translate(model, inputs, tmp_path / "out").kept == 1
+    (tmp_path / "out" / "0.parquet").unlink()
+    with pytest.raises(StitchError, match=r"out cannot be written .*: give another output folder"):
+        translate(model, inputs, tmp_path / "out")
+
+
+def test_an_error_of_a_run_is_not_put_down_to_its_folder(tmp_path: Path) -> None:
+    for error in (FileNotFoundError("an input"), Timeout("another lock")):
+        with pytest.raises(type(error)), Output.at(tmp_path).only_run():
+            raise error
+
+
 def spoiled(value: float) -> torch.Tensor:
     rows = latents()
     rows[[700, 777], 3] = value
@@ -604,6 +638,9 @@ def test_a_bad_safetensors_file_is_refused(
         translate(model, tmp_path / "x.safetensors", tmp_path / "out")
 
 
+WHOLE = b'{"dtype": "F32", "shape": [1, 16], "data_offsets": [0, 64]}'
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -612,6 +649,10 @@ def test_a_bad_safetensors_file_is_refused(
         b'{"latents": {"shape": [1, 16]}}',
         b'{"latents": {"shape": "x", "data_offsets": [0, 64]}}',
         b'{"latents": {"shape": [1, 16], "data_offsets": [0]}}',
+        b'{"latents": {"shape": [1, 16], "data_offsets": [0, 64]}}',
+        b'{"latents": {"dtype": "F32", "shape": [1, 16], "data_offsets": [0, 64.0]}}',
+        b'{"latents": {"dtype": "F32", "shape": [-1, 16], "data_offsets": [64, 0]}, "x": %s}' % WHOLE,
+        b'{"latents": %s, "x": {"dtype": "F32", "shape": [16], "data_offsets": [64, 0]}}' % WHOLE,
         b"\xff",
     ],
 )

@@ -64,6 +64,37 @@ def test_a_callable_is_a_target_too(source: Encoder, target: tuple[Encoder, Head
     torch.testing.assert_close(model.anchors.target, model.anchors.source, rtol=1e-4, atol=1e-5)
 
 
+class FirstThree(nn.Module):
+    """A head without parameters."""
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents[:, :3]
+
+
+def test_a_callable_and_a_head_without_parameters_classify(source: Encoder) -> None:
+    encoder = embedding(source)
+    model = RelativeStitcher.from_parts(encoder, embedding(source), TEXTS, head=FirstThree(), progress=False)
+    latents = encoder.encode(NEW, progress=False)
+    expected = model.translate(latents)[:, :3] / model.config.logit_temperature
+    torch.testing.assert_close(model.predict(NEW), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_latents_of_a_callable_come_to_where_the_model_is(source: Encoder) -> None:
+    model = RelativeStitcher.from_parts(
+        embedding(source), embedding(source), TEXTS, head=nn.Linear(16, 3), alpha=0.5, progress=False
+    )
+    assert model.relative(NEW).values.shape == (9, 60)
+    assert model.to("meta")._latents(NEW, batch_size=4).is_meta
+
+
+def test_a_callable_has_no_processor_and_says_what_to_use(source: Encoder) -> None:
+    model = RelativeStitcher.from_parts(
+        embedding(source), embedding(source), TEXTS, head=nn.Linear(16, 3), progress=False
+    )
+    with pytest.raises(StitchError, match=r"the source, vendor/embedder, is a callable.*: give raw inputs to model"):
+        _ = model.processor
+
+
 def test_predict_is_what_the_model_gives(stitched: RelativeStitcher) -> None:
     batch = stitched.processor(NEW, padding=True, return_tensors="pt")
     torch.testing.assert_close(stitched.predict(NEW), stitched(**batch).logits, rtol=1e-4, atol=1e-5)

@@ -63,6 +63,12 @@ def test_stitch_records_where_the_anchors_come_from(model: Path) -> None:
     assert description["target"]["pooling"] == "input of classifier.out_proj, pooled"
 
 
+def test_stitch_offers_what_may_be_chosen() -> None:
+    for option, choices in {"--prefer": ("linear", "accuracy"), "--scale": ("carry", "mean")}.items():
+        refused = run("stitch", "a", "b", "c", "--anchors", "d", option, "else", status=2).stderr
+        assert all(choice in refused for choice in (option, *choices))
+
+
 def test_inspect_shows_a_table(model: Path) -> None:
     shown = run("inspect", model).stdout
     assert all(word in shown for word in ("stitched model", "tiny-bert", "agreement", "effective_rank"))
@@ -124,6 +130,21 @@ def test_predict_refuses_what_the_model_does_not_take(model: Path, tmp_path: Pat
     assert predict(str(model), ["see missing.txt"])[0]["input"] == "see missing.txt"
 
 
+def test_what_is_no_stitched_model_does_not_predict(target_folder: str) -> None:
+    assert f"{target_folder} holds a roberta model: expected a" in run("predict", target_folder, "a", status=1).stderr
+    assert "nosuch is no folder here, and asking the Hub" in run("predict", "nosuch", "a", status=1).stderr
+
+
+def test_a_stitched_model_is_no_source(
+    model: Path, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StitchError, match=r"model cannot be loaded as an encoder: Unrecognized configuration .*$"):
+        Encoder.from_pretrained(str(model))
+    monkeypatch.setattr(Encoder, "encode", None)  # it is told before
+    done = run("stitch", model, target_folder, tmp_path, "--anchors", model.with_name("texts.txt"), status=1)
+    assert "model holds a relative_stitcher model: expected an encoder" in done.stderr
+
+
 def test_predict_shows_a_text_as_it_is_however_long_it_is(model: Path) -> None:
     shown = run("predict", model, "see [/b] [really] here", "storm " * 80).stdout
     assert "see [/b] [really] here" in shown
@@ -133,6 +154,36 @@ def test_predict_shows_a_text_as_it_is_however_long_it_is(model: Path) -> None:
 def test_an_error_keeps_its_brackets(tmp_path: Path) -> None:
     done = run("inspect", tmp_path / "[onnx]", status=1)
     assert "[onnx]" in done.stderr
+
+
+def test_stitch_does_not_write_over_its_source_or_target(
+    source_folder: str, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so before anything is encoded."""
+    (tmp_path / "texts.txt").write_text("\n".join(pico.texts(40)))
+    monkeypatch.setattr(Encoder, "encode", None)
+    for out in (source_folder, target_folder):
+        done = run("stitch", source_folder, target_folder, out, "--anchors", tmp_path / "texts.txt", status=1)
+        assert f"{out} holds a model of type" in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_told_first(
+    source_folder: str, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("\n".join(pico.texts(40)))
+    monkeypatch.setattr(Encoder, "encode", None)
+    stitch = ("stitch", source_folder, target_folder)
+    for arguments in (
+        (*stitch, file, "--anchors", file),
+        (*stitch, file / "a" / "b", "--anchors", file),
+        ("quickstart", "--out", file),
+        ("benchmark", "text-stitching", "--out", file),
+    ):
+        assert f"{file} is a file: give a folder to save to" in run(*arguments, status=1).stderr
+    if Path("/proc/self").is_dir():
+        assert "saving to /proc/x failed" in run(*stitch, "/proc/x", "--anchors", file, status=1).stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_stitch_and_predict_images(tmp_path: Path) -> None:
@@ -147,6 +198,9 @@ def test_stitch_and_predict_images(tmp_path: Path) -> None:
     assert json.loads(run("inspect", tmp_path / "model", "--json").stdout)["report"]["num_anchors"] == 32
     with pytest.raises(StitchError, match=r"there is no file or folder gone: check the path"):
         predict(str(tmp_path / "model"), ["gone"])
+    (tmp_path / "images" / "40.png").write_bytes(b"no picture")
+    done = run("predict", tmp_path / "model", tmp_path / "images", status=1)
+    assert "40.png cannot be read as an image" in done.stderr
 
 
 def test_a_column_of_a_data_set_is_read(tmp_path: Path) -> None:
@@ -223,6 +277,12 @@ def test_more_inputs_than_are_wanted_are_drawn_from_all_of_them(
     ids = set(RelativeStitcher.from_pretrained(tmp_path / "model").anchors.ids.tolist())
     assert len(ids) == 32
     assert ids <= set(input_ids(drawn).tolist())
+
+
+def test_a_line_of_text_ends_where_a_line_of_a_file_does(tmp_path: Path) -> None:
+    texts = ["still\u2028one\x85line\x0c.", "another\x1d"]
+    (tmp_path / "texts.txt").write_bytes("\r\n".join([*texts, " ", ""]).encode())
+    assert read_inputs(str(tmp_path / "texts.txt")) == texts
 
 
 def test_a_table_without_a_column_is_not_read_as_lines_of_text(tmp_path: Path) -> None:

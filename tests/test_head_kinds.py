@@ -349,8 +349,9 @@ def test_prototypes_of_a_few_examples_answer_with_the_class_of_each(target: tupl
     latents = target[0].encode(pico.texts(12), progress=False)
     head = Head.of_examples({str(row): latents[row : row + 1] for row in range(12)})
     assert apply_head(head.module, 7 * latents).argmax(1).tolist() == list(range(12))
-    of_lists = Head.of_examples({str(row): latents[row : row + 1].tolist() for row in range(12)})
-    assert torch.equal(of_lists.module.weight, head.module.weight)
+    for made in (torch.Tensor.tolist, list):  # a list of lists, and one of tensors
+        of_lists = Head.of_examples({str(row): made(latents[row : row + 1]) for row in range(12)})
+        assert torch.equal(of_lists.module.weight, head.module.weight)
 
 
 @pytest.mark.parametrize(

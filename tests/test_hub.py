@@ -439,6 +439,9 @@ def test_a_folder_is_pulled_onto_itself_as_it_is(model: RelativeStitcher, tmp_pa
     (tmp_path / ".partial-of-a-killed-save").mkdir()
     pull(str(tmp_path), tmp_path)
     pull(str(tmp_path), tmp_path / "copy")
+    model.encoder.save_pretrained(tmp_path / "bert")
+    with pytest.raises(StitchError, match="bert holds a model of type bert"):
+        pull(str(tmp_path), tmp_path / "bert")
     assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path / "copy")), logits(model))
     assert not (tmp_path / "copy" / ".partial-of-a-killed-save").exists()
 

@@ -191,9 +191,30 @@ def test_num_anchors_are_chosen_among_the_inputs(source: Encoder, target: tuple[
     assert model.report["num_anchors"] == 40
 
 
-def test_prefer_and_settings_contradict_each_other(source: Encoder, target_folder: str) -> None:
-    with pytest.raises(StitchError, match="prefer is 'accuracy' and alpha is given"):
-        RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, prefer="accuracy", alpha=0.5)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prefer": "accuracy", "alpha": 0.5}, "prefer is 'accuracy' and alpha is given"),
+        ({"prefer": "speed"}, "prefer is 'speed': it has to be 'linear' or 'accuracy'"),
+        ({"alpha": 3.0}, "alpha is 3.0: it has to be in"),
+        ({"num_anchor": 50}, "num_anchor is neither an argument nor a setting: settings are alpha, .*, prefer$"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_is_loaded(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(StitchError, match=message):
+        RelativeStitcher.from_parts("no source", "no target", pico.texts(60), **settings)
+    with pytest.raises(StitchError, match=message):
+        RelativeStitcher.from_anchor_sets("no source", "no anchors", "no anchors", **settings)
+
+
+def test_too_few_anchors_are_told_before_anything_is_encoded(
+    source: Encoder, target_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Encoder, "encode", None)
+    with pytest.raises(StitchError, match="31 anchors: at least 32 different inputs are needed"):
+        RelativeStitcher.from_parts(source, target_folder, [*pico.texts(31), *pico.texts(31)], progress=False)
+    with pytest.raises(StitchError, match="10 anchors: at least 32 different inputs are needed"):
+        RelativeStitcher.from_parts(source, target_folder, pico.texts(60), num_anchors=10, progress=False)
 
 
 def test_scale_and_seed_leave_the_rest_to_be_chosen(source: Encoder, target_folder: str) -> None:
@@ -381,11 +402,6 @@ def test_refuses_too_few_anchors(source: Encoder, target_folder: str) -> None:
         RelativeStitcher.from_parts(source, target_folder, pico.texts(12), progress=False)
 
 
-def test_refuses_unknown_settings(source: Encoder, target_folder: str) -> None:
-    with pytest.raises(TypeError, match="alfa"):
-        RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, alfa=1.0)
-
-
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_refuses_a_folder_without_a_file(stitched: RelativeStitcher, tmp_path: Path, name: str) -> None:
     stitched.save_pretrained(tmp_path)
@@ -468,7 +484,7 @@ def test_a_failing_save_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(stitched.processor), "save_pretrained", no_space)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StitchError, match=r"saving to .*/model failed \(.*No space left.*\): make it"):
         stitched.save_pretrained(tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
@@ -481,6 +497,23 @@ def test_saving_again_replaces_the_old_weights(stitched: RelativeStitcher, tmp_p
     stitched.save_pretrained(tmp_path, max_shard_size="20KB")
     assert not (tmp_path / "model.safetensors").exists()
     assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path)), logits(stitched))
+
+
+def test_another_model_or_an_anchor_set_is_not_saved_over(
+    stitched: RelativeStitcher, anchor_set: AnchorSet, source: Encoder, tmp_path: Path
+) -> None:
+    source.model.save_pretrained(tmp_path / "bert")
+    anchor_set.save_pretrained(tmp_path / "anchors")
+    stitched.save_pretrained(tmp_path / "stitched")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    with pytest.raises(StitchError, match="bert holds a model of type bert, which saving there would spoil"):
+        stitched.save_pretrained(tmp_path / "bert")
+    with pytest.raises(StitchError, match="anchors holds an anchor set"):
+        stitched.save_pretrained(tmp_path / "anchors")
+    for folder in ("bert", "stitched"):
+        with pytest.raises(StitchError, match=f"{folder} holds a model of type"):
+            anchor_set.save_pretrained(tmp_path / folder)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
 
 
 def test_a_folder_on_another_volume_than_its_parent(stitched: RelativeStitcher, tmp_path: Path) -> None:
@@ -500,7 +533,7 @@ def test_a_save_that_cannot_replace_a_file_keeps_the_old_weights(stitched: Relat
     before = {file: file.read_bytes() for file in [*tmp_path.glob("model-*"), tmp_path / "config.json"]}
     (tmp_path / "README.md").unlink()
     (tmp_path / "README.md").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(StitchError, match="Is a directory"):
         stitched.save_pretrained(tmp_path)
     assert {file: file.read_bytes() for file in before} == before
     stitched.save_pretrained(tmp_path / "whole")
@@ -557,14 +590,17 @@ def test_one_text_is_no_list_of_inputs(stitched: RelativeStitcher) -> None:
 @pytest.mark.parametrize(
     ("latents", "came"),
     [
-        (torch.ones(2, 17), r"of shape \(2, 17\)"),
+        (torch.ones(2, 17), r"torch.float32 of shape \(2, 17\)"),
         (np.ones((2, 16)), "a ndarray"),
-        (torch.tensor(1.0), r"of shape \(\)"),
+        (torch.tensor(1.0), r"torch.float32 of shape \(\)"),
+        (torch.ones(16), r"torch.float32 of shape \(16,\)"),
+        (torch.ones(2, 3, 16), r"torch.float32 of shape \(2, 3, 16\)"),
+        (torch.ones(2, 16).long(), r"torch.int64 of shape \(2, 16\)"),
     ],
 )
 def test_refuses_latents_of_another_width_or_kind(stitched: RelativeStitcher, latents: Any, came: str) -> None:
     for apply in (stitched.translate, stitched.classify):
-        with pytest.raises(StitchError, match=rf"the latents are {came}: expected a tensor \(n, 16\) of the source"):
+        with pytest.raises(StitchError, match=rf"the latents are {came}: expected a tensor \(n, 16\) of floats of"):
             apply(latents)
 
 

@@ -168,6 +168,18 @@ def test_refuses_what_it_cannot_read(tmp_path: Path, modules: list[str], configs
     assert Encoder.from_pretrained(place, pooling="mean").pooling == "mean"
 
 
+@pytest.mark.parametrize("kind", ["relative", "absolute"])
+def test_a_module_outside_of_the_repo_is_refused(tmp_path: Path, kind: str) -> None:
+    place = old_repo(tmp_path / "repo", [*PLAIN, "Dense"], _1_Pooling=MEAN, _2_Dense=DENSE)
+    (tmp_path / "repo" / "2_Dense").rename(tmp_path / "outside")
+    save_file({"weight": torch.randn(4, 16), "bias": torch.randn(4)}, tmp_path / "outside" / "model.safetensors")
+    modules = json.loads((tmp_path / "repo" / "modules.json").read_text())
+    modules[2]["path"] = "../outside" if kind == "relative" else str(tmp_path / "outside")
+    (tmp_path / "repo" / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(StitchError, match=r"names is '.*outside/config\.json': expected a path inside the repo"):
+        Encoder.from_pretrained(place)
+
+
 @pytest.mark.parametrize("activation", ["os.system", "torch.load", "torch.nn.modules.activation.MultiheadAttention"])
 def test_an_activation_is_looked_up_and_never_imported(tmp_path: Path, activation: str) -> None:
     place = old_repo(tmp_path, [*PLAIN, "Dense"], _1_Pooling=MEAN, _2_Dense=DENSE | {"activation_function": activation})

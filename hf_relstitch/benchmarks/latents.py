@@ -22,7 +22,7 @@ from hf_relstitch.files import whole_file
 from hf_relstitch.heads import Head, load_target
 from hf_relstitch.hub import locate
 from hf_relstitch.inputs import input_ids
-from hf_relstitch.provenance import Provenance
+from hf_relstitch.provenance import NOT_KNOWN, Provenance
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +40,11 @@ class Space:
 def key_of(*content: object) -> str:
     """A hash of plain values."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def digest_of(tensor: Tensor) -> str:
+    """A hash of a tensor's values."""
+    return hashlib.blake2b(tensor.numpy().tobytes(), digest_size=12).hexdigest()
 
 
 def check_models(suite: Suite, document: Document, given: Mapping[str, Encoder]) -> None:
@@ -84,7 +89,7 @@ def all_spaces(
     for name, rows in data.items():
         for encoder in suite.encoders_of(name) if rows.latents else ():
             latents = rows.latents[encoder]
-            digest = hashlib.blake2b(latents.numpy().tobytes(), digest_size=12).hexdigest()
+            digest = digest_of(latents)
             origin = Provenance(encoder, f"latents:{digest}", "stored")
             spaces[name, encoder] = Space(latents, origin, digest)
     for encoder, spec in suite.encoders.items():
@@ -133,7 +138,7 @@ class Sources:
 def space_of(
     model: Encoder, rows: Rows, name: str, spec: EncoderSpec, document: Document, folder: Path, *, progress: bool
 ) -> Space:
-    """Latents from the cache, or computed and cached."""
+    """Latents from the cache, or computed and cached; those of a callable without a revision are computed each time."""
     column = spec.input or model.modality
     if column not in rows.inputs:
         raise document.error(
@@ -143,16 +148,19 @@ def space_of(
         )
     inputs, state = rows.inputs[column], accelerate_state()
     try:
-        ids = hashlib.blake2b(input_ids(inputs).numpy().tobytes(), digest_size=12).hexdigest()
+        ids = digest_of(input_ids(inputs))
     except StitchError as error:
         raise document.error(("data", rows.name, "inputs", column), f"{rows.name}: {error}") from error
     key = key_of("latents", asdict(model.provenance), ids)
     file = folder / f"{key}.safetensors"
-    there = file.is_file()
+    unnamed = model.provenance.revision == NOT_KNOWN
+    there = file.is_file() and not unnamed
     state.wait_for_everyone()  # all look before one writes
     if not there:
         logger.info(f"encoding {len(inputs)} inputs of {rows.name} with {name}")
         latents = model.encode(inputs, batch_size=spec.batch_size, progress=progress).float().contiguous()
+        if unnamed:
+            return Space(latents, model.provenance, digest_of(latents))
         if state.is_main_process:
             with whole_file(file) as written:
                 save_file({"latents": latents}, written, {"encoder": name, "data": rows.name})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.cards import TASKS
+from hf_relstitch.core.confidence import apply_head
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import Encoder
 from hf_relstitch.heads import Head
@@ -78,7 +79,7 @@ def raw_accuracy(
     model = RelativeStitcher.from_anchor_sets(encoder, source, target, head)
     data = Dataset.from_dict({"input": list(inputs), "label": labels.tolist()})
     found = evaluate_model(model, data, Accuracy(keep_in_memory=True), inputs="input")
-    answers = model.head(model.translate(latents.to(model.device))).argmax(-1).cpu()
+    answers = apply_head(model.head, model.translate(latents.to(model.device))).argmax(-1).cpu()
     return {
         "rows": len(labels),
         "accuracy": float(found["accuracy"]),

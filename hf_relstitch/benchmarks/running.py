@@ -1,6 +1,7 @@
 """Running a suite: cells, each computed once and kept, and what comes out as one file."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hf_relstitch.benchmarks.tables import read_rows
 from hf_relstitch.benchmarks.tasks import Task
 from hf_relstitch.devices import accelerate_state
 from hf_relstitch.encoders import Encoder
-from hf_relstitch.files import only_run, read_json, whole_file, write_json
+from hf_relstitch.files import check_output, only_run, read_json, whole_file, write_json
 
 logger = logging.get_logger(__name__)
 
@@ -47,7 +48,8 @@ def run_suite(
         progress: whether to show progress bars, with the time left.
 
     Raises:
-        StitchError: a suite, data or models that cannot be used; the error names the line.
+        StitchError: a suite, data or models that cannot be used, of which the error names the line; or a folder that
+            cannot be written.
     """
     if isinstance(suite, dict):
         document = Document(suite)
@@ -55,17 +57,20 @@ def run_suite(
     else:
         plan, document = load_suite(suite)
     folder, given = Path(out), encoders or {}
+    check_output(folder)
     found = [Stitched.find(place) for place in models]
     check_models(plan, document, given)
     tables = {
         name: read_rows(name, spec, document, most_anchors=max(plan.anchors), given=(data or {}).get(name))
         for name, spec in plan.data.items()
     }
-    spaces = all_spaces(plan, document, tables, folder / "latents", given=given, progress=progress)
-    bench = Bench(plan, tables, spaces, Sources(plan, document, given), found)
+    folder.mkdir(parents=True, exist_ok=True)
     state, results = accelerate_state(), folder / RESULTS_NAME
-    if state.is_main_process:
-        with only_run(folder / ".lock", doing=f"writing to {folder}", instead="give another folder"):
+    lock = only_run(folder / ".lock", doing=f"writing to {folder}", instead="give another folder")
+    with lock if state.is_main_process else nullcontext():
+        spaces = all_spaces(plan, document, tables, folder / "latents", given=given, progress=progress)
+        bench = Bench(plan, tables, spaces, Sources(plan, document, given), found)
+        if state.is_main_process:
             numbers, failures = compute(bench.tasks(), folder / "cells", progress=progress)
             content = {"format_version": FORMAT_VERSION, **bench.about(), **numbers, "failures": failures}
             with whole_file(results) as written:

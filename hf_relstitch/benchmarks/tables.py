@@ -159,7 +159,7 @@ def _some(table: Dataset, start: int, count: int) -> Dataset:
 
 def _labels(values: list[Any], feature: Any) -> tuple[Tensor, list[str]]:
     """Labels as numbers from 0, and the names of the classes."""
-    if any(value is None for value in values):
+    if any(value is None or (isinstance(feature, ClassLabel) and value < 0) for value in values):
         raise StitchError("some rows have no label: leave them out of the data")
     if isinstance(feature, ClassLabel):
         return torch.tensor(values), list(feature.names)

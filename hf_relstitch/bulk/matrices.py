@@ -127,9 +127,12 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     try:
         header = json.loads(stream.read(length))
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        if not all(isinstance(size, int) for entry in tensors for size in entry["shape"]):
-            raise TypeError("a shape is no list of whole numbers")
-        end = max((end for begin, end in (entry["data_offsets"] for entry in tensors) if begin <= end), default=0)
+        for entry in tensors:
+            begin, end = entry["data_offsets"]
+            sizes = [*entry["shape"], begin, end - begin]
+            if not isinstance(entry["dtype"], str) or not all(isinstance(size, int) and size >= 0 for size in sizes):
+                raise TypeError(f"an entry is {entry}")
+        end = max((entry["data_offsets"][1] for entry in tensors), default=0)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StitchError(f"its header is damaged ({error!r}): copy or write it again") from error
     if size != 8 + length + end:

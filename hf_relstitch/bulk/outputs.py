@@ -3,7 +3,7 @@
 import posixpath
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -112,13 +112,14 @@ class Output:
         if not self.is_local:
             yield
             return
-        try:
-            Path(self.path).mkdir(parents=True, exist_ok=True)
-            lock = Path(self.path, LOCK_NAME)
-            with only_run(lock, doing=f"writing to {self}", instead="give another output folder"):
-                yield
-        except OSError as error:
-            raise StitchError(f"{self} cannot be written ({error}): give another output folder") from error
+        with ExitStack() as held:
+            try:
+                Path(self.path).mkdir(parents=True, exist_ok=True)
+                lock = Path(self.path, LOCK_NAME)
+                held.enter_context(only_run(lock, doing=f"writing to {self}", instead="give another output folder"))
+            except OSError as error:
+                raise StitchError(f"{self} cannot be written ({error}): give another output folder") from error
+            yield
 
     def keeps_apart(self, files: Any, folder: str | None, paths: list[str]) -> bool:
         """Whether neither it is in `folder`, nor one of the `paths` in it."""

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +21,7 @@ from hf_relstitch.bulk.sources import Source, find_sources
 from hf_relstitch.bulk.tables import retype_features, translate_arrow, translate_parquet
 from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.encoders import fingerprint
+from hf_relstitch.devices import fingerprint
 from hf_relstitch.files import checksum
 
 logger = logging.get_logger(__name__)
@@ -101,17 +101,29 @@ def translate_files(
     translator = Translator(translation, column, batch_size, dtype, keep_nonfinite)
     folder = Output.at(output)
     sources = find_sources([inputs] if isinstance(inputs, str | Path) else inputs, folder)
-    with nullcontext() if verify else folder.only_run():
+
+    def look(*, read: bool) -> tuple[Manifest, dict[Source, str]]:
         there = folder.sizes()
         manifest = Manifest.open(folder, which, translator, sources, there=there)
-        missing = _missing(manifest, sources, folder, there, read=verify or folder.is_local)
-        if verify and missing:
-            faults = "; ".join(f"{source.name}: {fault}" for source, fault in missing.items())
-            raise StitchError(f"{folder} is not what was translated: {faults}: run again without verify to mend it")
-        if missing:
-            manifest.write(folder)
-            translate = _translate_on_cluster if ray else _translate_missing
-            translate(manifest, missing, translator, folder, progress=progress)
+        return manifest, _missing(manifest, sources, folder, there, read=read)
+
+    manifest, missing = look(read=verify)
+    if not missing and folder.is_local and not verify:
+        manifest, missing = look(read=True)
+    if verify and missing:
+        faults = "; ".join(f"{source.name}: {fault}" for source, fault in missing.items())
+        raise StitchError(f"{folder} is not what was translated: {faults}: run again without verify to mend it")
+    if missing:  # what is done needs no lock, and may be where nobody can write
+        with folder.only_run():
+            if folder.is_local:  # another run may have written until now
+                manifest, missing = look(read=True)
+            for source, fault in missing.items():
+                if source.name in manifest.shards:
+                    logger.warning(f"{folder.place(source.name)}: {fault}")
+            if missing:
+                manifest.write(folder)
+                translate = _translate_on_cluster if ray else _translate_missing
+                translate(manifest, missing, translator, folder, progress=progress)
     rows = sum(manifest.shards[source.name].rows for source in missing)
     return BulkResult(rows, len(missing), len(sources) - len(missing), time.perf_counter() - begun)
 
@@ -125,8 +137,6 @@ def _missing(
         shard = manifest.shards.get(source.name)
         size = there.get(source.name)
         fault = shard.fault(source.name, folder, size=size, read=read) if shard else "it is not translated yet"
-        if shard and fault:
-            logger.warning(f"{folder.place(source.name)}: {fault}")
         if fault:
             faults[source] = fault
     return faults

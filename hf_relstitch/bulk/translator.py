@@ -18,7 +18,7 @@ from hf_relstitch.core.fitting import empty_translation
 from hf_relstitch.core.inversion import Translation, fit_translation
 from hf_relstitch.core.selection import choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
-from hf_relstitch.encoders import fingerprint
+from hf_relstitch.devices import fingerprint
 from hf_relstitch.files import verify_checksum, weight_map
 from hf_relstitch.hub import Repo, locate
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher

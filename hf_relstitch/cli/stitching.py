@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -39,17 +39,22 @@ def stitch_command(
         int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times as many at random.", min=32)
     ] = 1000,
     cut: Cut = None,
-    prefer: Annotated[str | None, typer.Option(help="linear (one matrix, the default) or accuracy.")] = None,
+    prefer: Annotated[
+        Literal["linear", "accuracy"] | None, typer.Option(help="linear is one matrix, and the default.")
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="α of the family, instead of choosing.", min=0, max=1)] = None,
     ridge: Annotated[float | None, typer.Option(help="λ of the family, instead of choosing.", min=0)] = None,
-    scale: Annotated[str, typer.Option(help="carry (each latent keeps its norm) or mean.")] = "carry",
+    scale: Annotated[Literal["carry", "mean"], typer.Option(help="carry: each latent keeps its norm.")] = "carry",
     batch_size: BatchSize = 32,
 ) -> None:
     """Stitch a source encoder to a target's head and write the model."""
+    from hf_relstitch.files import check_kind, check_output
     from hf_relstitch.inputs import read_inputs
     from hf_relstitch.inspection import describe
     from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
+    check_output(out)
+    check_kind(out, model_type=RelativeStitcher.config_class.model_type)
     inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
     settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "scale": scale}
     given = {name: value for name, value in settings.items() if value is not None}

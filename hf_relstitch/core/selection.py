@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import product
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hf_relstitch.core.confidence import answer_probability, apply_head, first_layer, temperature_for
@@ -19,19 +20,14 @@ Prefer = Literal["linear", "accuracy"]
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 RIDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-PRUNED_ALPHAS = (0.7,)
-PRUNED_RIDGES = (0.1, 0.3)
-PRUNING, SUBSPACES = 0.3, 4
 SHARPNESS = 1.0
 SHARP_RIDGES = (0.03, 0.1, 0.3, 1.0)
-SHARP_BETAS = (0.15, 0.3, 0.45)
-SHARP_TARGET_RIDGE = 1.0
+SHARP_BETAS = (0.3, 0.45)
+SHARP_TARGET_RIDGES = (0.3, 1.0)
 CONFIDENCE = 0.8
-"""Mean confidence that the head is brought to on true latents, so that its own scale does not matter."""
+"""Mean confidence that the head is brought to on translated latents, so that neither's scale matters."""
 MARGIN = 2.0
 """Standard errors by which a candidate that is not sharpened has to beat the best sharpened one."""
-BALANCE = 0.5
-"""Share of the weight that is the same for each of the head's answers; the rest is the same for each row."""
 LENGTHS = (1.0, 1.2, 1.4, 1.7, 2.0, 2.8, 4.0)
 """Mean norms that translated latents may get, relative to that of the target anchors."""
 LENGTH_MATTERS = 0.002
@@ -81,35 +77,31 @@ def choose_settings(
     With a head the criterion is the mean probability that the head, seeing the translated latent, gives to the answer
     that it gives on the true one: agreement made smooth. It is bounded and linear in the answer, as the mean absolute
     error that noise in labels does not bias (Ghosh, Kumar & Sastry 2017), so a weak head's mistakes do not pull the
-    choice as they do with a divergence. Half of the weight is balanced over the answers, since a weak head gives the
-    frequent ones too often, and the balanced error is the one that such noise leaves in place (Menon et al. 2015). The
-    head is brought to a mean confidence of 0.8 first, so its scale does not matter. Without a head, or with a single
-    logit, the criterion is the cosine of translated and true latents.
+    choice as they do with a divergence. Every answer weighs the same in all, however often the head gives it, since a
+    weak head gives the frequent ones too often, and the balanced error is the one that such noise leaves in place
+    (Menon et al. 2015). The logits of each candidate are brought to a mean confidence of 0.8 first, so that the scale
+    of neither head nor latents matters. Without a head, or with a single logit, the criterion is the cosine of
+    translated and true latents.
 
     `prefer="linear"` looks at W(α, λ) and, for spaces of one width, at leaving latents as they are; `"accuracy"` also
-    at averages of pruned members and at sharpened translations, which do not fold: kernel ridge regressions whose
-    outputs are then evened out over the target's directions (β, with a ridge of its own). `stretch` of the choice
-    gives held-out latents the mean norm of the target anchors, or up to four times that where the criterion gains .002
-    by it: what a head adds for frequent answers then counts for less. `folds` are these anchors in `folds_of`, where
-    they are at hand.
+    at sharpened translations, which do not fold: kernel ridge regressions whose outputs are then evened out over the
+    target's directions (β, with a ridge of its own). `stretch` of the choice gives held-out latents the mean norm of
+    the target anchors, or up to four times that where the criterion gains .002 by it: what a head adds for frequent
+    answers then counts for less. `folds` are these anchors in `folds_of`, where they are at hand.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
             `prefer` is something else.
     """
-    if prefer not in ("linear", "accuracy"):
-        raise StitchError(f"prefer is {prefer!r}: it has to be 'linear' or 'accuracy'")
+    check_prefer(prefer)
     folds = folds or folds_of(source_anchors, target_anchors, scale=scale, seed=seed)
     x, y = folds[0].x, folds[0].y
     judge = Judge.of(head, y, multi_label=multi_label)
     scores: dict[TranslationSettings, Tensor] = {}
     for candidates in grid(prefer, TranslationSettings(scale=scale, seed=seed)):
-        scores |= {candidate: torch.zeros_like(y[:, 0]) for candidate in candidates}
-        for fold in folds:
-            view = fold.view(candidates[0])
-            readout = judge.readout(view)
-            for candidate in candidates:
-                scores[candidate][fold.held_out] = judge.scores(fold, view, candidate, readout=readout)
+        views = [fold.view(candidates[0]) for fold in folds]
+        readouts = [judge.readout(view) for view in views]
+        scores |= {candidate: judge.scores(folds, views, candidate, readouts=readouts) for candidate in candidates}
     if scale == "carry" and x.shape[1] == y.shape[1]:
         scores[TranslationSettings(seed=seed, identity=True)] = judge.unchanged(x)
     means = {candidate: float(each.mean()) for candidate, each in scores.items()}
@@ -123,6 +115,12 @@ def choose_settings(
         criterion=judge.criterion,
         candidates=tuple(Candidate(candidate, means[candidate]) for candidate in ranked),
     )
+
+
+def check_prefer(prefer: str) -> None:
+    """Refuse another word than the two."""
+    if prefer not in get_args(Prefer):
+        raise StitchError(f"prefer is {prefer!r}: it has to be 'linear' or 'accuracy'")
 
 
 def settled(scores: dict[TranslationSettings, Tensor], ranked: list[TranslationSettings]) -> TranslationSettings:
@@ -142,10 +140,9 @@ def grid(prefer: Prefer, base: TranslationSettings) -> list[list[TranslationSett
     """The candidates, in groups that share their decompositions."""
     groups = [[replace(base, alpha=alpha, ridge=ridge) for alpha in ALPHAS for ridge in RIDGES]]
     if prefer == "accuracy":
-        pruned = replace(base, pruning=PRUNING, subspaces=SUBSPACES)
-        groups += [[replace(pruned, alpha=alpha, ridge=ridge) for alpha in PRUNED_ALPHAS for ridge in PRUNED_RIDGES]]
-        sharp = replace(base, alpha=1.0, sharpness=SHARPNESS, target_ridge=SHARP_TARGET_RIDGE)
-        groups += [[replace(sharp, ridge=ridge, beta=beta) for beta in SHARP_BETAS for ridge in SHARP_RIDGES]]
+        sharp = replace(base, alpha=1.0, sharpness=SHARPNESS)
+        members = product(SHARP_RIDGES, SHARP_BETAS, SHARP_TARGET_RIDGES)
+        groups += [[replace(sharp, ridge=ridge, beta=beta, target_ridge=other) for ridge, beta, other in members]]
     return groups
 
 
@@ -157,7 +154,6 @@ class Judge:
     head: nn.Module | None
     logits: Float[Tensor, "k classes"]
     weights: Float[Tensor, " k"]
-    temperature: float
     multi_label: bool
 
     @classmethod
@@ -166,13 +162,11 @@ class Judge:
         logits = target if head is None else apply_head(head, target)
         if not logits.isfinite().all():
             raise StitchError("the head gives logits that are not finite for the target's anchors: look at its weights")
-        weights = torch.ones_like(target[:, 0])
+        even = torch.ones_like(target[:, 0])
         if head is None or logits.shape[1] < 2:
-            return cls(target, None, target, weights, 1.0, multi_label)
-        temperature = temperature_for(logits, confidence=CONFIDENCE, multi_label=multi_label)
-        if not multi_label:
-            weights = weights.lerp(balanced(logits.argmax(-1), dtype=weights.dtype), BALANCE)
-        return cls(target, head, logits, weights, temperature, multi_label)
+            return cls(target, None, target, even, multi_label)
+        weights = even if multi_label else balanced(logits.argmax(-1), dtype=even.dtype)
+        return cls(target, head, logits, weights, multi_label)
 
     @property
     def criterion(self) -> Literal["head", "cosine"]:
@@ -185,66 +179,81 @@ class Judge:
         return view.basis if first is None else view.basis @ first.weight.detach().to(view.basis).T
 
     def scores(
-        self, fold: Fold, view: View, settings: TranslationSettings, *, readout: Float[Tensor, "r_target width"]
-    ) -> Float[Tensor, " n"]:
-        """One score for each held-out row of a fold; no latent of `d_target` is made for a head that begins linear."""
-        source_gains, between, target_gains = view.factors_of(settings)
-        held_out = view.held_out * source_gains.T
-        some = held_out[:: max(1, len(held_out) // NORM_ROWS)]  # whatever order the anchors came in
-        scale = fold.target_norm / mean_norm(some @ between * target_gains)
-        read = scale * torch.linalg.multi_dot([held_out, between, target_gains[:, None] * readout])
-        if self.head is None:
-            return self.cosines(read, fold.centre, fold.held_out)
-        first, rest = first_layer(self.head)
-        centre = fold.centre[None] if first is None else apply_head(first, fold.centre[None])
-        return self.answers(apply_head(rest, centre + read), fold.held_out, temperature=self.temperature)
+        self,
+        folds: Sequence[Fold],
+        views: Sequence[View],
+        settings: TranslationSettings,
+        *,
+        readouts: Sequence[Float[Tensor, "r_target width"]],
+    ) -> Float[Tensor, " k"]:
+        """One score for each anchor, translated by the fit on the folds that it is not in.
+
+        No latent of `d_target` is made for a head that begins linear.
+        """
+        made = torch.empty_like(self.logits)
+        for fold, view, readout in zip(folds, views, readouts, strict=True):
+            source_gains, between, target_gains = view.factors_of(settings)
+            held_out = view.held_out * source_gains.T
+            some = held_out[:: max(1, len(held_out) // NORM_ROWS)]  # whatever order the anchors came in
+            scale = fold.target_norm / mean_norm(some @ between * target_gains)
+            read = scale * torch.linalg.multi_dot([held_out, between, target_gains[:, None] * readout])
+            made[fold.held_out] = read if self.head is None else logits_of(self.head, read, fold.centre)
+        return self.cosines(made, centres_of(folds)) if self.head is None else self.answers(made)
 
     def unchanged(self, source: Float[Tensor, "k d_target"]) -> Float[Tensor, " k"]:
         """One score for each source latent taken for a target latent as it is."""
-        rows = torch.ones(len(source), dtype=torch.bool, device=source.device)
         if self.head is None:
             centre = self.target.mean(0)
-            return self.cosines(source - centre, centre, rows)
-        return self.answers(apply_head(self.head, source), rows, temperature=self.temperature)
+            return self.cosines(source - centre, centre.expand_as(self.target))
+        return self.answers(apply_head(self.head, source))
 
     def cosines(
-        self, centred: Float[Tensor, "n d_target"], centre: Float[Tensor, " d_target"], rows: Bool[Tensor, " k"]
-    ) -> Float[Tensor, " n"]:
-        """Between translated latents and the true ones in these rows, both seen from the centre."""
-        origin = torch.zeros_like(centre)
-        return (directions(centred, centre=origin) * directions(self.target[rows], centre=centre)).sum(-1)
+        self, centred: Float[Tensor, "k d_target"], centres: Float[Tensor, "k d_target"]
+    ) -> Float[Tensor, " k"]:
+        """Between translated latents and the true ones, both seen from the centres."""
+        origin = torch.zeros_like(self.target[0])
+        return (directions(centred, centre=origin) * directions(self.target - centres, centre=origin)).sum(-1)
 
-    def answers(
-        self, logits: Float[Tensor, "n classes"], rows: Bool[Tensor, " k"], *, temperature: float
-    ) -> Float[Tensor, " n"]:
-        """Probabilities of the head's own answers in these rows, weighted."""
-        true_logits = self.logits[rows]
-        given = answer_probability(logits, true_logits, temperature=temperature, multi_label=self.multi_label)
-        return self.weights[rows] * given
+    def answers(self, logits: Float[Tensor, "k classes"]) -> Float[Tensor, " k"]:
+        """Probabilities of the head's own answers, weighted, once the logits have the mean confidence `CONFIDENCE`."""
+        temperature = temperature_for(logits, confidence=CONFIDENCE, multi_label=self.multi_label)
+        given = answer_probability(logits, self.logits, temperature=temperature, multi_label=self.multi_label)
+        return self.weights * given
 
     def stretch(self, folds: Sequence[Fold], settings: TranslationSettings) -> float:
         """What makes held-out latents as long, in the mean, as target anchors, times one of `LENGTHS`.
 
         It is the shortest that scores within `LENGTH_MATTERS` of the best: most heads hardly tell lengths apart, and
-        the target's own length is what else the latents are good for. Longer latents make any head surer, so for each
-        length it is brought to the same mean confidence anew.
+        the target's own length is what else the latents are good for.
         """
-        centres = torch.empty_like(self.target)
-        for fold in folds:
-            centres[fold.held_out] = fold.centre
+        centres = centres_of(folds)
         away = held_out_translations(folds[0].x, folds[0].y, settings=settings, folds=folds) - centres
         stretch = sum(float(fold.target_norm / mean_norm(away[fold.held_out])) for fold in folds) / len(folds)
-        head, rows = self.head, torch.ones_like(self.weights, dtype=torch.bool)
-        if head is None or self.multi_label:
+        if self.head is None or self.multi_label:
             return stretch
-
-        scores = {}
-        for length in LENGTHS:
-            logits = apply_head(head, centres + length * stretch * away)
-            temperature = temperature_for(logits, confidence=CONFIDENCE)
-            scores[length] = float(self.answers(logits, rows, temperature=temperature).mean())
+        scores = {
+            length: float(self.answers(apply_head(self.head, centres + length * stretch * away)).mean())
+            for length in LENGTHS
+        }
         enough = max(scores.values()) - LENGTH_MATTERS
         return stretch * next(length for length in LENGTHS if scores[length] >= enough)
+
+
+def logits_of(
+    head: nn.Module, read: Float[Tensor, "n width"], centre: Float[Tensor, " d_target"]
+) -> Float[Tensor, "n classes"]:
+    """A head's logits of what `Judge.readout` makes of latents that are seen from the centre."""
+    first, rest = first_layer(head)
+    origin = centre[None] if first is None else apply_head(first, centre[None])
+    return apply_head(rest, origin + read)
+
+
+def centres_of(folds: Sequence[Fold]) -> Float[Tensor, "k d_target"]:
+    """The target's centre for each anchor, as the fold that it is held out of knows it."""
+    centres = torch.empty_like(folds[0].y)
+    for fold in folds:
+        centres[fold.held_out] = fold.centre
+    return centres
 
 
 def balanced(answers: Int[Tensor, " k"], *, dtype: torch.dtype) -> Float[Tensor, " k"]:
