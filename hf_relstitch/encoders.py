@@ -3,13 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
-from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     MODEL_MAPPING,
@@ -28,16 +25,8 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import accelerate_state, fingerprint, on_device, placement, prefetched
 from hf_relstitch.head_modules import describe_chain, layers_of
 from hf_relstitch.hub import Repo, hub_options, locate
-from hf_relstitch.inputs import (
-    check_filled,
-    check_some,
-    inputs_at,
-    length_of,
-    load_audio,
-    load_image,
-    probe_inputs,
-    row_names,
-)
+from hf_relstitch.input_checks import INPUTS, check_kinds, check_some
+from hf_relstitch.inputs import inputs_at, length_of, load_audio, load_image, probe_inputs
 from hf_relstitch.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.sentence_modules import SentenceModules, read_sentence_modules
@@ -48,11 +37,6 @@ logger = logging.get_logger(__name__)
 MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
 LOADERS = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
 KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin, "audio": SequenceFeatureExtractor}
-INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "text": ("texts", (str,)),
-    "image": ("PIL images or Paths of images", (Image.Image, Path)),
-    "audio": ("numpy arrays of sound or Paths of sound files", (np.ndarray, Path)),
-}
 
 
 class Encoder:
@@ -194,27 +178,6 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
         batch = processor(sounds, sampling_rate=rate, return_tensors="pt", **padding)
     device, dtype = placement(model)
     return {name: on_device(tensor, device, dtype) for name, tensor in batch.items()}
-
-
-def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "model") -> None:
-    """Refuse inputs of another kind than a model of this modality takes; None stands for one that is not known.
-
-    Raises:
-        StitchError: there is such an input.
-    """
-    check_filled(inputs, what=f"the {who}'s inputs are")
-    expected, kinds = INPUTS.get(modality or "", ("anything", (object,)))
-    strange = {row: one for row, one in enumerate(inputs) if not isinstance(one, kinds)}
-    if strange:
-        names = sorted({type(one).__name__ for one in strange.values()})
-        came = " or ".join(f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}" for name in names)
-        known = tuple(kind for _, kinds in INPUTS.values() for kind in kinds)
-        anchors = who != "model" and any(isinstance(one, known) for one in strange.values())
-        pairs = "; anchors of two kinds are pairs, (what the source takes, what the target takes)" if anchors else ""
-        raise StitchError(
-            f"the {who} takes {expected} and what came in {row_names(list(strange))} is {came}: give it its own kind "
-            f"of input{pairs}"
-        )
 
 
 def modality_at(source: str | Encoder) -> str | None:

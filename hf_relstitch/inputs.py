@@ -1,7 +1,6 @@
 """Inputs, texts, images or sounds: reading them from where people keep them, and naming each by a hash."""
 
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.input_checks import check_filled, check_some
 
 Side = Literal["first", "second"]
 TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
@@ -187,39 +187,6 @@ def open_sound(path: Path) -> Any:
         return soundfile.SoundFile(path)
     except (OSError, soundfile.SoundFileError) as error:
         raise StitchError(f"{path} cannot be read as a sound: {error}") from error
-
-
-def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
-    """Refuse an empty list, a text or a generator where a list is expected, and batches of nothing.
-
-    Raises:
-        StitchError: there is such a one.
-    """
-    if isinstance(inputs, str):
-        raise StitchError(f"the inputs are one text, {inputs[:40]!r}, where a list of inputs is expected: give [text]")
-    if not hasattr(inputs, "__len__"):
-        raise StitchError(f"the inputs are a {type(inputs).__name__}, which is read once: give a list of them")
-    if not len(inputs):
-        raise StitchError("there are no inputs to encode: give at least one")
-    if batch_size < 1:
-        raise StitchError(f"batch_size is {batch_size}: expected 1 or more")
-
-
-def check_filled(inputs: Sequence[Any], *, what: str, rows: Sequence[int] | None = None) -> None:
-    """Refuse empty cells of tables, None and not a number; `rows` are the numbers of rows drawn from more.
-
-    Raises:
-        StitchError: there is such a one.
-    """
-    numbered = zip(rows or range(len(inputs)), inputs, strict=True)
-    if empty := [row for row, one in numbered if one is None or (isinstance(one, float) and math.isnan(one))]:
-        raise StitchError(f"{what} empty in {row_names(empty)}: fill in or remove them")
-
-
-def row_names(rows: Sequence[int]) -> str:
-    """The first of these rows, and how many others there are."""
-    others = {1: "", 2: " and 1 other"}.get(len(rows), f" and {len(rows) - 1} others")
-    return f"row {rows[0]} (counted from 0){others}"
 
 
 def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:

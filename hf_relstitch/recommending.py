@@ -6,8 +6,9 @@ from typing import Any
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.encoders import Encoder, check_kinds
+from hf_relstitch.encoders import Encoder
 from hf_relstitch.heads import Head, load_target
+from hf_relstitch.input_checks import check_kinds
 from hf_relstitch.inputs import input_ids, inputs_at, side_of, sides_of
 from hf_relstitch.stitching import stitch
 
