@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.files import reads_as_path
 from hf_relstitch.input_checks import check_filled, check_some
 
 Side = Literal["first", "second"]
@@ -107,13 +108,18 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     A column of paths of images or sounds is read as Paths, relative to what names them; for `count` see `read_inputs`.
 
     Raises:
-        StitchError: there is no such data set, split or column, or the column has empty cells.
+        StitchError: there is no such file, data set, split or column, it cannot be read, or the column has empty cells.
     """
+    if not is_here(name) and (names_file(name) or reads_as_path(name)):
+        raise StitchError(f"there is no file or folder {name}: check the path")
     path = Path(name)
     reader = TABLES.get(path.suffix.lower()) if path.is_file() else None
     try:
         table = load_dataset(reader, data_files=name, split=split) if reader else load_dataset(name, split=split)
     except (DatasetsError, ValueError, OSError) as error:
+        if path.exists():
+            cause = str(error.__cause__ or error).strip()
+            raise StitchError(f"{name} is empty or cannot be read as {reader or 'a data set'}: {cause}") from error
         raise StitchError(
             f"{name} is no text file, no folder, and no data set that could be loaded: {error}"
         ) from error

@@ -291,6 +291,30 @@ def test_a_table_without_a_column_is_not_read_as_lines_of_text(tmp_path: Path) -
         read_inputs(str(tmp_path / "pairs.csv"))
 
 
+@pytest.mark.parametrize("name", ["nosuch.csv", "nosuch.txt", "./nosuch", "../nosuch", "/nosuch/data", "~/nosuch"])
+@pytest.mark.parametrize("columns", [{}, {"column": "text"}, {"column": "text", "target_column": "image"}])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
+    name: str, columns: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_relstitch.inputs.load_dataset", lambda *_, **__: pytest.fail("it was looked for"))
+    with pytest.raises(StitchError, match=f"there is no file or folder {name}: check the path"):
+        read_inputs(name, **columns)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("", "No columns to parse from file"),
+        ("text\n", "corresponds to no data"),
+        ("text\na\na;b,1\n", "Expected 1 fields in line 3, saw 2$"),
+    ],
+)
+def test_a_table_that_is_empty_or_cannot_be_read_says_so(content: str, cause: str, tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text(content)
+    with pytest.raises(StitchError, match=rf"some\.csv is empty or cannot be read as csv: .*{cause}"):
+        read_inputs(str(tmp_path / "some.csv"), column="text")
+
+
 def test_an_error_is_one_message_and_leaves_nothing(source_folder: str, target_folder: str, tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("storm hits\nquiet day\n")
     done = run("stitch", source_folder, target_folder, tmp_path / "model", "--anchors", tmp_path / "few.txt", status=1)
