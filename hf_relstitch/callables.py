@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import LOADERS, Encoder
-from hf_relstitch.inputs import check_some
+from hf_relstitch.input_checks import check_some
 from hf_relstitch.provenance import NOT_KNOWN, Provenance
 
 

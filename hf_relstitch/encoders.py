@@ -3,13 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
-from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     MODEL_MAPPING,
@@ -28,7 +25,8 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import accelerate_state, fingerprint, on_device, placement, prefetched
 from hf_relstitch.head_modules import describe_chain, layers_of
 from hf_relstitch.hub import Repo, hub_options, locate
-from hf_relstitch.inputs import check_some, inputs_at, length_of, load_audio, load_image, probe_inputs
+from hf_relstitch.input_checks import INPUTS, check_kinds, check_some
+from hf_relstitch.inputs import inputs_at, length_of, load_audio, load_image, probe_inputs
 from hf_relstitch.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.sentence_modules import SentenceModules, read_sentence_modules
@@ -39,11 +37,6 @@ logger = logging.get_logger(__name__)
 MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
 LOADERS = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
 KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin, "audio": SequenceFeatureExtractor}
-INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "text": ("texts", (str,)),
-    "image": ("PIL images or Paths of images", (Image.Image, Path)),
-    "audio": ("numpy arrays of sound or Paths of sound files", (np.ndarray, Path)),
-}
 
 
 class Encoder:
@@ -187,20 +180,6 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
     return {name: on_device(tensor, device, dtype) for name, tensor in batch.items()}
 
 
-def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "model") -> None:
-    """Refuse inputs of another kind than a model of this modality takes; None stands for one that is not known.
-
-    Raises:
-        StitchError: there is such an input.
-    """
-    expected, kinds = INPUTS.get(modality or "", ("anything", (object,)))
-    if strange := [one for one in inputs if not isinstance(one, kinds)]:
-        raise StitchError(
-            f"the {who} takes {expected} and one input is a {type(strange[0]).__name__}: give it its own kind of "
-            "input; anchors of two kinds are pairs, (what the source takes, what the target takes)"
-        )
-
-
 def modality_at(source: str | Encoder) -> str | None:
     """The modality of an encoder, or of one at a place, by its config alone; None where that does not tell.
 
@@ -226,9 +205,10 @@ def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[l
     the first layers normalise over the padding too, and a latent must not depend on what else is in its batch.
 
     Raises:
-        StitchError: no inputs.
+        StitchError: no inputs, or inputs of another kind than the processor takes.
     """
     check_some(inputs, batch_size=batch_size)
+    check_kinds(inputs, modality=modality_of(processor))
     lengths = [length_of(one, modality=modality_of(processor)) for one in inputs]
     order = sorted(range(len(inputs)), key=lambda row: -lengths[row])
     alike = modality_of(processor) == "audio" and not pads_by_itself(processor)

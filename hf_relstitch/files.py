@@ -20,6 +20,11 @@ PARTIAL = ".partial-"
 """What the name of that which is not whole yet begins with."""
 
 
+def reads_as_path(name: str) -> bool:
+    """Whether a name begins as that of a file or folder does, and as no id on the Hub can."""
+    return name.startswith(("./", "../", "/", "~"))
+
+
 @contextmanager
 def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
     """A temporary folder whose files are moved into `folder` when the block ends without an error.

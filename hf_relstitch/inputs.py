@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.files import reads_as_path
+from hf_relstitch.input_checks import check_filled, check_some
 
 Side = Literal["first", "second"]
 TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
@@ -106,22 +108,30 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     A column of paths of images or sounds is read as Paths, relative to what names them; for `count` see `read_inputs`.
 
     Raises:
-        StitchError: there is no such data set, split or column.
+        StitchError: there is no such file, data set, split or column, it cannot be read, or the column has empty cells.
     """
+    if not is_here(name) and (names_file(name) or reads_as_path(name)):
+        raise StitchError(f"there is no file or folder {name}: check the path")
     path = Path(name)
     reader = TABLES.get(path.suffix.lower()) if path.is_file() else None
     try:
         table = load_dataset(reader, data_files=name, split=split) if reader else load_dataset(name, split=split)
     except (DatasetsError, ValueError, OSError) as error:
+        if path.exists():
+            cause = str(error.__cause__ or error).strip()
+            raise StitchError(f"{name} is empty or cannot be read as {reader or 'a data set'}: {cause}") from error
         raise StitchError(
             f"{name} is no text file, no folder, and no data set that could be loaded: {error}"
         ) from error
     for column in columns:
         if column not in table.column_names:
             raise StitchError(f"{name} has no column {column!r}: it has {', '.join(table.column_names)}")
-    table = table.select(drawn_rows(len(table), count))
-    folder = path.parent if reader else path
-    return [_paths(list(table[column]), folder) if path.exists() else list(table[column]) for column in columns]
+    rows = drawn_rows(len(table), count)
+    table = table.select(rows)
+    folder, read = path.parent if reader else path, [list(table[column]) for column in columns]
+    for column, values in zip(columns, read, strict=True):
+        check_filled(values, rows=rows, what=f"column {column!r} of {name} is")
+    return [_paths(values, folder) for values in read] if path.exists() else read
 
 
 def _paths(values: list[Any], folder: Path) -> list[Any]:
@@ -183,22 +193,6 @@ def open_sound(path: Path) -> Any:
         return soundfile.SoundFile(path)
     except (OSError, soundfile.SoundFileError) as error:
         raise StitchError(f"{path} cannot be read as a sound: {error}") from error
-
-
-def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
-    """Refuse an empty list, a text or a generator where a list is expected, and batches of nothing.
-
-    Raises:
-        StitchError: there is such a one.
-    """
-    if isinstance(inputs, str):
-        raise StitchError(f"the inputs are one text, {inputs[:40]!r}, where a list of inputs is expected: give [text]")
-    if not hasattr(inputs, "__len__"):
-        raise StitchError(f"the inputs are a {type(inputs).__name__}, which is read once: give a list of them")
-    if not len(inputs):
-        raise StitchError("there are no inputs to encode: give at least one")
-    if batch_size < 1:
-        raise StitchError(f"batch_size is {batch_size}: expected 1 or more")
 
 
 def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:

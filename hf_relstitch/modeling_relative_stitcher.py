@@ -19,10 +19,11 @@ from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.devices import placement
-from hf_relstitch.encoders import Encoder, check_inputs, check_kinds, encode_batch, modality_at
+from hf_relstitch.encoders import Encoder, check_inputs, encode_batch, modality_at
 from hf_relstitch.fusing import Fused, fuse
 from hf_relstitch.head_modules import build_chain, build_head, describe_chain, describe_head, own_copy
 from hf_relstitch.heads import Head, is_classifier, load_target
+from hf_relstitch.input_checks import check_kinds
 from hf_relstitch.inputs import input_ids, inputs_at, side_of, sides_of
 from hf_relstitch.stitching import AnchorPair, checked_settings, stitch, written_anchors, written_call
 from hf_relstitch.two_towers import as_configured

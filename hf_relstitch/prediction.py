@@ -9,8 +9,8 @@ from transformers import Pipeline, pipeline
 from hf_relstitch.cards import TASKS
 from hf_relstitch.checkpoints import read_config
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.encoders import check_kinds
 from hf_relstitch.hub import locate
+from hf_relstitch.input_checks import check_kinds
 from hf_relstitch.inputs import is_here, load_audio, load_image, names_file, read_inputs
 
 FUNCTIONS = {"multi_label_classification": ("sigmoid", "none"), "regression": ("none",)}

@@ -8,6 +8,7 @@ from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import Encoder
 from hf_relstitch.heads import Head, load_target
+from hf_relstitch.input_checks import check_kinds
 from hf_relstitch.inputs import input_ids, inputs_at, side_of, sides_of
 from hf_relstitch.stitching import stitch
 
@@ -38,7 +39,9 @@ def recommend(
     if not candidates:
         raise StitchError("there are no candidates: name at least one encoder")
     encoder, head = load_target(target, cut=cut)
-    sides, ids = sides_of(anchors), input_ids(anchors)
+    sides = sides_of(anchors)
+    check_kinds(side_of(anchors, sides[1]), modality=encoder.modality, who="target")
+    ids = input_ids(anchors)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     target_anchors = AnchorSet.encode(encoder, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
     del encoder
@@ -77,6 +80,7 @@ def measured(
         StitchError: it cannot be loaded, does not take these inputs, or cannot be stitched.
     """
     source = Encoder.from_pretrained(candidate)
+    check_kinds(inputs, modality=source.modality, who="source")
     source.encode(inputs[:WARM_UP], batch_size=batch_size, progress=False)
     start = time.perf_counter()
     source_anchors = AnchorSet.encode(source, inputs, ids=target_anchors.ids, batch_size=batch_size, progress=progress)

@@ -144,7 +144,7 @@ def test_a_file_without_soundfile_is_an_error_that_says_what_to_install(monkeypa
 def test_refuses_texts_and_pictures_for_sounds(folders: dict[str, str]) -> None:
     encoder = Encoder.from_pretrained(folders["hubert"])
     with pytest.raises(
-        StitchError, match=r"the model takes numpy arrays of sound.*one input is a str: give it its own"
+        StitchError, match=r"the model takes numpy arrays of sound.*what came in row 0 .* is a str: give it its own"
     ):
         encoder.encode(["storm"], progress=False)
 

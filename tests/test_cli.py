@@ -124,7 +124,7 @@ def test_predict_refuses_what_the_model_does_not_take(model: Path, tmp_path: Pat
         tmp_path / "missing.txt": "there is no file or folder",
         f"{tmp_path}/missing/": "there is no file or folder",
         tmp_path / "latin.txt": "is not text in UTF-8",
-        tmp_path / "one.png": "the model takes texts and one input is a PosixPath",
+        tmp_path / "one.png": r"takes texts and what came in row 0 .* is a PosixPath: give it its own kind of input$",
     }.items():
         with pytest.raises(StitchError, match=message):
             predict(str(model), [str(argument)])
@@ -251,7 +251,7 @@ def test_stitch_and_recommend_over_pairs_of_a_table_at_an_earlier_cut(source_fol
     ranked = json.loads(run("recommend", roberta, "-c", vit, source_folder, *anchors, "--json").stdout)
     assert [row["candidate"] for row in ranked] == [vit, source_folder]
     assert ranked[0]["error"] is None
-    assert "takes texts and one input is a" in ranked[1]["error"]
+    assert "takes texts and what came in row 0 (counted from 0) and 39 others is a" in ranked[1]["error"]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "json", "jsonl", "folder"])
@@ -307,6 +307,30 @@ def test_a_table_without_a_column_is_not_read_as_lines_of_text(tmp_path: Path) -
     (tmp_path / "pairs.csv").write_text("image,text\n1.png,one\n")
     with pytest.raises(StitchError, match=r"pairs\.csv is a table: name its column of inputs"):
         read_inputs(str(tmp_path / "pairs.csv"))
+
+
+@pytest.mark.parametrize("name", ["nosuch.csv", "nosuch.txt", "./nosuch", "../nosuch", "/nosuch/data", "~/nosuch"])
+@pytest.mark.parametrize("columns", [{}, {"column": "text"}, {"column": "text", "target_column": "image"}])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
+    name: str, columns: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_relstitch.inputs.load_dataset", lambda *_, **__: pytest.fail("it was looked for"))
+    with pytest.raises(StitchError, match=f"there is no file or folder {name}: check the path"):
+        read_inputs(name, **columns)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("", "No columns to parse from file"),
+        ("text\n", "corresponds to no data"),
+        ("text\na\na;b,1\n", "Expected 1 fields in line 3, saw 2$"),
+    ],
+)
+def test_a_table_that_is_empty_or_cannot_be_read_says_so(content: str, cause: str, tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text(content)
+    with pytest.raises(StitchError, match=rf"some\.csv is empty or cannot be read as csv: .*{cause}"):
+        read_inputs(str(tmp_path / "some.csv"), column="text")
 
 
 def test_an_error_is_one_message_and_leaves_nothing(source_folder: str, target_folder: str, tmp_path: Path) -> None:

@@ -42,8 +42,14 @@ def test_encode_keeps_no_gradient_and_freezes_the_model(source: Encoder) -> None
 @pytest.mark.parametrize(("kind", "inputs"), [("ViT", ["storm"]), ("Bert", [Path("storm.png")]), ("Bert", [3])])
 def test_encode_refuses_inputs_of_another_kind(tmp_path: Path, kind: str, inputs: list[object]) -> None:
     encoder = Encoder.from_pretrained(pico.saved(kind, tmp_path))
-    with pytest.raises(StitchError, match=r"the model takes (texts|PIL images or Paths of images) and one input is a"):
+    message = r"the model takes (texts|PIL images or Paths of images) and what came in row 0.* is an? \w+: .* of input$"
+    with pytest.raises(StitchError, match=message):
         encoder.encode(inputs, progress=False)
+
+
+def test_encode_names_the_row_of_all_inputs_whatever_batch_it_is_in(source: Encoder) -> None:
+    with pytest.raises(StitchError, match=r"the model's inputs are empty in row 5 \(counted from 0\): fill in"):
+        source.encode([*pico.texts(5), None], batch_size=2, progress=False)
 
 
 def test_what_comes_next_is_made_meanwhile_and_no_more_than_that() -> None:

@@ -1,5 +1,6 @@
 """Anchors as pairs: two models that take no common input, one id for both sides of a pair."""
 
+import json
 from pathlib import Path
 
 import hypothesis
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, inputs
-from hf_relstitch.inputs import input_ids
+from hf_relstitch.inputs import drawn_rows, input_ids, read_inputs
 from hf_relstitch.recommending import recommend
 
 WORDS = st.text(min_size=1, max_size=5)
@@ -72,7 +73,7 @@ def test_an_encoder_and_a_layer_are_a_target_of_pairs_too(image_folder: str, sou
 
 def test_swapped_pairs_say_which_comes_first(image_folder: str, target_folder: str) -> None:
     swapped = list(zip(pico.texts(40), pictures(40), strict=True))
-    message = r"the source takes PIL images .* and one input is a str.*\(what the source takes, what the"
+    message = r"source takes PIL images .* came in row 0 \(counted from 0\) and 39 others is a str.*\(what the source"
     with pytest.raises(StitchError, match=message):
         RelativeStitcher.from_parts(image_folder, target_folder, swapped, progress=False)
 
@@ -86,10 +87,39 @@ def test_a_wrong_kind_on_either_side_is_refused_before_anything_is_encoded(
     pairs[17] = (pico.texts(1)[0], "storm") if side == "source" else (pictures(1)[0], 3)
     encoded: list[object] = []
     monkeypatch.setattr(Encoder, "encode", lambda self, inputs, **_: encoded.append(inputs))
-    message = f"the {side} takes {'PIL images' if side == 'source' else 'texts'}.* and one input is a "
+    message = f"the {side} takes {'PIL images' if side == 'source' else 'texts'}.* and what came in row 17 .* is an? "
     with pytest.raises(StitchError, match=message):
         RelativeStitcher.from_parts(image_folder, source, pairs, head=nn.Linear(16, 3), progress=False)
     assert not encoded
+
+
+@pytest.mark.parametrize(
+    ("strange", "message"),
+    [
+        ({3: None}, r"the source's inputs are empty in row 3 \(counted from 0\): fill in or remove them"),
+        ({3: None, 9: float("nan")}, r"the source's inputs are empty in row 3 \(counted from 0\) and 1 other: fill in"),
+        (dict.fromkeys(range(3, 23)), r"inputs are empty in row 3 \(counted from 0\) and 19 others: fill in or remove"),
+        ({4: 7, 5: 2.5}, r"takes texts and what came in row 4 .* and 1 other is a float or an int: .* kind of input$"),
+    ],
+)
+def test_empty_cells_and_numbers_among_anchors_say_where_they_are(
+    strange: dict[int, object], message: str, source: Encoder, target_folder: str
+) -> None:
+    anchors = [strange.get(row, text) for row, text in enumerate(pico.texts(40))]
+    with pytest.raises(StitchError, match=message.replace("source's", "target's")):
+        recommend(target_folder, [target_folder], anchors, progress=False)
+    with pytest.raises(StitchError, match=message):
+        RelativeStitcher.from_parts(source, target_folder, anchors, progress=False)
+
+
+def test_an_empty_cell_of_a_table_is_told_by_its_row_there(tmp_path: Path) -> None:
+    rows = [None if row % 2 else {"text": text} for row, text in enumerate(pico.texts(400))]
+    table = tmp_path / "news.jsonl"
+    table.write_text("\n".join(json.dumps(row or {"text": None}) for row in rows))
+    with pytest.raises(StitchError, match=r"column 'text' of .*news\.jsonl is empty in row (\d+) ") as caught:
+        read_inputs(str(table), column="text", count=100)
+    drawn = [row for row in drawn_rows(400, 100) if row % 2]
+    assert f"row {drawn[0]} (counted from 0) and {len(drawn) - 1} others: fill in" in str(caught.value)
 
 
 def test_chosen_anchors_are_encoded_and_hashed_once_a_side(
@@ -109,7 +139,7 @@ def test_chosen_anchors_are_encoded_and_hashed_once_a_side(
 
 
 def test_texts_alone_for_an_image_source_say_what_to_give(image_folder: str, target_folder: str) -> None:
-    with pytest.raises(StitchError, match=r"takes PIL images or Paths of images and one input is a str.*are pairs"):
+    with pytest.raises(StitchError, match=r"takes PIL images .* and what came in row 0 .* is a str.*are pairs"):
         RelativeStitcher.from_parts(image_folder, target_folder, pico.texts(40), progress=False)
 
 

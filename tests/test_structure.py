@@ -13,7 +13,8 @@ import hf_relstitch
 PACKAGE = Path(hf_relstitch.__file__).parent
 ROOMS = [  # each may import from those before it, and not from those after it
     {"version", "provenance", "core"},
-    {"files", "inputs", "stored_latents", "anchor_checks", "devices", "hub", "edits", "metrics"},
+    {"files", "input_checks"},
+    {"inputs", "stored_latents", "anchor_checks", "devices", "hub", "edits", "metrics"},
     {"cards"},
     {"relative_latents"},
     {"two_towers"},
