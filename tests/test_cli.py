@@ -117,6 +117,28 @@ def test_predict_takes_texts_and_files_of_texts(model: Path, tmp_path: Path) -> 
     assert "ships sail" in run("predict", model, "ships sail").stdout
 
 
+def test_predict_takes_a_column_of_a_table(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("label,headline\n1,storm hits\n0,quiet day\n")
+    (tmp_path / "more.txt").write_text("ships sail\n")
+    given = (tmp_path / "test.csv", tmp_path / "more.txt", "rain falls")
+    rows = json.loads(run("predict", model, *given, "--column", "headline", "--json").stdout)
+    assert [row["input"] for row in rows] == ["storm hits", "quiet day", "ships sail", "rain falls"]
+    assert "has no column 'text': it has label, headline" in run(
+        "predict", model, *given, "--column", "text", status=1
+    ).stderr.replace("\n", " ")
+
+
+def test_predict_takes_a_column_of_pictures(tmp_path: Path) -> None:
+    for index in range(40):
+        Image.linear_gradient("L").rotate(9 * index).resize((8, 8)).save(tmp_path / f"{index}.png")
+    (tmp_path / "table.csv").write_text("picture\n" + "".join(f"{index}.png\n" for index in range(40)))
+    source, target = (pico.saved(kind, tmp_path / kind) for kind in ("ViT", "ResNet"))
+    column = ("--column", "picture")
+    run("stitch", source, target, tmp_path / "model", "--anchors", tmp_path / "table.csv", *column)
+    rows = json.loads(run("predict", tmp_path / "model", tmp_path / "table.csv", *column, "--json").stdout)
+    assert [row["input"] for row in rows] == [str(tmp_path / f"{index}.png") for index in range(40)]
+
+
 def test_predict_refuses_what_the_model_does_not_take(model: Path, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
     Image.linear_gradient("L").save(tmp_path / "one.png")
