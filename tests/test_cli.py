@@ -357,9 +357,12 @@ def test_errors_say_what_to_do(arguments: list[str], message: str) -> None:
     assert message in " ".join(run(*arguments, status=1).stderr.split())
 
 
-def test_quickstart_from_networks_to_picture(tmp_path: Path) -> None:
+def test_quickstart_from_networks_to_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The paper's setting at its smallest; the numbers are those that the README claims."""
     done = run("quickstart", "--out", tmp_path, "--seed", "1")
+    assert "LOAD REPORT" not in caplog.text
+    Encoder.from_pretrained(str(tmp_path / "vit"))
+    assert "LOAD REPORT" in caplog.text, "it is kept back elsewhere too"
     rows = [line.split("│")[1:3] for line in done.stdout.splitlines() if line.startswith("│")]
     accuracy = {name.strip(): float(value) for name, value in rows}
     own, stitched = accuracy["target encoder, its own head"], accuracy["source encoder, stitched"]
