@@ -21,6 +21,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 from yaml import YAMLError
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.files import reads_as_path
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 HUB_ERRORS: tuple[type[Exception], ...] = (HTTPError, EntryNotFoundError, OSError, ValueError)
@@ -136,6 +137,10 @@ def locate(
     _check_inside(subfolder, "the subfolder")
     if Path(place).is_dir():
         return Repo(str(place), None, subfolder, options)
+    if Path(place).is_file():
+        raise StitchError(f"{place} is a file: give a folder or a Hub id")
+    if reads_as_path(str(place)):
+        raise StitchError(f"there is no folder {place}: check the path")
     name = f"{subfolder}/{config}" if subfolder else config
     with hub_errors(f"{place} is no folder here, and asking the Hub for its {name}"):
         file = Path(hf_hub_download(str(place), name, revision=revision, **options))

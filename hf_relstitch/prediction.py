@@ -1,7 +1,6 @@
 """Classifying inputs with a stitched model, through the stock pipelines."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import Pipeline, pipeline
@@ -35,8 +34,10 @@ def classifier(model: str, *, function_to_apply: str | None = None) -> Pipeline:
     return pipeline(TASKS[config.modality], model=model, **options)
 
 
-def predict(model: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
+def predict(model: str, arguments: Sequence[str], *, column: str | None = None) -> list[dict[str, Any]]:
     """The likeliest class of each input, an argument being a text, a file of texts, an image or a folder of images.
+
+    Of tables, `column` names that of the inputs, see `read_inputs`.
 
     Raises:
         StitchError: no stitched model, or an argument that names a file which is not there, cannot be read or is of
@@ -44,25 +45,25 @@ def predict(model: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """
     classify = classifier(model)
     modality = classify.model.config.modality
-    inputs = [one for argument in arguments for one in inputs_of(argument, modality=modality)]
+    inputs = [one for argument in arguments for one in inputs_of(argument, modality=modality, column=column)]
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
     given: Any = inputs
     if modality == "image":
         given = (one if isinstance(one, str) else load_image(one) for one in inputs)  # a URL is a text
     if modality == "audio":
-        given = [load_audio(Path(one), sampling_rate=classify.feature_extractor.sampling_rate) for one in inputs]
+        given = [load_audio(one, sampling_rate=classify.feature_extractor.sampling_rate) for one in inputs]
     answers = classify(given, top_k=1, **options)
     return [{"input": str(one), **answer[0]} for one, answer in zip(inputs, answers, strict=True)]
 
 
-def inputs_of(argument: str, *, modality: str) -> list[Any]:
+def inputs_of(argument: str, *, modality: str, column: str | None = None) -> list[Any]:
     """The inputs that an argument names, or the text that it is.
 
     Raises:
         StitchError: it names a file that is not there, or inputs of another kind than the model takes.
     """
     if is_here(argument):
-        inputs = read_inputs(argument)
+        inputs = read_inputs(argument, column=column)
         check_kinds(inputs, modality=modality)
         return inputs
     if modality == "image" and argument.startswith(("http://", "https://")):

@@ -1,6 +1,9 @@
 """The whole way on one page: two networks that never met, stitched, measured, saved, loaded and looked at."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,22 @@ def accuracy(head: Head, latents: Tensor, labels: Tensor) -> float:
     return float((predict(head, latents) == labels).double().mean())
 
 
+@contextmanager
+def without_load_reports() -> Iterator[None]:
+    """Keep back transformers' reports on weights that a model lacks or leaves aside, as an encoder does the head's."""
+    logger = logging.get_logger("transformers.modeling_utils")
+
+    def is_other(record: LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+@without_load_reports()
 def quickstart(
     out: Path,
     *,

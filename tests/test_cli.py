@@ -117,6 +117,28 @@ def test_predict_takes_texts_and_files_of_texts(model: Path, tmp_path: Path) -> 
     assert "ships sail" in run("predict", model, "ships sail").stdout
 
 
+def test_predict_takes_a_column_of_a_table(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("label,headline\n1,storm hits\n0,quiet day\n")
+    (tmp_path / "more.txt").write_text("ships sail\n")
+    given = (tmp_path / "test.csv", tmp_path / "more.txt", "rain falls")
+    rows = json.loads(run("predict", model, *given, "--column", "headline", "--json").stdout)
+    assert [row["input"] for row in rows] == ["storm hits", "quiet day", "ships sail", "rain falls"]
+    assert "has no column 'text': it has label, headline" in run(
+        "predict", model, *given, "--column", "text", status=1
+    ).stderr.replace("\n", " ")
+
+
+def test_predict_takes_a_column_of_pictures(tmp_path: Path) -> None:
+    for index in range(40):
+        Image.linear_gradient("L").rotate(9 * index).resize((8, 8)).save(tmp_path / f"{index}.png")
+    (tmp_path / "table.csv").write_text("picture\n" + "".join(f"{index}.png\n" for index in range(40)))
+    source, target = (pico.saved(kind, tmp_path / kind) for kind in ("ViT", "ResNet"))
+    column = ("--column", "picture")
+    run("stitch", source, target, tmp_path / "model", "--anchors", tmp_path / "table.csv", *column)
+    rows = json.loads(run("predict", tmp_path / "model", tmp_path / "table.csv", *column, "--json").stdout)
+    assert [row["input"] for row in rows] == [str(tmp_path / f"{index}.png") for index in range(40)]
+
+
 def test_predict_refuses_what_the_model_does_not_take(model: Path, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
     Image.linear_gradient("L").save(tmp_path / "one.png")
@@ -353,9 +375,12 @@ def test_errors_say_what_to_do(arguments: list[str], message: str) -> None:
     assert message in " ".join(run(*arguments, status=1).stderr.split())
 
 
-def test_quickstart_from_networks_to_picture(tmp_path: Path) -> None:
+def test_quickstart_from_networks_to_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The paper's setting at its smallest; the numbers are those that the README claims."""
     done = run("quickstart", "--out", tmp_path, "--seed", "1")
+    assert "LOAD REPORT" not in caplog.text
+    Encoder.from_pretrained(str(tmp_path / "vit"))
+    assert "LOAD REPORT" in caplog.text, "it is kept back elsewhere too"
     rows = [line.split("│")[1:3] for line in done.stdout.splitlines() if line.startswith("│")]
     accuracy = {name.strip(): float(value) for name, value in rows}
     own, stitched = accuracy["target encoder, its own head"], accuracy["source encoder, stitched"]

@@ -16,6 +16,7 @@ from torch import nn
 
 from hf_relstitch import AnchorSet, Encoder, StitchError, load_target
 from hf_relstitch.devices import prefetched
+from hf_relstitch.hub import locate
 from hf_relstitch.inputs import load_image
 
 
@@ -118,8 +119,22 @@ def test_refuses_a_pooler_that_was_never_trained(target_folder: str) -> None:
 
 
 def test_refuses_a_place_where_no_model_is(tmp_path: Path) -> None:
-    with pytest.raises(StitchError, match="is no folder here, and asking the Hub"):
+    with pytest.raises(StitchError, match=r"^there is no folder /.*nothing: check the path"):
         Encoder.from_pretrained(str(tmp_path / "nothing"))
+
+
+def test_what_is_a_file_or_reads_as_a_path_is_not_asked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_relstitch.hub.hf_hub_download", lambda *_, **__: pytest.fail("the Hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    Path("anchors.txt").write_text("storm")
+    for place in ("anchors.txt", "./anchors.txt", tmp_path / "anchors.txt"):
+        with pytest.raises(StitchError, match=r"anchors\.txt is a file: give a folder or a Hub id"):
+            locate(place)
+    for place in ("./nosuch", "../nosuch", "~/nosuch", tmp_path / "nosuch"):
+        with pytest.raises(StitchError, match=f"^there is no folder {place}: check the path"):
+            locate(place)
 
 
 def test_refuses_a_model_of_another_modality(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_relstitch.cli.showing import AsJson, print_table, show
-from hf_relstitch.cli.stitching import recommend_command, stitch_command
+from hf_relstitch.cli.stitching import Column, recommend_command, stitch_command
 from hf_relstitch.version import __version__
 
 app = typer.Typer(
@@ -69,13 +69,14 @@ app.command("recommend")(recommend_command)
 @app.command("predict")
 def predict_command(
     model: Annotated[str, typer.Argument(help="A stitched model: folder or Hub id.")],
-    inputs: Annotated[list[str], typer.Argument(help="Texts, files of texts, images, or folders of images.")],
+    inputs: Annotated[list[str], typer.Argument(help="Texts, files of texts, tables, images, or folders of images.")],
+    column: Column = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify inputs with a stitched model."""
     from hf_relstitch.prediction import predict
 
-    rows = predict(model, inputs)
+    rows = predict(model, inputs, column=column)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

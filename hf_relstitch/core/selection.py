@@ -184,7 +184,7 @@ class Judge:
         views: Sequence[View],
         settings: TranslationSettings,
         *,
-        readouts: Sequence[Float[Tensor, "r_target width"]],
+        readouts: Sequence[Float[Tensor, "_ width"]],
     ) -> Float[Tensor, " k"]:
         """One score for each anchor, translated by the fit on the folds that it is not in.
 
