@@ -151,12 +151,10 @@ class Head:
         Raises:
             StitchError: fewer than two classes, or one without latents or with none that has a direction.
         """
-        of_class = [
-            torch.stack([*map(torch.as_tensor, one)]) if len(one) else torch.empty(0) for one in latents.values()
-        ]
-        if len(of_class) < 2 or not all(one.ndim == 2 and len(one) for one in of_class):
-            raise StitchError(f"{len(of_class)} classes: prototypes need two or more, with latents (n, d_target) each")
-        means = [functional.normalize(one.float(), dim=-1).mean(0) for one in of_class]
+        rows = [torch.stack([*map(torch.as_tensor, one)]) if len(one) else torch.empty(0) for one in latents.values()]
+        if len(rows) < 2 or not all(one.ndim == 2 and len(one) for one in rows):
+            raise StitchError(f"{len(rows)} classes: prototypes need two or more, with latents (n, d_target) each")
+        means = [functional.normalize(one.float(), dim=-1).mean(0) for one in rows]
         module = Prototypes.of(torch.stack(means), temperature=temperature)
         return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")
 
