@@ -30,7 +30,7 @@ MARGIN = 2.0
 """Standard errors by which a candidate that is not sharpened has to beat the best sharpened one."""
 LENGTHS = (1.0, 1.2, 1.4, 1.7, 2.0, 2.8, 4.0)
 """Mean norms that translated latents may get, relative to that of the target anchors."""
-LENGTH_MATTERS = 0.002
+LENGTH_MATTERS = 0.005
 """What a longer latent has to score more than a shorter one."""
 NORM_ROWS = 64
 """Held-out rows of a fold, and no fewer, that tell the mean norm of translated latents."""
@@ -86,7 +86,7 @@ def choose_settings(
     `prefer="linear"` looks at W(α, λ) and, for spaces of one width, at leaving latents as they are; `"accuracy"` also
     at sharpened translations, which do not fold: kernel ridge regressions whose outputs are then evened out over the
     target's directions (β, with a ridge of its own). `stretch` of the choice gives held-out latents the mean norm of
-    the target anchors, or up to four times that where the criterion gains .002 by it: what a head adds for frequent
+    the target anchors, or up to four times that where the criterion gains .005 by it: what a head adds for frequent
     answers then counts for less. `folds` are these anchors in `folds_of`, where they are at hand.
 
     Raises:
