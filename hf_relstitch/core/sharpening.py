@@ -31,7 +31,7 @@ def sharpened_spectrum(
     """Eigenvectors and eigenvalues of the sharpened Gram of anchors, without those that rounding alone can make."""
     gram = sharpen(unit_anchors @ unit_anchors.T, sharpness=sharpness)
     values, vectors = torch.linalg.eigh(gram)
-    kept = values > values[-1] * len(gram) * (NULL)
+    kept = values > values[-1] * len(gram) * NULL
     return vectors[:, kept], values[kept]
 
 
