@@ -17,6 +17,7 @@ import numpy as np
 import spaces
 import torch
 from peers import PEERS, every_member, inversions
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -137,10 +138,9 @@ def summary(rows):
 def report(rows, title, console):
     counts = sorted({row["anchors"] for row in rows})
     groups = {count: [row for row in rows if row["anchors"] == count] for count in counts}
-    table = Table("accuracy, mean over pairs and draws", *map(str, counts), title=title)
+    table = Table("accuracy, mean over pairs and draws", *map(str, counts), title=title, box=box.MARKDOWN)
     for method in METHODS:
         table.add_row(method, *(f"{mean(groups[count], method):.3f}" for count in counts))
-    table.add_section()
     summaries = {count: summary(groups[count]) for count in counts}
     for name in summaries[counts[0]]:
         table.add_row(name, *(summaries[count][name] for count in counts))
@@ -207,7 +207,7 @@ def main():
             rows.append(row)
             file.write(json.dumps(row) + "\n")
             file.flush()
-    console = Console(width=200)
+    console = Console(width=250)
     report(rows, f"{len(by_pair(rows, 'own'))} pairs", console)
     for space in data:
         report([row for row in rows if row["data"] == space.name], space.name, console)

@@ -1,6 +1,6 @@
 """What translating, stitching, loading and fitting cost, against what one would run without this package.
 
-python perf/speed.py translate | stitched ENCODER | loading ENCODER | fit 1000 768 | fit 10000 1024
+python perf/speed.py translate | stitched ENCODER | loading ENCODER | fit 1000 768 [--prefer accuracy]
 
 ENCODER is a folder of all-MiniLM-L6-v2. Both sides of a ratio take turns in one process; each ratio is the median of
 the pairs', and its spread is from the lower to the upper quartile.
@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -21,7 +22,7 @@ from hf_relstitch.core.fitting import fit
 from hf_relstitch.core.folds import folds_of
 from hf_relstitch.core.inversion import Frame, TranslationSettings, fit_translation
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.selection import choose_settings
+from hf_relstitch.core.selection import Prefer, choose_settings
 
 
 def seconds(run) -> float:
@@ -145,7 +146,7 @@ def fitting(options):
         return result
 
     folds = step("folds", lambda: folds_of(x, y, scale="carry", seed=0))
-    choice = step("choice", lambda: choose_settings(x, y, head=head, folds=folds))
+    choice = step("choice", lambda: choose_settings(x, y, head=head, prefer=options.prefer, folds=folds))
     made = step("held-out", lambda: held_out_translations(x, y, settings=choice.settings, folds=folds))
     frames = step("one SVD a side", lambda: (Frame.of_anchors(x), Frame.of_anchors(y)))
     step("fit", lambda: fit(x, y, settings=choice.settings, frames=frames))
@@ -165,6 +166,7 @@ def main():
         command.set_defaults(run=run)
     command = commands.add_parser("fit")
     command.add_argument("sizes", type=int, nargs=2)
+    command.add_argument("--prefer", choices=get_args(Prefer), default="linear")
     command.set_defaults(run=fitting)
     options = parser.parse_args()
     options.run(options)

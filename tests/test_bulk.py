@@ -653,6 +653,8 @@ WHOLE = b'{"dtype": "F32", "shape": [1, 16], "data_offsets": [0, 64]}'
         b'{"latents": {"dtype": "F32", "shape": [1, 16], "data_offsets": [0, 64.0]}}',
         b'{"latents": {"dtype": "F32", "shape": [-1, 16], "data_offsets": [64, 0]}, "x": %s}' % WHOLE,
         b'{"latents": %s, "x": {"dtype": "F32", "shape": [16], "data_offsets": [64, 0]}}' % WHOLE,
+        b'{"latents": %s, "__metadata__": "pt"}' % WHOLE,
+        b'{"latents": %s, "__metadata__": {"rows": 1}}' % WHOLE,
         b"\xff",
     ],
 )

@@ -127,6 +127,8 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     try:
         header = json.loads(stream.read(length))
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        if not all(isinstance(text, str) for text in header.get("__metadata__", {}).values()):
+            raise TypeError("its metadata are not texts")
         for entry in tensors:
             begin, end = entry["data_offsets"]
             sizes = [*entry["shape"], begin, end - begin]
