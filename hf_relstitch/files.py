@@ -88,7 +88,7 @@ def check_kind(folder: str | Path, *, model_type: str | None) -> None:
         StitchError: the folder holds such a one.
     """
     config, found = Path(folder, "config.json"), None
-    there = read_json(config).get("model_type") if config.is_file() else model_type
+    there = read_json(config).get("model_type") if config.is_file() else None
     if config.is_file() and (model_type is None or there != model_type):
         found = f"a model of type {there}"
     elif model_type is not None and Path(folder, "anchor_config.json").is_file():

@@ -155,9 +155,10 @@ def fashion(count=4000, folder="/usr/share/datasets/fashion-mnist"):
     return by_image_encoders(images, labels=content("labels-idx1", 8)[:count], pixels=pixels / 255)
 
 
-def digits(count=1797):
+def digits():
     """scikit-learn's handwritten digits, 8 × 8 grown to 64 × 64, shuffled since they come writer by writer."""
-    data, rows = load_digits(), torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
+    data = load_digits()
+    rows = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0)).numpy()
     images = [
         Image.fromarray((image / 16 * 255).astype("uint8")).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
         for image in data.images[rows]

@@ -96,7 +96,7 @@ def _translated_header(header: dict[str, Any], matrix: Matrix, translator: Trans
     dtype = translator.output_dtype(matrix.dtype)
     names = {torch_dtype: name for name, torch_dtype in SAFETENSORS_DTYPES.items()}
     shape = [matrix.shape[0], translator.d_target]
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    tensors = _tensors_in(header)
     sizes = {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in tensors.items()}
     tensors[translator.column] = {"shape": shape, "dtype": names[dtype]}
     sizes[translator.column] = prod(shape) * dtype.itemsize
@@ -126,7 +126,7 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
         raise StitchError("it is no safetensors file, or cut short: copy or write it again")
     try:
         header = json.loads(stream.read(length))
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        tensors = _tensors_in(header).values()
         if not all(isinstance(text, str) for text in header.get("__metadata__", {}).values()):
             raise TypeError("its metadata are not texts")
         for entry in tensors:
@@ -142,8 +142,12 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
+def _tensors_in(header: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
 def _latents_of(header: dict[str, Any], start: int, translator: Translator) -> Matrix:
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    tensors = _tensors_in(header)
     if translator.column not in tensors:
         raise StitchError(f"there is no tensor {translator.column!r}: its tensors are {', '.join(tensors)}")
     entry = tensors[translator.column]
