@@ -12,6 +12,7 @@ from loopback_hub import server  # isort: skip  (it says to huggingface_hub wher
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 import transformers
@@ -95,3 +96,9 @@ def altered() -> Callable[[Path], None]:
         file.write_bytes(content)
 
     return alter
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user runs, who has no shape checks: they are no part of the graph."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pico
 import pytest
@@ -19,12 +18,6 @@ from hf_relstitch.exporting import plain_classifier, to_onnx
 from hf_relstitch.fusing import fuse
 
 TEXTS = pico.texts(5, seed=9)
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a user runs, who has no shape checks: they are no part of the graph."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def logits(model: nn.Module, texts: list[str]) -> torch.Tensor:

@@ -15,7 +15,9 @@ LARGEST = 20.0
 def apply_head(head: nn.Module, latents: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
     """Logits in the dtype and on the device of the latents, whatever the head is in; the head stays as it is."""
     tensors = {**dict(head.named_parameters()), **dict(head.named_buffers())}
-    cast = {name: one.to(latents) if one.is_floating_point() else one for name, one in tensors.items()}
+    cast = {
+        name: one.to(latents) if one.is_floating_point() else one.to(latents.device) for name, one in tensors.items()
+    }
     return torch.func.functional_call(head, cast, (latents,))
 
 
