@@ -28,7 +28,8 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
     here = (one.device for one in model.parameters() if one.is_floating_point() and not one.is_meta)
     hooks = (module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook"))
-    hooked = (torch.device(device) for hook in hooks if (device := getattr(hook, "execution_device", None)))
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    hooked = (torch.device(place) for place in places if place is not None)  # 0 is the first GPU
     return next(chain(here, hooked), torch.device("cpu")), dtype
 
 

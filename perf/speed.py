@@ -110,22 +110,25 @@ def translate(options):
 def tiny_stitch(folder, *, dtype="float32"):
     """An encoder stitched to a random head through random target anchors: time does not depend on their values."""
     encoder = Encoder.from_pretrained(folder, dtype=getattr(torch, dtype))
-    texts = [f"storm number {number} hits the coast and the harbour is closed" for number in range(100)]
-    anchors = AnchorSet.encode(encoder, texts, progress=False)
+    texts = [f"storm number {number} hits the coast and the harbour is closed" for number in range(1000)]
+    anchors = AnchorSet.encode(encoder, texts[:100], progress=False)
     head = torch.nn.Linear(anchors.dim, 26)
     return encoder, RelativeStitcher.from_anchor_sets(encoder, anchors, anchors, head, alpha=0.7, ridge=0.3), texts
 
 
 @torch.no_grad()
 def stitched(options):
-    """A forward pass of 64 texts against the encoder's own and its pooling."""
+    """A forward pass of a batch of texts against the encoder's own and its pooling."""
     encoder, model, texts = tiny_stitch(options.encoder, dtype=options.dtype)
-    batch = dict(encoder.processor(texts[:64], padding=True, return_tensors="pt").to(DEVICE))
+    batch = dict(encoder.processor(texts[: options.batch], padding=True, return_tensors="pt").to(DEVICE))
+    encoding = lambda: encoder.latents(batch)  # noqa: E731
     compare(
-        "stitched / encoder and pooling", lambda: model(**batch), lambda: encoder.latents(batch), pairs=options.pairs
+        f"{options.batch} texts, stitched / encoder and pooling", lambda: model(**batch), encoding, pairs=options.pairs
     )
     model.fuse()
-    compare("fused / encoder and pooling", lambda: model(**batch), lambda: encoder.latents(batch), pairs=options.pairs)
+    compare(
+        f"{options.batch} texts, fused / encoder and pooling", lambda: model(**batch), encoding, pairs=options.pairs
+    )
 
 
 def loading(options):
@@ -177,15 +180,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=21)
     commands = parser.add_subparsers(required=True)
+    dtype = {"choices": ["float32", "bfloat16"], "default": "float32"}
     command = commands.add_parser("translate")
     command.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    command.add_argument("--dtype", **dtype)
     command.set_defaults(run=translate)
-    for name, run in (("stitched", stitched), ("loading", loading)):
-        command = commands.add_parser(name)
-        command.add_argument("encoder")
-        command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-        command.set_defaults(run=run)
+    command = commands.add_parser("stitched")
+    command.add_argument("encoder")
+    command.add_argument("--dtype", **dtype)
+    command.add_argument("--batch", type=int, default=64, help="texts of a batch, up to 1,000")
+    command.set_defaults(run=stitched)
+    command = commands.add_parser("loading")
+    command.add_argument("encoder")
+    command.set_defaults(run=loading)
     command = commands.add_parser("fit")
     command.add_argument("sizes", type=int, nargs=2)
     command.add_argument("--prefer", choices=get_args(Prefer), default="linear")

@@ -128,7 +128,8 @@ def test_offloaded_weights(stitched: RelativeStitcher, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
 @pytest.mark.parametrize("scale", ["carry", "mean"])
-def test_compiled_fused_and_exported(unchecked: None, source: Encoder, target_folder: str, scale: str) -> None:
+def test_compiled_fused_and_exported(unchecked: None, source_folder: str, target_folder: str, scale: str) -> None:
+    source = Encoder.from_pretrained(source_folder, pooling="pooler")
     model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, scale=scale)
     expected = logits(model, "cuda")
     torch._dynamo.reset()

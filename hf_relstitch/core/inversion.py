@@ -184,17 +184,18 @@ class Translation(nn.Module):
         if self.scale == "carry":
             return torch.addmm(self.bias, latents, self.weight).to(x.dtype)
         product = torch.addmm(-(self.centre @ self.weight), latents, self.weight)
-        return product.mul_(self.inverse_radii(latents)).add_(self.bias).to(x.dtype)
+        out = None if product.requires_grad or torch.compiler.is_compiling() else product
+        return torch.addcmul(self.bias, product, self.inverse_radii(latents), out=out).to(x.dtype)
 
     def inverse_radii(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n 1"]:
         """`1/‖x − μ‖`, and 0 for latents so near to the centre that rounding alone makes their direction."""
         exact = torch.promote_types(x.dtype, torch.float32)
-        latents, centre = x.to(exact), self.centre.to(exact)
-        if torch.compiler.is_compiling():  # which fuses this in place of a centred copy; ONNX knows no cdist
-            radii = torch.linalg.vector_norm(latents - centre, dim=-1, keepdim=True)
-        else:
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # without a centred copy; ONNX knows no cdist
+            latents, centre = x.to(exact), self.centre.to(exact)
             radii = torch.cdist(latents, centre[None], compute_mode="donot_use_mm_for_euclid_dist")
-        rounding = 4 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(centre)
+        else:
+            radii = torch.linalg.vector_norm(x - self.centre, dim=-1, keepdim=True, dtype=exact)
+        rounding = 4 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(self.centre, dtype=exact)
         return torch.where(radii > rounding, 1 / radii, 0).to(x.dtype)
 
 
