@@ -119,6 +119,8 @@ def summary(rows):
     gaps = {pair: pairs[pair] - max(by_pair(rows, name)[pair] for name in PEERS) for pair in pairs}
     worst = min(gaps, key=gaps.get)
     near = [abs(row["auto foretold"] - row["auto agreement"]) <= 0.05 for row in rows]
+    told, found = by_pair(rows, "auto foretold"), by_pair(rows, "auto agreement")
+    near_pairs = [abs(told[pair] - found[pair]) <= 0.05 for pair in told]
     inside = [row["auto low"] <= row["auto agreement"] <= row["auto high"] for row in rows]
     old = [abs(row["auto share"] - row["auto agreement"]) <= 0.05 for row in rows]
     return {
@@ -127,6 +129,7 @@ def summary(rows):
         "auto − best peer, worst pair": f"{gaps[worst]:+.4f} ({worst[1]} → {worst[2]})",
         "accuracy − auto": f"{mean(rows, 'accuracy') - auto:+.4f}",
         "foretold within .05, runs": f"{np.mean(near):.1%} (share alone {np.mean(old):.1%})",
+        "foretold within .05, pairs, in the mean of the draws": f"{np.mean(near_pairs):.1%}",
         "agreement inside its interval": f"{np.mean(inside):.1%}",
         "ECE before → after (own)": f"{mean(rows, 'auto ECE before'):.3f} → {mean(rows, 'auto ECE after'):.3f} "
         f"({mean(rows, 'own ECE'):.3f})",
