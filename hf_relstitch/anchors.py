@@ -17,6 +17,7 @@ from hf_relstitch.core.anchor_choice import choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.halves import target_half
 from hf_relstitch.core.relative import to_working
+from hf_relstitch.devices import accelerate_state
 from hf_relstitch.files import check_format, check_kind, checksum, read_json, verify_checksum, whole_folder, write_json
 from hf_relstitch.hub import find_tagged, locate, push_folder
 from hf_relstitch.inputs import Side, data_name, ids_fingerprint, input_ids, inputs_at, key_fingerprint, side_of
@@ -212,12 +213,15 @@ class AnchorSet:
     def save_pretrained(self, folder: str | Path, *, repo_id: str | None = None) -> None:
         """Write `anchor_config.json`, `anchors.safetensors` and the card; a failure leaves the folder as it was.
 
-        Edits of a card that is there already stay; `repo_id` is what the card is to show.
+        Edits of a card that is there already stay; `repo_id` is what the card is to show. Of several processes only the
+        main one writes.
 
         Raises:
             StitchError: the folder holds a model.
         """
         check_kind(folder, model_type=None)
+        if not accelerate_state().is_main_process:
+            return
         with whole_folder(folder, last=CONFIG_NAME, owned=[LATENTS_NAME]) as written:
             save_file({"latents": self.latents, "ids": self.ids}, written / LATENTS_NAME, {"format": "pt"})
             config = {
@@ -244,12 +248,14 @@ class AnchorSet:
         create_pr: bool = False,
         parent_commit: str | None = None,
     ) -> str:
-        """Push the set as one commit, and give the commit's address; `find` finds it by its inputs.
+        """Push the set as one commit, and give the commit's address ("" in other processes than the main one).
 
         Raises:
             StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
                 moved since this push began).
         """
+        if not accelerate_state().is_main_process:
+            return ""
         return push_folder(
             lambda folder, name: self.save_pretrained(folder, repo_id=name),
             repo_id,

@@ -8,8 +8,10 @@ from typing import TypeVar
 import torch
 import xxhash
 from accelerate import PartialState
-from accelerate.utils import align_module_device, parse_flag_from_env
+from accelerate.utils import align_module_device, gather_object, parse_flag_from_env
 from torch import Tensor, nn
+
+from hf_relstitch.core.errors import StitchError
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -20,17 +22,43 @@ def accelerate_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
+def gathered(make: Callable[[], list[Item]]) -> list[Item]:
+    """What each process makes, of all of them in each; where one fails all do, so that none waits for it.
+
+    Raises:
+        StitchError: another process failed.
+    """
+    state = accelerate_state()
+    if state.num_processes == 1:
+        return make()
+    made: list[Item] = []
+    error: Exception | None = None
+    try:
+        made = make()
+    except Exception as raised:
+        error = raised
+    told = gather_object([f"process {state.process_index} failed: {error}" if error else ""])
+    if error is not None:
+        raise error
+    if failures := [one for one in told if one]:
+        raise StitchError("; ".join(failures))
+    return gather_object(made)
+
+
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """The device that a model takes its inputs on, and its dtype; also of one that is offloaded or quantised.
 
-    A model without weights, as a callable is, takes float32 on the CPU.
+    A model without weights and buffers, as a callable is, takes float32 on the CPU.
     """
-    dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
+    dtype = next(
+        (one.dtype for one in chain(model.parameters(), model.buffers()) if one.is_floating_point()), torch.float32
+    )
     here = (one.device for one in model.parameters() if one.is_floating_point() and not one.is_meta)
     hooks = (module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook"))
     places = (getattr(hook, "execution_device", None) for hook in hooks)
     hooked = (torch.device(place) for place in places if place is not None)  # 0 is the first GPU
-    return next(chain(here, hooked), torch.device("cpu")), dtype
+    buffers = (one.device for one in model.buffers() if one.is_floating_point())
+    return next(chain(here, hooked, buffers), torch.device("cpu")), dtype
 
 
 def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

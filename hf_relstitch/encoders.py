@@ -2,11 +2,10 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import (
     MODEL_MAPPING,
@@ -22,7 +21,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.devices import accelerate_state, fingerprint, on_device, placement, prefetched
+from hf_relstitch.devices import accelerate_state, fingerprint, gathered, on_device, placement, prefetched
 from hf_relstitch.head_modules import describe_chain, layers_of
 from hf_relstitch.hub import Repo, hub_options, locate
 from hf_relstitch.input_checks import INPUTS, check_kinds, check_some
@@ -108,7 +107,7 @@ class Encoder:
             )
         modality = chosen.removesuffix("_features") if chosen in FEATURES else main_modality(model)
         processor = load_processor(repo, modality=modality)
-        after = modules.after_pooling.to(model.device, model.dtype) if modules else nn.Sequential()
+        after = modules.after_pooling.to(*placement(model)) if modules else nn.Sequential()
         if isinstance(processor, PreTrainedTokenizerBase):
             prepare_tokenizer(processor, modules, model=model)
         if chosen in FEATURES:
@@ -135,8 +134,12 @@ class Encoder:
         get the whole. Inputs are batched by length, so that little of a batch is padding.
 
         Raises:
-            StitchError: no inputs, or inputs of another kind than the encoder takes.
+            StitchError: no inputs, or inputs of another kind than the encoder takes; or another process failed.
         """
+        return in_order(gathered(lambda: self._share(inputs, batch_size=batch_size, progress=progress)))
+
+    def _share(self, inputs: Sequence[Any], *, batch_size: int, progress: bool) -> list[tuple[list[int], Tensor]]:
+        """Latents on the CPU of what this process encodes, if it is anything, and their rows."""
         state = accelerate_state()
         self.to_device(state.device)
         batches = batched(inputs, processor=self.processor, batch_size=batch_size)
@@ -144,9 +147,7 @@ class Encoder:
         bar = logging.tqdm(mine, desc="encoding", unit="batch", disable=not (progress and state.is_main_process))
         ready = prefetched(lambda rows: preprocess(self.model, self.processor, inputs_at(inputs, rows)), bar)
         encoded = [(rows, self.latents(batch)) for rows, batch in ready]
-        if state.num_processes > 1:
-            encoded = gather_object([(rows, latents.cpu()) for rows, latents in encoded])
-        return in_order(encoded).cpu()
+        return [([*chain(*mine)], torch.cat([latents for _, latents in encoded]).cpu())] if encoded else []
 
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Latents `(n, d)` of one batch that the processor made."""
@@ -156,7 +157,7 @@ class Encoder:
         """Move the model, unless accelerate has spread it over devices already."""
         if getattr(self.model, "hf_device_map", None) is None:
             self.model.to(device)
-            self.after_pooling.to(device)
+            self.after_pooling.to(placement(self.model)[0])
 
 
 def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[str, Tensor]:
@@ -232,16 +233,17 @@ def encode_batch(
     model: nn.Module, batch: Mapping[str, Any], *, pooling: str, after_pooling: nn.Module, **options: Any
 ) -> tuple[Tensor, Any]:
     """Latents `(n, d)` of one batch, and the output that they come from: of an encoder-decoder, its encoder's."""
+    home = next(iter(batch.values())).device  # parts of a model that accelerate has spread give latents elsewhere
     if pooling in FEATURES:
         output = features(model, batch, side=pooling, **options)
-        return after_pooling(pool(output, attention_mask=None, pooling=pooling)), output
+        return after_pooling(pool(output, attention_mask=None, pooling=pooling).to(home)), output
     config = getattr(model, "config", None)
     encoder: Any = model
     if getattr(config, "is_encoder_decoder", False):
         encoder = encoder.get_encoder()
     output = encoder(**batch, **options)
     mask = token_mask(model, output, batch.get("attention_mask"))
-    return after_pooling(pool(output, attention_mask=mask, pooling=pooling)), output
+    return after_pooling(pool(output, attention_mask=mask, pooling=pooling).to(home)), output
 
 
 def check_inputs(given: Collection[str], *, modality: str) -> None:

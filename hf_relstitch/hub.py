@@ -1,10 +1,12 @@
 """The Hub: finding a model's files, in a folder or in a repo at one commit, and pushing a folder as one commit."""
 
+import glob
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,15 +81,25 @@ class Repo:
                 return Path(hf_hub_download(self.place, inside, revision=self.commit, **self.options))
         except StitchError as error:
             if isinstance(error.__cause__, LocalEntryNotFoundError):
-                known = try_to_load_from_cache(
-                    self.place, inside, revision=self.commit, cache_dir=self.options.get("cache_dir")
-                )
-                if known is None or isinstance(known, str):
-                    raise
-                return None  # seen to be missing while the Hub could still be reached
+                if self._known_missing(inside):
+                    return None
+                raise StitchError(f"{error}; or load it once online, so that the cache knows of it") from error
             if isinstance(error.__cause__, EntryNotFoundError):
                 return None
             raise
+
+    def _known_missing(self, inside: str) -> bool:
+        """Whether the cache knows that there is no such file: asked for, or the repo fetched whole, while online."""
+        cache = {"revision": self.commit, "cache_dir": self.options.get("cache_dir")}
+        if (known := try_to_load_from_cache(self.place, inside, **cache)) is not None:
+            return not isinstance(known, str)
+        try:
+            from huggingface_hub import errors, get_cached_repo_tree  # noqa: PLC0415  (not in older ones)
+        except ImportError:
+            return False
+        with suppress(errors.CachedRepoTreeNotFoundError):
+            return inside not in [file.path for file in get_cached_repo_tree(self.place, **cache)]
+        return False
 
     def license(self) -> str | None:
         """The licence that the repo's card names, as `other (NAME)` where the Hub has no id for it; None if unknown."""
@@ -240,6 +252,7 @@ def push_folder(
         with nullcontext() if exists else taken_back(api, repo_id):
             if revision is not None and not revision.startswith("refs/pr/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
+            there = api.list_repo_files(repo_id, revision=revision)
             pushed = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
@@ -247,9 +260,14 @@ def push_folder(
                 revision=revision,
                 create_pr=create_pr,
                 parent_commit=parent_commit or head,
-                delete_patterns=list(owned),
+                delete_patterns=[glob.escape(file) for file in there if any(owns(one, file) for one in owned)],
             )
     return str(pushed.commit_url)
+
+
+def owns(pattern: str, file: str) -> bool:
+    """Whether a file in a repo matches a pattern whose * stays in one folder, as a local glob's does."""
+    return file.count("/") == pattern.count("/") and fnmatchcase(file, pattern)
 
 
 def head_of(api: HfApi, repo_id: str, *, revision: str | None) -> str | None:

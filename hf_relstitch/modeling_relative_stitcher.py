@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from hf_relstitch.callables import absent_encoder
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
-from hf_relstitch.devices import placement
+from hf_relstitch.devices import accelerate_state, placement
 from hf_relstitch.encoders import Encoder, check_inputs, encode_batch, modality_at
 from hf_relstitch.fusing import Fused, fuse
 from hf_relstitch.head_modules import build_chain, build_head, describe_chain, describe_head, own_copy
@@ -151,8 +152,8 @@ class RelativeStitcher(AppliedModel):
     def from_anchor_sets(
         cls,
         source: str | Encoder | None,
-        source_anchors: str | AnchorSet,
-        target_anchors: str | AnchorSet,
+        source_anchors: str | Path | AnchorSet,
+        target_anchors: str | Path | AnchorSet,
         head: Any = None,
         *,
         labels: list[str] | None = None,
@@ -174,7 +175,8 @@ class RelativeStitcher(AppliedModel):
             "labels": "labels" if labels else None,
         }
         source_anchors, target_anchors = (
-            AnchorSet.from_pretrained(one) if isinstance(one, str) else one for one in (source_anchors, target_anchors)
+            one if isinstance(one, AnchorSet) else AnchorSet.from_pretrained(one)
+            for one in (source_anchors, target_anchors)
         )
         found = Head.of_model(target_anchors.provenance) if head is None else head
         named_head = Head.of(found, labels=labels, dim=target_anchors.dim)
@@ -182,6 +184,7 @@ class RelativeStitcher(AppliedModel):
         if source is None:
             source = absent_encoder(source_anchors.provenance)
         encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
+        encoder.to_device(accelerate_state().device)
         made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, **settings)
         config = RelativeStitcherConfig(
             getattr(encoder.model, "config", None),

@@ -22,12 +22,15 @@ DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float16)
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file as a module from the processor's tensors to one output of the file, on the CPU's side."""
+    """An ONNX file as a module from the processor's tensors to one output of the file."""
+
+    place: Tensor
 
     def __init__(self, session: Any, *, output: str) -> None:
         super().__init__()
         self.session = session
         self.output = output
+        self.register_buffer("place", torch.empty(0), persistent=False)  # the device that outputs are wanted on
         self.main_input_name = next((one.name for one in session.get_inputs() if one.name in MODALITIES), None)
 
     def forward(self, **batch: Tensor) -> Tensor | BaseModelOutput:
@@ -43,7 +46,7 @@ class OnnxModel(nn.Module):
                 "the processor that it was exported with"
             )
         feed = {name: batch[name].cpu().numpy().astype(dtype) for name, dtype in wanted.items()}
-        made = torch.from_numpy(self.session.run([self.output], feed)[0])
+        made = torch.from_numpy(self.session.run([self.output], feed)[0]).to(self.place.device)
         return made if made.ndim == 2 else BaseModelOutput(last_hidden_state=made)
 
 

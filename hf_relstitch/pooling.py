@@ -35,6 +35,8 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
         pooled = getattr(output, "pooler_output", None)
         return require(pooled, ndim=(2, 4), pooling=pooling).flatten(1)
     hidden = getattr(output, "last_hidden_state", None)
+    if attention_mask is not None and isinstance(hidden, Tensor):
+        attention_mask = attention_mask.to(hidden.device)
     if pooling == "mean":
         hidden = require(hidden, ndim=(3, 4), pooling=pooling)
         return hidden.mean((2, 3)) if hidden.ndim == 4 else mean_of_tokens(hidden, attention_mask)

@@ -21,7 +21,7 @@ from hf_relstitch.checkpoints import (
 )
 from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.devices import placement
+from hf_relstitch.devices import accelerate_state, placement
 from hf_relstitch.encoders import LOADERS
 from hf_relstitch.files import check_kind, checksum, read_json, whole_folder
 from hf_relstitch.head_modules import CHAIN
@@ -59,7 +59,8 @@ class SavedModel(PreTrainedModel):
     ) -> None:
         """Write the whole model: config, safetensors weights, processor, card; a failure leaves the folder as it was.
 
-        Edits of a card that is there already stay; `repo_id` is what the card is to show.
+        Edits of a card that is there already stay; `repo_id` is what the card is to show. Of several processes only the
+        main one writes.
 
         `share="adapter"` leaves the source encoder's weights out and names its Hub repo and commit instead, from
         which loading gets them; that it holds the same weights is checked now and at each loading.
@@ -89,7 +90,7 @@ class SavedModel(PreTrainedModel):
                 "the source encoder is quantised, and quantised weights are not saved: load it from the Hub with a "
                 "quantization_config and use share='adapter', which names both, or stitch it unquantised"
             )
-        if not kwargs.get("is_main_process", True):
+        if not kwargs.get("is_main_process", accelerate_state().is_main_process):
             return
         fingerprint = None
         if share == "adapter":
@@ -109,6 +110,8 @@ class SavedModel(PreTrainedModel):
             super().save_pretrained(written, **kwargs)
             (written / STUB_NAME).write_text(STUB, encoding="utf-8")
             self.config.checksums = {file.name: checksum(file) for file in sorted(written.glob("*.safetensors"))}
+            if not self.config.checksums:
+                raise StitchError("transformers wrote no weights in this process: save in the main process")
             self.config.save_pretrained(written)
             write_card(read_json(written / "config.json"), written, folder=save_directory, repo_id=repo_id)
 
@@ -127,10 +130,14 @@ class SavedModel(PreTrainedModel):
     ) -> str:
         """Push the whole model as one commit, and give the commit's address; see `save_pretrained` for `share`.
 
+        Of several processes only the main one pushes; the others give an empty address.
+
         Raises:
             StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
                 moved since this push began).
         """
+        if not accelerate_state().is_main_process:
+            return ""
         return push_folder(
             lambda folder, name: self.save_pretrained(
                 folder, share=share, repo_id=name, max_shard_size=max_shard_size, token=token

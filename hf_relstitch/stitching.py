@@ -255,6 +255,6 @@ def written_call(
     return "\n".join([*loaded, f"RelativeStitcher.{method}(", *given, ")"])
 
 
-def written_anchors(anchors: str | AnchorSet, *, name: str) -> str:
+def written_anchors(anchors: str | Path | AnchorSet, *, name: str) -> str:
     """Anchors as Python: the Hub id that was given, or a variable's name."""
     return repr(anchors) if isinstance(anchors, str) and not Path(anchors).exists() else name

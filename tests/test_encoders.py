@@ -1,8 +1,5 @@
 """Encoder: the same latents however inputs are batched or spread over processes, and clear refusals."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from threading import Event
 
@@ -11,7 +8,6 @@ import pico
 import pytest
 import torch
 from PIL import ExifTags, Image
-from safetensors.torch import load_file
 from torch import nn
 
 from hf_relstitch import AnchorSet, Encoder, StitchError, load_target
@@ -148,37 +144,6 @@ def test_refuses_a_model_of_another_modality(tmp_path: Path) -> None:
 def test_loads_with_the_dtype_that_is_asked_for(source_folder: str) -> None:
     encoder = Encoder.from_pretrained(source_folder, dtype=torch.bfloat16)
     assert encoder.encode(["storm"], progress=False).dtype == torch.bfloat16
-
-
-def test_processes_under_accelerate_give_what_one_gives(source: Encoder, source_folder: str, tmp_path: Path) -> None:
-    script = tmp_path / "encode.py"
-    script.write_text(
-        "import sys\n"
-        "from hf_relstitch.devices import accelerate_state\n"
-        "from safetensors.torch import save_file\n"
-        "import pico\n"
-        "from hf_relstitch import Encoder\n"
-        "latents = Encoder.from_pretrained(sys.argv[1]).encode(pico.texts(33), batch_size=4, progress=False)\n"
-        "state = accelerate_state()\n"
-        "assert state.num_processes == 2\n"
-        "save_file({'latents': latents}, f'{sys.argv[2]}/{state.process_index}.safetensors')\n"
-        "state.destroy_process_group()\n"
-    )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    environment = {"PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, str(script), source_folder, str(tmp_path)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    expected = source.encode(pico.texts(33), batch_size=4, progress=False)
-    for process in range(2):
-        torch.testing.assert_close(load_file(tmp_path / f"{process}.safetensors")["latents"], expected)
 
 
 @pytest.mark.parametrize("kind", ["Roberta", "Bert"])

@@ -499,3 +499,18 @@ def test_quickstart_on_hub_ids(source_id: str, target_id: str, data_id: str, tmp
     assert (tmp_path / "quickstart.png").stat().st_size > 10_000
     config = json.loads((tmp_path / "stitched" / "config.json").read_text())
     assert (config["source"]["model_id"], config["source"]["data"]) == (source_id, data_id)
+
+
+def test_files_of_other_folders_stay_when_a_model_is_pushed_again(hub: HubServer, stitched: RelativeStitcher) -> None:
+    stitched.push_to_hub("alice/several")
+    others = ["model-small/model.safetensors", "models/other.safetensors"]
+    for name in others:
+        HfApi().upload_file(path_or_fileobj=b"another model", path_in_repo=name, repo_id="alice/several")
+    HfApi().upload_file(
+        path_or_fileobj=b"old", path_in_repo="model-00001-of-00002.safetensors", repo_id="alice/several"
+    )
+    stitched.push_to_hub("alice/several")
+    there = HfApi().list_repo_files("alice/several")
+    assert set(others) <= set(there)
+    assert "model.safetensors" in there
+    assert "model-00001-of-00002.safetensors" not in there

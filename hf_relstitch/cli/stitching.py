@@ -48,6 +48,7 @@ def stitch_command(
     batch_size: BatchSize = 32,
 ) -> None:
     """Stitch a source encoder to a target's head and write the model."""
+    from hf_relstitch.devices import accelerate_state
     from hf_relstitch.files import check_kind, check_output
     from hf_relstitch.inputs import read_inputs
     from hf_relstitch.inspection import describe
@@ -62,8 +63,9 @@ def stitch_command(
         source, target, inputs, cut=cut, num_anchors=limit, data=anchors, batch_size=batch_size, **given
     )
     model.save_pretrained(out)
-    show(describe(out))
-    typer.echo(f'Written to {out}. Go on with: hf-relstitch predict {quote(str(out))} "…"')
+    if accelerate_state().is_main_process:
+        show(describe(out))
+        typer.echo(f'Written to {out}. Go on with: hf-relstitch predict {quote(str(out))} "…"')
 
 
 def recommend_command(
@@ -82,6 +84,7 @@ def recommend_command(
     as_json: AsJson = False,
 ) -> None:
     """Rank encoders for a head by foretold agreement, speed and size, from unlabeled inputs alone."""
+    from hf_relstitch.devices import accelerate_state
     from hf_relstitch.inputs import read_inputs
     from hf_relstitch.recommending import recommend
 
@@ -89,9 +92,9 @@ def recommend_command(
     encoders = [*candidates, *(more or [])]
     rows = recommend(target, encoders, inputs, cut=cut, num_anchors=limit, batch_size=batch_size)
     stitched = [row for row in rows if row["error"] is None]
-    if as_json:
+    if as_json and accelerate_state().is_main_process:
         typer.echo(json.dumps(rows, indent=2))
-    else:
+    elif accelerate_state().is_main_process:
         show_ranking(stitched, failed=rows[len(stitched) :])
     if not stitched:
         raise typer.Exit(1)

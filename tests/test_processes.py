@@ -1,0 +1,105 @@
+"""Several processes, as `accelerate launch` starts them: they encode together, and the main one alone writes."""
+
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pico
+import torch
+from hub_server import HubServer
+from safetensors.torch import load_file
+
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
+
+PROCESSES = 2
+BEGINNING = """
+import sys
+from pathlib import Path
+
+import pico
+import torch
+from safetensors.torch import save_file
+
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
+from hf_relstitch.devices import accelerate_state
+
+state, out = accelerate_state(), Path(sys.argv[1])
+assert state.num_processes == 2
+"""
+
+
+def launch(script: Path, body: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python under `accelerate launch` in two processes on the CPU."""
+    script.write_text(f"{BEGINNING}{body}\nstate.destroy_process_group()\n")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={PROCESSES}"]
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, str(script), *map(str, arguments)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_they_give_the_latents_that_one_gives(source: Encoder, source_folder: str, tmp_path: Path) -> None:
+    body = (
+        "encoder = Encoder.from_pretrained(sys.argv[2])\n"
+        "for count in (33, 3):  # 3 are one batch, and the second process has none\n"
+        "    latents = encoder.encode(pico.texts(count), batch_size=4, progress=False)\n"
+        "    save_file({'latents': latents}, out / f'{count}-{state.process_index}.safetensors')"
+    )
+    done = launch(tmp_path / "encode.py", body, tmp_path, source_folder)
+    assert done.returncode == 0, done.stderr
+    for count, process in product((33, 3), range(PROCESSES)):
+        found = load_file(tmp_path / f"{count}-{process}.safetensors")["latents"]
+        torch.testing.assert_close(found, source.encode(pico.texts(count), batch_size=4, progress=False))
+
+
+def test_where_one_fails_all_do(source_folder: str, tmp_path: Path) -> None:
+    body = (
+        "def fail(batch):\n"
+        "    raise torch.OutOfMemoryError('no room')\n"
+        "for failing in range(2):\n"
+        "    encoder = Encoder.from_pretrained(sys.argv[2])\n"
+        "    if state.process_index == failing:\n"
+        "        encoder.latents = fail\n"
+        "    try:\n"
+        "        encoder.encode(pico.texts(33), batch_size=4, progress=False)\n"
+        "    except Exception as error:\n"
+        "        (out / f'{failing}-{state.process_index}').write_text(f'{type(error).__name__}: {error}')\n"
+        "assert len(Encoder.from_pretrained(sys.argv[2]).encode(pico.texts(9), batch_size=4, progress=False)) == 9"
+    )
+    done = launch(tmp_path / "fail.py", body, tmp_path, source_folder)
+    assert done.returncode == 0, done.stderr
+    for failing, process in product(range(PROCESSES), repeat=2):
+        expected = (
+            "OutOfMemoryError: no room" if process == failing else f"StitchError: process {failing} failed: no room"
+        )
+        assert (tmp_path / f"{failing}-{process}").read_text() == expected
+
+
+def test_the_main_one_alone_writes(hub: HubServer, source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    (tmp_path / "anchors.txt").write_text("\n".join(pico.texts(60)))
+    body = (
+        "from hf_relstitch.cli import app\n"
+        "model = RelativeStitcher.from_parts(sys.argv[2], sys.argv[3], pico.texts(60), progress=False)\n"
+        "anchors = AnchorSet.encode(Encoder.from_pretrained(sys.argv[2]), pico.texts(60), progress=False)\n"
+        "for _ in range(3):\n"
+        "    state.wait_for_everyone()\n"
+        "    model.save_pretrained(out / 'model')\n"
+        "    anchors.save_pretrained(out / 'anchors')\n"
+        "assert bool(model.push_to_hub('alice/together')) == state.is_main_process\n"
+        "app(['stitch', *sys.argv[2:4], str(out / 'made'), '--anchors', str(out / 'anchors.txt')], "
+        "standalone_mode=False)"
+    )
+    done = launch(tmp_path / "save.py", body, tmp_path, source_folder, target_folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Written to") == 1
+    assert len(AnchorSet.from_pretrained(tmp_path / "anchors")) == 60
+    for place in (tmp_path / "model", tmp_path / "made", "alice/together"):
+        assert RelativeStitcher.from_pretrained(place).predict(pico.texts(5)).shape == (5, 3)
