@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_relstitch.callables import Function
-from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.halves import relative_half
 from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.relative import check_latents
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.encoders import batched, encode_batch, in_order, preprocess
 from hf_relstitch.fusing import Fused
@@ -50,13 +50,7 @@ class AppliedModel(SavedModel):
         return logits / self.config.logit_temperature
 
     def _check(self, latents: Tensor) -> None:
-        width, tensor = self.config.d_source, isinstance(latents, Tensor)
-        if not tensor or latents.ndim != 2 or latents.shape[1] != width or not latents.is_floating_point():
-            came = f"{latents.dtype} of shape {tuple(latents.shape)}" if tensor else f"a {type(latents).__name__}"
-            raise StitchError(
-                f"the latents are {came}: expected a tensor (n, {width}) of floats of the source, "
-                f"{self.config.source['model_id']}"
-            )
+        check_latents(latents, width=self.config.d_source, of=f" of the source, {self.config.source['model_id']}")
 
     @torch.no_grad()
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> Tensor:
@@ -96,7 +90,8 @@ class AppliedModel(SavedModel):
 
     @torch.no_grad()
     def _latents(self, inputs: Sequence[Any], *, batch_size: int) -> Tensor:
-        """Source latents `(n, d_source)` of raw inputs, on the device that the model is on."""
+        """Source latents `(n, d_source)` of raw inputs, on the device that the model is on; in evaluation mode."""
+        self.eval()
         if isinstance(self.encoder, Function):
             return self.encoder.latents(inputs, batch_size=batch_size).to(self.anchors.source.device)
         encoded = []

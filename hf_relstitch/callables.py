@@ -12,6 +12,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders import LOADERS, Encoder
 from hf_relstitch.input_checks import check_some
 from hf_relstitch.provenance import NOT_KNOWN, Provenance
+from hf_relstitch.stored_latents import as_tensor
 
 
 class Function(nn.Module):
@@ -49,7 +50,7 @@ class Function(nn.Module):
     def _vectors(self, inputs: list[Any]) -> Tensor:
         given = self.function(inputs)
         try:
-            made = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given, np.float32))
+            made = as_tensor(given, np.float32)
         except (TypeError, ValueError) as error:
             raise StitchError(
                 f"the callable gave a {type(given).__name__} that is no matrix of numbers ({error}): expected one "
@@ -60,7 +61,7 @@ class Function(nn.Module):
                 f"the callable gave {made.dtype} of shape {tuple(made.shape)} for {len(inputs)} inputs: expected one "
                 f"vector for each, ({len(inputs)}, d) floats"
             )
-        return made.detach().float().cpu()
+        return made.float()
 
 
 class CallableEncoder(Encoder):

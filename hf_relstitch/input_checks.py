@@ -50,6 +50,21 @@ def row_names(rows: Sequence[int]) -> str:
     return f"row {rows[0]} (counted from 0){others}"
 
 
+def encoded(text: str, *, row: int) -> bytes:
+    """A text's UTF-8.
+
+    Raises:
+        StitchError: it has half a character, a surrogate, as of a file that was read with another encoding.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise StitchError(
+            f"the text in {row_names([row])} has half a character, {text[error.start]!r}, which UTF-8 cannot say: read "
+            "it with its own encoding, or remove it"
+        ) from error
+
+
 def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "model") -> None:
     """Refuse inputs of another kind than a model of this modality takes; None stands for one that is not known.
 

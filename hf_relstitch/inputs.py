@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.files import reads_as_path
-from hf_relstitch.input_checks import check_filled, check_some
+from hf_relstitch.input_checks import check_filled, check_some, encoded
 
 Side = Literal["first", "second"]
 TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
@@ -115,14 +115,11 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     path = Path(name)
     reader = TABLES.get(path.suffix.lower()) if path.is_file() else None
     try:
-        table = load_dataset(reader, data_files=name, split=split) if reader else load_dataset(name, split=split)
+        table = _read_table(name, reader, columns, split) if reader else load_dataset(name, split=split)
     except (DatasetsError, ValueError, OSError) as error:
-        if path.exists():
-            cause = str(error.__cause__ or error).strip()
-            raise StitchError(f"{name} is empty or cannot be read as {reader or 'a data set'}: {cause}") from error
-        raise StitchError(
-            f"{name} is no text file, no folder, and no data set that could be loaded: {error}"
-        ) from error
+        unread = f"is empty or cannot be read as {reader or 'a data set'}: {str(error.__cause__ or error).strip()}"
+        unknown = f"is no text file, no folder, and no data set that could be loaded: {error}"
+        raise StitchError(f"{name} {unread if path.exists() else unknown}") from error
     for column in columns:
         if column not in table.column_names:
             raise StitchError(f"{name} has no column {column!r}: it has {', '.join(table.column_names)}")
@@ -132,6 +129,14 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     for column, values in zip(columns, read, strict=True):
         check_filled(values, rows=rows, what=f"column {column!r} of {name} is")
     return [_paths(values, folder) for values in read] if path.exists() else read
+
+
+def _read_table(name: str, reader: str, columns: Sequence[str | None], split: str) -> Any:
+    table = load_dataset(reader, data_files=name, split=split)
+    if reader == "csv" and any(table.data[one].null_count for one in columns if one in table.column_names):
+        as_texts = {"keep_default_na": False, "na_values": [""]}  # NA, null, None, which pandas takes for empty cells
+        return load_dataset(reader, data_files=name, split=split, **as_texts)
+    return table
 
 
 def _paths(values: list[Any], folder: Path) -> list[Any]:
@@ -276,7 +281,7 @@ def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
         StitchError: an input that is neither a text, an image, a sound, the path of one, nor a pair of these.
     """
     secret = _secret(key)
-    return torch.tensor([_input_id(one, secret) for one in inputs], dtype=torch.int64)
+    return torch.tensor([_input_id(one, secret, row) for row, one in enumerate(inputs)], dtype=torch.int64)
 
 
 def ids_fingerprint(ids: Tensor) -> str:
@@ -296,16 +301,16 @@ def _secret(key: str | None) -> bytes:
     return hashlib.blake2b(key.encode()).digest() if key else b""
 
 
-def _input_id(one: Any, secret: bytes) -> int:
+def _input_id(one: Any, secret: bytes, row: int) -> int:
     if isinstance(one, str):
-        content = b"text:" + one.encode()
+        content = b"text:" + encoded(one, row=row)
     elif isinstance(one, np.ndarray) or (isinstance(one, Path) and one.suffix.lower() in SOUNDS):
         content = b"audio:" + load_audio(one).tobytes()
     elif isinstance(one, Path | Image.Image):
         image = load_image(one)
         content = b"image:%dx%d:" % image.size + image.tobytes()
     elif isinstance(one, tuple) and len(one) == 2:
-        content = b"pair:" + b"".join(_input_id(part, secret).to_bytes(8, "little", signed=True) for part in one)
+        content = b"pair:" + b"".join(_input_id(part, secret, row).to_bytes(8, "little", signed=True) for part in one)
     else:
         raise StitchError(
             f"an input is a {type(one).__name__}: expected a text, a PIL image, a numpy array of sound, or a Path"

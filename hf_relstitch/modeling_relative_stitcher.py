@@ -276,9 +276,10 @@ class RelativeStitcher(AppliedModel):
         Measured on anchors held out of the fit, in five folds: `cosine` and `mean_reciprocal_rank` between translated
         and true target latents; `agreement`, the share of inputs on which the head is expected to answer as on the
         target's own latent, with its 95 % interval and what chance would give (with several labels, `agreement_of`
-        yes-or-no answers, one for each input and class). `scale_invariance` is the share of
-        answers that the head keeps when latents are scaled; `verdict` is good, usable or do not use, with the reason
-        and the likely remedy. `source` and `target` give each side's width, rank, condition number and effective rank.
+        yes-or-no answers, one for each input and class). `scale_invariance` is the share of answers that the head keeps
+        when latents are scaled; `verdict` is good, usable or do not use, with the reason and the likely remedy. Of a
+        head that gives values `agreement` is None and there is no verdict, but `values_explained`, a share of the
+        variance of its own. `source` and `target` give each side's width, rank, condition number and effective rank.
         """
         return self.config.report
 

@@ -6,14 +6,15 @@ from typing import Any
 from transformers import Pipeline, pipeline
 
 from hf_relstitch.cards import TASKS
-from hf_relstitch.checkpoints import read_config
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.hub import locate
 from hf_relstitch.input_checks import check_kinds
 from hf_relstitch.inputs import is_here, load_audio, load_image, names_file, read_inputs
+from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 
 FUNCTIONS = {"multi_label_classification": ("sigmoid", "none"), "regression": ("none",)}
 """What a pipeline may make of the logits of a kind of head; the first is what it makes of them by itself."""
+PROCESSORS = {"text": "tokenizer", "image": "image_processor", "audio": "feature_extractor"}
+"""What a pipeline calls the processor of a modality."""
 
 
 def classifier(model: str, *, function_to_apply: str | None = None) -> Pipeline:
@@ -23,7 +24,8 @@ def classifier(model: str, *, function_to_apply: str | None = None) -> Pipeline:
         StitchError: no such model, one that is not stitched, or `function_to_apply` ("softmax", "sigmoid", "none")
             makes no sense of this head's logits.
     """
-    config = read_config(locate(model).folder())
+    loaded = RelativeStitcher.from_pretrained(model)
+    config = loaded.config
     allowed = FUNCTIONS.get(config.problem_type, ("softmax", "sigmoid", "none"))
     if function_to_apply is not None and function_to_apply.lower() not in allowed:
         raise StitchError(
@@ -31,7 +33,7 @@ def classifier(model: str, *, function_to_apply: str | None = None) -> Pipeline:
             f"{' and '.join(allowed)}; left out, it is {allowed[0]}"
         )
     options = {} if function_to_apply is None else {"function_to_apply": function_to_apply}
-    return pipeline(TASKS[config.modality], model=model, **options)
+    return pipeline(TASKS[config.modality], model=loaded, **{PROCESSORS[config.modality]: loaded.processor}, **options)
 
 
 def predict(model: str, arguments: Sequence[str], *, column: str | None = None) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Two anchor sets and a head become a translation and what is known of it: pairing, checks, fit, report."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.cards import Base
-from hf_relstitch.core.confidence import apply_head, matching_temperature, probabilities
+from hf_relstitch.core.confidence import (
+    apply_head,
+    matching_temperature,
+    probabilities,
+    stretch_for_values,
+    values_explained,
+)
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import held_out_translations, mean_cosine, mean_reciprocal_rank
 from hf_relstitch.core.fitting import fit
@@ -110,6 +116,9 @@ def stitch(
         how, selection = choice.settings, as_data(choice, prefer=prefer or "linear")
     frames = Frame.of_anchors(x), Frame.of_anchors(y)
     translated = held_out_translations(x, y, settings=how, folds=folds)
+    if selection is not None and not (head.answers or how.identity):
+        how = replace(how, stretch=how.stretch * stretch_for_values(head.module, translated, to_working(y)))
+        translated = held_out_translations(x, y, settings=how, folds=folds)
     del folds
     accurate = prefer == "accuracy"
     report, temperature = foretold_report(translated, to_working(y), head, frames=frames, accurate=accurate)
@@ -177,7 +186,7 @@ def foretold_report(
         "target": conditioning(frames[1]),
     }
     if not head.answers:
-        return report | {"agreement": None}, 1.0
+        return report | {"agreement": None, "values_explained": values_explained(head.module, translated, target)}, 1.0
     logits, true_logits = apply_head(head.module, translated), apply_head(head.module, target)
     told = foretell(logits, true_logits, multi_label=head.multi_label)
     report |= {

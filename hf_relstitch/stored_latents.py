@@ -21,14 +21,11 @@ def as_latents(given: Any, *, column: str = "latents") -> Tensor:
     Raises:
         StitchError: a file that cannot be read or has no such column, or no matrix of floats.
     """
-    if isinstance(given, Tensor):
-        found = given.detach().cpu()
-    else:
-        try:
-            found = read_latents(Path(given), column) if isinstance(given, str | Path) else _of_array(given)
-        except (OSError, ValueError, TypeError, SafetensorError, pa.ArrowException) as error:
-            what = given if isinstance(given, str | Path) else f"a {type(given).__name__}"
-            raise StitchError(f"{what} cannot be read as latents, (n, d) floats: {error}") from error
+    try:
+        found = read_latents(Path(given), column) if isinstance(given, str | Path) else as_tensor(given)
+    except (OSError, ValueError, TypeError, SafetensorError, pa.ArrowException) as error:
+        what = given if isinstance(given, str | Path) else f"a {type(given).__name__}"
+        raise StitchError(f"{what} cannot be read as latents, (n, d) floats: {error}") from error
     if found.ndim != 2 or not found.is_floating_point():
         raise StitchError(f"the latents are {found.dtype} of shape {tuple(found.shape)}: expected (n, d) floats")
     return found
@@ -41,7 +38,7 @@ def read_latents(file: Path, column: str) -> Tensor:
         StitchError: another kind of file, or none with such a column.
     """
     if file.suffix == ".npy":
-        return _of_array(np.load(file, allow_pickle=False))
+        return as_tensor(np.load(file, allow_pickle=False))
     if file.suffix == ".safetensors":
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())
@@ -49,7 +46,7 @@ def read_latents(file: Path, column: str) -> Tensor:
     if file.suffix == ".parquet":
         names = parquet.read_schema(file).names
         table = parquet.read_table(file, columns=[_named(column, names, file)])
-        return _of_array(np.stack(table[column].to_numpy()))
+        return as_tensor(np.stack(table[column].to_numpy()))
     raise StitchError(f"{file} is no file of latents: expected one that ends in {', '.join(SUFFIXES)}")
 
 
@@ -59,5 +56,16 @@ def _named(column: str, names: list[str], file: Path) -> str:
     return column
 
 
-def _of_array(given: Any) -> Tensor:
-    return torch.tensor(np.asarray(given))
+def as_tensor(given: Any, dtype: type[np.floating] | None = None) -> Tensor:
+    """On the CPU: a tensor or a list of them, in their own dtype, or what numpy makes an array of, in this one.
+
+    Raises:
+        ValueError, TypeError: tensors of different shapes, or what numpy makes no array of numbers of.
+    """
+    if isinstance(given, Tensor):
+        return given.detach().cpu()
+    if isinstance(given, list | tuple) and given and all(isinstance(one, Tensor) for one in given):
+        if len(shapes := {tuple(one.shape) for one in given}) > 1:
+            raise ValueError(f"its tensors have shapes {' and '.join(map(str, sorted(shapes)))}")
+        return torch.stack([one.detach().cpu() for one in given])
+    return torch.tensor(np.asarray(given, dtype))

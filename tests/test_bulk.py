@@ -21,16 +21,18 @@ import torch
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
 from filelock import FileLock, Timeout
 from hub_server import HubServer
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, snapshot_download
 from pyarrow import feather
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
-from hf_relstitch import RelativeStitcher, StitchError
+from hf_relstitch import Encoder, RelativeStitcher, StitchError
 from hf_relstitch.bulk import running, translate_files
 from hf_relstitch.bulk.manifest import MANIFEST_NAME
 from hf_relstitch.bulk.outputs import LOCK_NAME, Output
-from hf_relstitch.bulk.translator import load_translation
+from hf_relstitch.bulk.translator import Translator, load_translation
+from hf_relstitch.core.inversion import Translation
 from hf_relstitch.files import checksum
 
 D_SOURCE, D_TARGET = 16, 24
@@ -204,6 +206,20 @@ def test_parquet_keeps_the_compression_of_each_column(model: RelativeStitcher, t
     assert [group.column(index).compression for index in (0, 1)] == ["ZSTD", "UNCOMPRESSED"]
 
 
+def test_parquet_keeps_the_compression_of_lists_whatever_their_elements_are_called(
+    model: RelativeStitcher, tmp_path: Path
+) -> None:
+    options = {"use_compliant_nested_type": False, "compression": "zstd"}
+    pq.write_table(table(latents(), "list"), tmp_path / "x.parquet", **options)
+    assert b"latents.list.item" in str(pq.ParquetFile(tmp_path / "x.parquet").metadata.row_group(0).to_dict()).encode()
+    translate(model, tmp_path / "x.parquet", tmp_path / "out")
+    group = pq.ParquetFile(tmp_path / "out" / "x.parquet").metadata.row_group(0)
+    columns = {group.column(index).path_in_schema: group.column(index) for index in range(group.num_columns)}
+    assert {column.compression for column in columns.values()} == {"ZSTD"}
+    assert not columns["latents.list.element"].has_dictionary_page
+    assert columns["tags.list.element"].has_dictionary_page
+
+
 def test_a_file_without_rows_stays_one(model: RelativeStitcher, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, (file, write, _) in TABLES.items():
@@ -266,6 +282,35 @@ def test_a_data_set_and_a_model_on_the_hub(
     assert len(manifest["model"]["revision"]) == len(manifest["inputs"]["more.npy"]["etag"]) == 40
     with pytest.raises(StitchError, match="alice/nothing cannot be read"):
         translate(model, "alice/nothing", tmp_path / "nothing")
+
+
+def test_a_repo_that_was_fetched_whole_is_read_offline(
+    model: RelativeStitcher, source_folder: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.push_to_hub("alice/whole")
+    HfApi().create_repo("alice/encoder")
+    HfApi().upload_folder(repo_id="alice/encoder", folder_path=source_folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for repo in ("alice/whole", "alice/encoder"):
+        snapshot_download(repo)
+    save(latents(), tmp_path / "x.npy")
+    online = len(hub.requests)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    translate("alice/whole", tmp_path / "x.npy", tmp_path / "out")
+    found, expected = (Encoder.from_pretrained(place) for place in ("alice/encoder", source_folder))
+    assert found.encode(pico.texts(3), progress=False).equal(expected.encode(pico.texts(3), progress=False))
+    assert len(hub.requests) == online
+
+
+def test_a_repo_that_was_fetched_in_part_is_refused_offline(source_folder: str, hub: HubServer, tmp_path: Path) -> None:
+    HfApi().create_repo("alice/part")
+    HfApi().upload_folder(repo_id="alice/part", folder_path=source_folder)
+    options = {"cache_dir": tmp_path}
+    AutoModel.from_pretrained("alice/part", **options)
+    with pytest.raises(StitchError, match=r"downloading modules\.json of alice/part failed.*; or load it once online"):
+        Encoder.from_pretrained("alice/part", local_files_only=True, **options)
+    Encoder.from_pretrained("alice/part", **options)
+    Encoder.from_pretrained("alice/part", local_files_only=True, **options)
 
 
 def test_whatever_fsspec_opens(model: RelativeStitcher, tmp_path: Path) -> None:
@@ -408,6 +453,25 @@ def test_a_second_run_checks_and_mends(
         translate(model, inputs, out, verify=True)
     assert translate(model, inputs, out).files == 2
     assert [(out / name).read_bytes() for name in visible(out)] == before
+
+
+def test_a_cluster_gets_a_translation_on_the_cpu(
+    model: RelativeStitcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its nodes need not have the GPU that the model is on, and the model stays there."""
+    moved: list[Translation] = []
+
+    def here(make: Callable[..., Any], items: Any, folder: Output, translator: Translator) -> Iterator[Any]:
+        assert [translator.translation] == moved
+        for item in items:
+            yield item, make(item, folder, translator)
+
+    monkeypatch.setattr(Translation, "cpu", lambda self: moved.append(self) or self)
+    monkeypatch.setattr(running, "each_on_cluster", here)
+    save(latents(), tmp_path / "x.npy")
+    translate(model, tmp_path / "x.npy", tmp_path / "out", ray=True)
+    assert torch.allclose(load(tmp_path / "out" / "x.npy"), model.translate(latents()), atol=1e-6)
+    assert moved[0] is not model.translation
 
 
 def test_more_inputs_are_added(model: RelativeStitcher, tmp_path: Path) -> None:

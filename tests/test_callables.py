@@ -100,6 +100,13 @@ def test_predict_is_what_the_model_gives(stitched: RelativeStitcher) -> None:
     torch.testing.assert_close(stitched.predict(NEW), stitched(**batch).logits, rtol=1e-4, atol=1e-5)
 
 
+def test_lists_of_tensors_are_stacked(source: Encoder) -> None:
+    latents = source.encode(TEXTS, progress=False).bfloat16()
+    encoder = CallableEncoder(lambda texts: list(latents[: len(texts)]), model_id="me")
+    assert encoder.encode(TEXTS, batch_size=60, progress=False).equal(latents.float())
+    assert AnchorSet.from_latents(list(latents), TEXTS, model="me").latents.equal(latents.float())
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -108,6 +115,7 @@ def test_predict_is_what_the_model_gives(stitched: RelativeStitcher) -> None:
         (lambda texts: torch.zeros(2, 3, dtype=torch.int64), "gave torch.int64"),
         (lambda texts: ["a", "b"], "gave a list that is no matrix of numbers"),
         (lambda texts: [[1.0], [1.0, 2.0]], "gave a list that is no matrix of numbers"),
+        (lambda texts: [torch.ones(1), torch.ones(2)], "gave a list that is no matrix of numbers"),
     ],
 )
 def test_refuses_what_a_callable_may_not_give(function: Callable[[Any], Any], message: str) -> None:

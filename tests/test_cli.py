@@ -291,6 +291,18 @@ def test_inputs_are_a_column_of_a_table(kind: str, tmp_path: Path) -> None:
         read_inputs(place, column="text")
 
 
+def test_words_of_a_csv_file_that_pandas_takes_for_empty_cells_are_texts(tmp_path: Path) -> None:
+    words = ["NA", "null", "None", "nan", "N/A", "storm"]
+    rows = [f"{word},{row},{'NA' if row else 1}" for row, word in enumerate(words)]
+    file = tmp_path / "words.csv"
+    file.write_text("\n".join(["text,n,score", *rows]))
+    assert read_inputs(str(file), column="text") == words
+    assert read_inputs(str(file), column="text", target_column="n") == list(zip(words, range(6), strict=True))
+    file.write_text("\n".join(["text,n,score", *rows, ",6,1", '"",7,1']))
+    with pytest.raises(StitchError, match=r"column 'text' of .* is empty in row 6 \(counted from 0\) and 1 other"):
+        read_inputs(str(file), column="text")
+
+
 def test_more_inputs_than_are_wanted_are_drawn_from_all_of_them(
     source_folder: str, target_folder: str, tmp_path: Path
 ) -> None:

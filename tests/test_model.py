@@ -31,6 +31,7 @@ from hf_relstitch import (
     load_target,
 )
 from hf_relstitch.core.anchor_choice import choose_anchors
+from hf_relstitch.core.fitting import fit
 from hf_relstitch.core.inversion import TranslationSettings, fit_translation
 from hf_relstitch.files import checksum
 from hf_relstitch.inputs import input_ids
@@ -608,3 +609,27 @@ def test_refuses_latents_of_another_width_or_kind(stitched: RelativeStitcher, la
 def test_stored_latents_of_another_dtype_are_classified(stitched: RelativeStitcher, dtype: torch.dtype) -> None:
     latents = torch.randn(4, 16)
     torch.testing.assert_close(stitched.classify(latents.to(dtype)), stitched.classify(latents), rtol=2e-2, atol=2e-2)
+
+
+def test_predictions_know_no_dropout(source_folder: str, target_folder: str) -> None:
+    model = RelativeStitcher.from_parts(source_folder, target_folder, pico.texts(60), progress=False)
+    expected = model.predict(pico.texts(5))
+    assert torch.equal(model.train().predict(pico.texts(5)), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sharpness": 1.0, "alpha": 1.0}])
+@pytest.mark.parametrize(
+    ("latents", "came"),
+    [
+        (np.ones((2, 16), np.float32), "a ndarray"),
+        (torch.ones(16), "of shape \\(16,\\)"),
+        (torch.ones(2, 16, dtype=torch.int64), "torch.int64"),
+        (torch.ones(2, 15), "of shape \\(2, 15\\)"),
+    ],
+)
+def test_a_translation_alone_refuses_other_latents(
+    unchecked: None, settings: dict[str, float], latents: Any, came: str
+) -> None:
+    anchors = torch.randn(60, 16), torch.randn(60, 16)
+    with pytest.raises(StitchError, match=f"{came}.*: expected a tensor \\(n, 16\\) of floats"):
+        fit(*anchors, settings=TranslationSettings(**settings))(latents)

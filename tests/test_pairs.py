@@ -112,6 +112,13 @@ def test_empty_cells_and_numbers_among_anchors_say_where_they_are(
         RelativeStitcher.from_parts(source, target_folder, anchors, progress=False)
 
 
+@pytest.mark.parametrize("broken", ["bad \ud800 text", ("fine", "bad \ud800 text")])
+def test_a_text_that_is_no_unicode_says_where_it_is(broken: object) -> None:
+    message = r"the text in row 2 \(counted from 0\) has half a character, '\\ud800', .*: read it with its own"
+    with pytest.raises(StitchError, match=message):
+        input_ids([*pico.texts(2), broken])
+
+
 def test_an_empty_cell_of_a_table_is_told_by_its_row_there(tmp_path: Path) -> None:
     rows = [None if row % 2 else {"text": text} for row, text in enumerate(pico.texts(400))]
     table = tmp_path / "news.jsonl"
@@ -131,7 +138,7 @@ def test_chosen_anchors_are_encoded_and_hashed_once_a_side(
     hashed: list[int] = []
     encode, one_id = Encoder.encode, inputs._input_id
     monkeypatch.setattr(Encoder, "encode", lambda s, given, **_: encoded.append(len(given)) or encode(s, given, **_))
-    monkeypatch.setattr(inputs, "_input_id", lambda one, key: hashed.append(isinstance(one, tuple)) or one_id(one, key))
+    monkeypatch.setattr(inputs, "_input_id", lambda one, *_: hashed.append(isinstance(one, tuple)) or one_id(one, *_))
     RelativeStitcher.from_parts(
         image_folder, source, pairs, head=nn.Linear(16, 3), num_anchors=33, alpha=0.5, progress=False
     )

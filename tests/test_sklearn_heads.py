@@ -145,6 +145,7 @@ def test_a_regression_is_stitched_to_values(source: Encoder, target: tuple[Encod
     fitted = Ridge().fit(latents, np.stack([latents[:, 0], latents[:, 1]], 1))
     model = RelativeStitcher.from_parts(source, target[0], texts, head=fitted, progress=False)
     assert model.report["agreement"] is None
+    assert -0.01 < model.report["values_explained"] < 1  # no worse than the mean value, though the two are unrelated
     assert (model.config.selection["criterion"], model.config.logit_temperature) == ("cosine", 1.0)
     model.save_pretrained(tmp_path)
     answer = pipeline("text-classification", model=str(tmp_path), top_k=None)(texts[0])

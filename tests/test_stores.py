@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -51,6 +51,21 @@ def test_a_rotation_is_found_between_two_sides() -> None:
     assert found.weight.dtype == torch.float32
     true = 3 * old[300:] @ rotation + 1
     assert (found(old[300:]) - true).norm(dim=1).max() < 0.01 * true.norm(dim=1).mean()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda latents: latents.bfloat16(),
+        lambda latents: latents.clone().requires_grad_(),
+        lambda latents: list(latents.bfloat16()),
+        lambda latents: latents.tolist(),
+    ],
+)
+def test_latents_are_paired_in_whatever_they_are_kept(given: Callable[[torch.Tensor], Any]) -> None:
+    old, new = (randn(64, 4, seed=seed).bfloat16().float() for seed in (1, 2))
+    found = translation_between(given(old), given(new))
+    assert found.weight.equal(translation_between(old.numpy(), new.numpy()).weight)
 
 
 @pytest.mark.parametrize("sides", [(randn(40, 3), randn(41, 3)), (randn(31, 3), randn(31, 3)), (randn(40), randn(40))])
@@ -290,6 +305,16 @@ def test_a_collection_is_moved_with_all_that_is_in_it(client: ClientAPI, options
     query = translation()(randn(ROWS, D_OLD)[44:45]).numpy()
     space = old.configuration_json["hnsw"]["space"]
     assert space == "ip" or moved.query(query_embeddings=query, n_results=1)["ids"] == [["id 44"]]
+
+
+def test_documents_without_a_letter_stay_documents(client: ClientAPI) -> None:
+    name = next(names)
+    old = client.create_collection(name, embedding_function=None)
+    old.add(ids=["a", "b"], embeddings=randn(2, D_OLD).numpy(), documents=["", ""])
+    old.add(ids=["c", "d"], embeddings=randn(2, D_OLD).numpy())
+    move_collection(translation(), client, name, f"{name}-moved", batch_size=2, progress=False)
+    kept = {one: document for one, (document, *_) in records(client, f"{name}-moved").items()}
+    assert kept == {"a": "", "b": "", "c": None, "d": None}
 
 
 def test_a_killed_move_of_a_collection_goes_on_and_follows_the_old_one(client: ClientAPI) -> None:

@@ -4,7 +4,8 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -169,7 +170,8 @@ def _translate_missing(
 def _translate_on_cluster(
     manifest: Manifest, missing: Collection[Source], translator: Translator, folder: Output, *, progress: bool
 ) -> None:
-    """The same on a Ray cluster, in whatever order the files get done."""
+    """The same on a Ray cluster, in whatever order the files get done; its nodes need not have the model's GPU."""
+    translator = replace(translator, translation=deepcopy(translator.translation).cpu())
     total = sum(source.size for source in missing)
     with logging.tqdm(total=total, desc="translating", unit="B", unit_scale=True, disable=not progress) as bar:
         for source, shard in each_on_cluster(translate_file, missing, folder, translator):

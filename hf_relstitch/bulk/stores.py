@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 NOTE = "hf_relstitch"
-"""Under this key an unfinished table or collection says what it is being made of."""
+"""Under this key of its metadata a new table or collection says what it is made of, unfinished or whole."""
 FOR_ANOTHER_MODEL = ("embedding_functions", "embedding_config")
 """What LanceDB notes of the encoder that fills a table, which the new table is not filled by."""
 
@@ -44,7 +44,8 @@ def move_table(
 
     The old table stays as it is, and is read as it was when the move began: what is written to it since is not in the
     new one, and a log line says so. Rows are gathered in the table `<new>-partial`, which takes its name when all are
-    there; a move that was stopped goes on with its next batch. Make the new table's indexes after it.
+    there; a move that was stopped goes on with its next batch. Make the new table's indexes after it. To the metadata
+    of its schema `hf_relstitch` is added, which says what it was made of.
 
     Args:
         model: a translation, as of `translation_between`, or a stitched model: a folder, a Hub id, one in memory.
@@ -123,6 +124,8 @@ def move_collection(
     progress: bool = True,
 ) -> int:
     """Copy a Chroma collection with its vectors translated, and all else as it is; gives its number of records.
+
+    To the new one's metadata `hf_relstitch` is added, which says what it was made of.
 
     The old collection stays as it is. Records are gathered in the collection `<new>-partial`, which takes its name
     when all are there; a move that was stopped goes on with the records that are missing. Records that are added to
@@ -212,7 +215,7 @@ def _move_records(source: "Collection", made: "Collection", ids: list[str], tran
         translator.check_width(latents.shape[1], f"collection {source.name}")
         translated = translator(latents, first_row=0)
     columns = {name: records[name] for name in ("documents", "metadatas", "uris")}
-    given: dict[str, Any] = {name: column for name, column in columns.items() if column and any(column)}
+    given = {name: column for name, column in columns.items() if any(one is not None for one in column or [])}
     made.upsert(ids=records["ids"], embeddings=translated.numpy(), **given)
 
 

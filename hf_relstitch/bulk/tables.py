@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -26,15 +27,18 @@ def translate_parquet(source: Source, sink: BinaryIO, translator: Translator) ->
     options = {"pre_buffer": False, "buffer_size": BUFFERS[source.is_local]}
     with source.open_for_arrow(cache="none") as opened, pq.ParquetFile(opened, **options) as file:
         schema = translated_schema(file.schema_arrow, translator)
-        with pq.ParquetWriter(sink, schema, **_parquet_options(file, translator.column)) as writer:
+        with pq.ParquetWriter(sink, schema, **_parquet_options(file, schema, translator.column)) as writer:
             for batch in translated_batches(file.iter_batches(translator.batch_size), schema, translator):
                 writer.write_batch(batch)
                 yield batch.num_rows, batch.nbytes
 
 
-def _parquet_options(file: pq.ParquetFile, column: str) -> dict[str, Any]:
-    """The compression of each column, and dictionaries for all but the latents."""
-    paths = [file.schema.column(index).path for index in range(len(file.schema))]
+def _parquet_options(file: pq.ParquetFile, schema: pa.Schema, column: str) -> dict[str, Any]:
+    """The compression of each column, and dictionaries for all but the latents, by the paths that the writer gives."""
+    named = BytesIO()  # the elements of lists may have other names in the file
+    pq.write_table(schema.empty_table(), named)
+    written = pq.ParquetFile(named).schema
+    paths = [written.column(index).path for index in range(len(written))]
     others = [path for path in paths if path.split(".")[0] != column]
     options: dict[str, Any] = {"use_dictionary": others or False}
     if file.metadata.num_row_groups:

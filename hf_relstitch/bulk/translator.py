@@ -22,6 +22,7 @@ from hf_relstitch.devices import fingerprint
 from hf_relstitch.files import verify_checksum, weight_map
 from hf_relstitch.hub import Repo, locate
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
+from hf_relstitch.stored_latents import as_tensor
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -110,7 +111,7 @@ def translation_between(source: ArrayLike, target: ArrayLike) -> Translation:
     Raises:
         StitchError: the two have different numbers of rows, too few, or rows that are not finite or all the same.
     """
-    x, y = (torch.as_tensor(np.asarray(side, np.float32)) for side in (source, target))
+    x, y = (as_tensor(side, np.float32).float() for side in (source, target))
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < MIN_ANCHORS:
         raise StitchError(
             f"the latents have shapes {tuple(x.shape)} and {tuple(y.shape)}: expected (k, d_source) and (k, d_target) "

@@ -31,7 +31,7 @@ def worth_first(description: dict[str, Any]) -> dict[str, Any]:
     rest["report"] = report = dict(rest["report"])
     rest["best candidates"] = dict(list(rest["best candidates"].items())[:SHOWN])
     first = {
-        "verdict": report.pop("verdict", "none: the head gives values, and no answers to compare"),
+        "verdict": report.pop("verdict", "none: the head gives values, see values_explained"),
         "expected agreement": expected(
             report.pop("agreement", None), report.pop("agreement_interval", None), report.pop("agreement_of", "inputs")
         ),

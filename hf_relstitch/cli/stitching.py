@@ -102,7 +102,9 @@ def recommend_command(
 
 def show_ranking(stitched: list[dict[str, Any]], *, failed: list[dict[str, Any]]) -> None:
     """The candidates that could be stitched as a table, and under it why the others could not."""
-    table = Table("candidate", "agreement", "95 %", "verdict", "inputs/s", "parameters", "MB")
+    table = Table()
+    for name in ("candidate", "agreement", "95 %", "verdict", "inputs/s", "parameters", "MB"):
+        table.add_column(name, overflow="fold")
     for row in stitched:
         low, high = row["agreement_interval"] or (None, None)
         table.add_row(

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 STEPS = 50
+STRETCHES = tuple(2 * 0.93**step for step in range(120))
 LARGEST = 20.0
 """log2 of the largest factor on logits that is tried, and of one over the smallest."""
 
@@ -65,6 +66,28 @@ def matching_temperature(
     return bisected(
         lambda factor: float(((probabilities(logits * factor, multi_label=multi_label) - target) * logits).sum()) < 0
     )
+
+
+@torch.no_grad()
+def values_explained(
+    head: nn.Module, translated: Float[Tensor, "k d"], target: Float[Tensor, "k d"], *, stretch: float = 1.0
+) -> float:
+    """Share of the variance of a head's values on true latents that its values on translated ones explain.
+
+    1 is all; 0 is what the mean value explains, and less is worse. The latents are stretched about the target's mean.
+    """
+    centre, values = target.mean(0), apply_head(head, target)
+    made = apply_head(head, centre + stretch * (translated - centre))
+    variance = values.var(0, correction=0).clamp_min(torch.finfo(values.dtype).tiny)
+    return 1 - float(((made - values).square().mean(0) / variance).mean())
+
+
+def stretch_for_values(head: nn.Module, translated: Float[Tensor, "k d"], target: Float[Tensor, "k d"]) -> float:
+    """The factor on translated latents, up to 2, at which a head's values explain most: least squares.
+
+    The length that is right for answers, the target's own, spreads values too far, as no translation is sure.
+    """
+    return max(STRETCHES, key=lambda stretch: values_explained(head, translated, target, stretch=stretch))
 
 
 def bisected(too_small: Callable[[float], bool]) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.pruning import farthest_point_subsets
-from hf_relstitch.core.relative import directions, precision_of, to_working
+from hf_relstitch.core.relative import check_latents, directions, precision_of, to_working
 
 Scale = Literal["carry", "mean"]
 Side = Literal["source", "target"]
@@ -179,7 +179,12 @@ class Translation(nn.Module):
         self.register_buffer("centre", torch.empty(d_source))
 
     def forward(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n d_target"]:
-        """Translate latents; computed in the dtype of the weights, given in the dtype of `x`."""
+        """Translate latents; computed in the dtype of the weights, given in the dtype of `x`.
+
+        Raises:
+            StitchError: `x` is something else.
+        """
+        check_latents(x, width=len(self.centre))
         latents = x.to(self.weight.dtype)
         if self.scale == "carry":
             return torch.addmm(self.bias, latents, self.weight).to(x.dtype)

@@ -1,5 +1,7 @@
 """Centring, normalising and the relative projection."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,6 +10,18 @@ from hf_relstitch.core.errors import StitchError
 
 BLOCK = 1024
 """Rows that are compared with all others at a time, so that memory does not grow with the square of the rows."""
+
+
+def check_latents(latents: Any, *, width: int, of: str = "") -> None:
+    """Refuse what is no tensor `(n, width)` of floats; `of` says whose they are to be.
+
+    Raises:
+        StitchError: it is something else.
+    """
+    tensor = isinstance(latents, Tensor)
+    if not tensor or latents.ndim != 2 or latents.shape[1] != width or not latents.is_floating_point():
+        came = f"{latents.dtype} of shape {tuple(latents.shape)}" if tensor else f"a {type(latents).__name__}"
+        raise StitchError(f"the latents are {came}: expected a tensor (n, {width}) of floats{of}")
 
 
 def to_working(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

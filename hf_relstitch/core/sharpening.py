@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hf_relstitch.core.inversion import Frame, Scale, TranslationSettings, mean_norm, paired, shrinkage
-from hf_relstitch.core.relative import directions
+from hf_relstitch.core.relative import check_latents, directions
 
 NULL = 1e-12
 """Eigenvalues of a sharpened Gram below this share of the largest, times its size, are rounding."""
@@ -58,7 +58,12 @@ class SharpenedTranslation(nn.Module):
         self.register_buffer("bias", torch.empty(d_target))
 
     def forward(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n d_target"]:
-        """Translate latents; computed in float32 or the dtype of the buffers, given in the dtype of `x`."""
+        """Translate latents; computed in float32 or the dtype of the buffers, given in the dtype of `x`.
+
+        Raises:
+            StitchError: `x` is something else.
+        """
+        check_latents(x, width=len(self.centre))
         dtype = torch.promote_types(self.decoder.dtype, torch.float32)
         latents, centre = x.to(dtype), self.centre.to(dtype)
         relative = directions(latents, centre=centre) @ self.directions.to(dtype).T

@@ -10,7 +10,9 @@ from hf_relstitch.core.confidence import (
     apply_head,
     matching_temperature,
     mean_confidence,
+    stretch_for_values,
     temperature_for,
+    values_explained,
 )
 from hf_relstitch.core.fidelity import held_out_translations
 from hf_relstitch.core.foretelling import (
@@ -30,6 +32,18 @@ from hf_relstitch.core.selection import choose_settings
 @pytest.fixture
 def logits():
     return gaussian(0, 300, 7)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1.0, 30.0])
+def test_values_are_stretched_as_a_regression_would(noise):
+    """Of latents with added noise, `1/(1 + noise²)` of each is what they tell of the true ones."""
+    target, head = gaussian(0, 4000, 6), torch.nn.Linear(6, 2).double()
+    translated = target + noise * gaussian(1, 4000, 6)
+    stretch = stretch_for_values(head, translated, target)
+    assert stretch == pytest.approx(1 / (1 + noise**2), rel=0.08, abs=0.001)
+    explained = values_explained(head, translated, target, stretch=stretch)
+    assert explained == pytest.approx(1 / (1 + noise**2), abs=0.04)
+    assert values_explained(head, translated, target) == pytest.approx(1 - noise**2, rel=0.1, abs=0.05)
 
 
 def test_a_temperature_gives_the_confidence_asked_for(logits):
