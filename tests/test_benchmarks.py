@@ -1,10 +1,13 @@
 """Suites: what is refused, what is measured, what stays after a kill; reports; `evaluate` on raw inputs."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
+from copy import deepcopy
 from pathlib import Path
 
 import pico
@@ -14,6 +17,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from filelock import FileLock
 from hub_server import HubServer
+from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -22,7 +26,9 @@ from typer.testing import CliRunner
 
 from hf_relstitch import AnchorSet, CallableEncoder, Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import compare, run_suite, write_report
+from hf_relstitch.benchmarks import latents as latents_module
 from hf_relstitch.benchmarks.bench import reordered
+from hf_relstitch.benchmarks.latents import settings_of
 from hf_relstitch.benchmarks.raw_inputs import evaluate_model, raw_accuracy
 from hf_relstitch.benchmarks.scores import score
 from hf_relstitch.benchmarks.stitched import numbers_of
@@ -378,6 +384,59 @@ def test_latents_of_a_callable_are_kept_only_under_a_revision(
     assert measured("one", 1) == first
 
 
+@pytest.mark.parametrize("other", ["length", "dtype"])
+def test_latents_of_one_commit_are_kept_apart_by_what_the_encoders_do(
+    other: str, source: Encoder, tmp_path: Path
+) -> None:
+    texts = pico.texts(160)
+    rows = Dataset.from_dict({"words": texts, "label": [len(text.split()) > 7 for text in texts]})
+    suite = yaml.safe_load(TEXTS) | {"encoders": {"tiny": {}, "other": {}}, "heads": ["logistic"], "raw_rows": 0}
+    del suite["data"]["salad"]["path"]
+    model, processor = source.model, pico.tokenizer()
+    if other == "length":
+        processor.model_max_length = 4
+    else:
+        model = deepcopy(model).bfloat16()
+    named = {"model_id": "alice/bert", "revision": "c0ffee"}
+    given = {
+        "tiny": Encoder(source.model, pico.tokenizer(), **named),
+        "other": Encoder(model, processor, **named),
+    }
+    for _ in range(2):  # what a tokenizer was last asked for is no setting of it
+        run_suite(suite, tmp_path, encoders=given, data={"salad": rows}, progress=False)
+    kept = []
+    for file in tmp_path.glob("latents/*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            kept.append(opened.metadata()["encoder"])
+    assert sorted(kept) == ["other", "tiny"]
+
+
+def test_an_image_processors_settings_count(tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(pico.saved("ViT", tmp_path))
+    before = settings_of(encoder)
+    assert settings_of(Encoder(encoder.model, pico.image_processor())) == before
+    encoder.processor.do_normalize = False
+    assert settings_of(encoder) != before
+
+
+def test_one_model_at_a_time_is_in_memory(
+    salad: Path, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load = [], latents_module.load
+
+    def watched(*arguments):
+        assert [one() for one in loaded] == [None] * len(loaded)
+        encoder, head = load(*arguments)
+        loaded.append(weakref.ref(encoder))
+        return encoder, head
+
+    monkeypatch.setattr(latents_module, "load", watched)
+    suite = yaml.safe_load(TEXTS.format(model=target_folder, data=salad)) | {"raw_rows": 0}
+    suite["encoders"] = {"first": {"classifier": target_folder}, **suite["encoders"]}
+    run_suite(suite, tmp_path, progress=False)
+    assert len(loaded) == 3
+
+
 @pytest.mark.parametrize("unlabelled", [None, -1])
 def test_rows_without_a_label_are_refused(unlabelled: int | None, source: Encoder, tmp_path: Path) -> None:
     """Of classes with names, as the Hub's data sets have them, -1 says that a row has none."""
@@ -473,20 +532,87 @@ def test_raw_inputs_of_a_source_in_half_precision(
     assert scores["accuracy"] == pytest.approx(scores["accuracy_from_latents"], abs=0.1)
 
 
+def launch(script: Path, *arguments: object) -> None:
+    """Run a script under `accelerate launch` in two processes on the CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(script), *map(str, arguments)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_accelerate_launch_gives_the_same(salad: Path, target_folder: str, tmp_path: Path) -> None:
     file = tmp_path / "suite.yaml"
     file.write_text(TEXTS.format(model=target_folder, data=salad))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    (tmp_path / "command.py").write_text(COMMAND)
-    arguments = [str(tmp_path / "command.py"), "benchmark", str(file), "--out", str(tmp_path / "two")]
-    subprocess.run([*launch, *arguments], check=True, capture_output=True, timeout=120)
+    (tmp_path / "command.py").write_text(
+        "from pathlib import Path\n"
+        "from hf_relstitch.devices import accelerate_state\n"
+        "state = accelerate_state()\n"
+        "Path(__file__).with_name(f'{state.process_index} of {state.num_processes}').touch()\n"
+        f"try:\n    {COMMAND}\nfinally:\n    state.destroy_process_group()\n"
+    )
+    launch(tmp_path / "command.py", "benchmark", file, "--out", tmp_path / "two")
+    assert sorted(one.name for one in tmp_path.glob("* of *")) == ["0 of 2", "1 of 2"]
     two = json.loads((tmp_path / "two" / "results.json").read_text())
     one = run_suite(file, tmp_path / "one", progress=False)
     assert two["failures"] == []
     for ours, theirs in zip(one["cells"], two["cells"], strict=True):
         assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.03)
         assert (ours["source"], ours["method"]) == (theirs["source"], theirs["method"])
+
+
+LONG_OR_FAILING = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+
+from accelerate import PartialState
+
+from hf_relstitch.benchmarks import run_suite, running
+
+state, compute = PartialState(cpu=True, timeout=timedelta(seconds=8)), running.compute
+
+def long(*arguments, **options):
+    time.sleep(11)
+    return compute(*arguments, **options)
+
+def failing(*arguments, **options):
+    raise OSError("the disk is full")
+
+for stand_in in (long, failing, compute):
+    running.compute = stand_in
+    try:
+        said = f"{len(run_suite(sys.argv[1], sys.argv[2], progress=False)['cells'])} cells"
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    Path(sys.argv[2], f"{stand_in.__name__}-{state.process_index}.txt").write_text(said)
+state.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_the_first_longer_than_a_collective_lasts_and_fail_with_it(
+    latents: Path, tmp_path: Path
+) -> None:
+    file = written(suite_of(latents), tmp_path)
+    (tmp_path / "script.py").write_text(LONG_OR_FAILING)
+    launch(tmp_path / "script.py", file, tmp_path / "out")
+    assert {one.stem: one.read_text() for one in tmp_path.glob("out/*.txt")} == {
+        "long-0": "2 cells",
+        "long-1": "2 cells",
+        "failing-0": "OSError: the disk is full",
+        "failing-1": "StitchError: process 0 failed: the disk is full",
+        "compute-0": "2 cells",
+        "compute-1": "2 cells",
+    }
 
 
 def test_heads_are_scikit_learns(latents: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_relstitch.anchor_checks import first_of_each
@@ -16,7 +17,7 @@ from hf_relstitch.benchmarks.schema import Document
 from hf_relstitch.benchmarks.suite import EncoderSpec, Suite
 from hf_relstitch.benchmarks.tables import Rows
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.devices import accelerate_state
+from hf_relstitch.devices import accelerate_state, placement
 from hf_relstitch.encoders import Encoder
 from hf_relstitch.files import whole_file
 from hf_relstitch.heads import Head, load_target
@@ -25,6 +26,8 @@ from hf_relstitch.inputs import input_ids
 from hf_relstitch.provenance import NOT_KNOWN, Provenance
 
 logger = logging.get_logger(__name__)
+
+TOKENIZER_SETTINGS = ("model_max_length", "padding_side", "truncation_side", "pad_token", "model_input_names")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +104,7 @@ def all_spaces(
             spaces[rows.name, encoder] = replace(
                 space_of(model, rows, encoder, spec, document, folder, progress=progress), head=head
             )
+        del model  # before the next one loads
     return spaces
 
 
@@ -151,7 +155,7 @@ def space_of(
         ids = digest_of(input_ids(inputs))
     except StitchError as error:
         raise document.error(("data", rows.name, "inputs", column), f"{rows.name}: {error}") from error
-    key = key_of("latents", asdict(model.provenance), ids)
+    key = key_of("latents", asdict(model.provenance), settings_of(model), ids)
     file = folder / f"{key}.safetensors"
     unnamed = model.provenance.revision == NOT_KNOWN
     there = file.is_file() and not unnamed
@@ -166,6 +170,18 @@ def space_of(
                 save_file({"latents": latents}, written, {"encoder": name, "data": rows.name})
         state.wait_for_everyone()
     return Space(load_file(file)["latents"], model.provenance, key)
+
+
+def settings_of(encoder: Encoder) -> list[object]:
+    """What latents depend on besides the provenance: the model's dtype and what the processor does, as plain values."""
+    processor, dtype = encoder.processor, str(placement(encoder.model)[1])
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return [dtype, processor.to_json_string() if processor else None]  # a callable has none
+    if backend := getattr(processor, "backend_tokenizer", None):
+        rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}  # as the last call left them
+    else:
+        rules = {"vocabulary": processor.get_vocab(), "options": repr(processor.init_kwargs)}
+    return [dtype, type(processor).__name__, rules, *(getattr(processor, name) for name in TOKENIZER_SETTINGS)]
 
 
 def distinct(spaces: list[Tensor]) -> Tensor:

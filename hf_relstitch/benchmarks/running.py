@@ -1,11 +1,12 @@
 """Running a suite: cells, each computed once and kept, and what comes out as one file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from filelock import FileLock
 from transformers.utils import logging
 
 from hf_relstitch.benchmarks.bench import KINDS, Bench
@@ -16,7 +17,7 @@ from hf_relstitch.benchmarks.stitched import Stitched
 from hf_relstitch.benchmarks.suite import check_suite, load_suite
 from hf_relstitch.benchmarks.tables import read_rows
 from hf_relstitch.benchmarks.tasks import Task
-from hf_relstitch.devices import accelerate_state
+from hf_relstitch.devices import accelerate_state, gathered
 from hf_relstitch.encoders import Encoder
 from hf_relstitch.files import check_output, only_run, read_json, whole_file, write_json
 
@@ -49,7 +50,7 @@ def run_suite(
 
     Raises:
         StitchError: a suite, data or models that cannot be used, of which the error names the line; or a folder that
-            cannot be written.
+            cannot be written. In the other processes of `accelerate launch`, also that the first one failed.
     """
     if isinstance(suite, dict):
         document = Document(suite)
@@ -70,13 +71,26 @@ def run_suite(
     with lock if state.is_main_process else nullcontext():
         spaces = all_spaces(plan, document, tables, folder / "latents", given=given, progress=progress)
         bench = Bench(plan, tables, spaces, Sources(plan, document, given), found)
-        if state.is_main_process:
+
+        def write_results() -> None:
             numbers, failures = compute(bench.tasks(), folder / "cells", progress=progress)
             content = {"format_version": FORMAT_VERSION, **bench.about(), **numbers, "failures": failures}
             with whole_file(results) as written:
                 write_json(written, content)
-    state.wait_for_everyone()
+
+        gathered(lambda: by_first(write_results, FileLock(folder / ".computing")))
     return read_json(results)
+
+
+def by_first(work: Callable[[], None], lock: FileLock) -> list[None]:
+    """Let the first process work while the others wait for its lock, which a long collective would not survive."""
+    state = accelerate_state()
+    with lock if state.is_main_process else nullcontext():
+        state.wait_for_everyone()  # until the first has the lock
+        if state.is_main_process:
+            work()
+    with lock.acquire(poll_interval=1):
+        return []
 
 
 def compute(tasks: Iterable[Task], folder: Path, *, progress: bool) -> tuple[dict[str, list[Any]], list[Any]]:

@@ -236,6 +236,8 @@ def report_command(
 
 def main() -> None:
     """Run the command line; an error of ours is one line and exit status 1."""
+    from torch import distributed
+
     from hf_relstitch.core.errors import StitchError
 
     try:
@@ -243,3 +245,6 @@ def main() -> None:
     except StitchError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
+    finally:
+        if distributed.is_available() and distributed.is_initialized():  # by accelerate launch
+            distributed.destroy_process_group()
