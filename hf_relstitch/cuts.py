@@ -1,8 +1,11 @@
 """Where a classifier is cut: the linear layers whose mean is its logits, and what they take of each input."""
 
 from collections.abc import Mapping, Sequence
+from threading import Lock, local
+from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -10,6 +13,10 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.pooling import last_token, mean_of_tokens
 
 TOLERANCE = 1e-5
+HERE = local()
+"""What a thread takes in its pass: other threads may run the same model, with all hooks on it, at the same time."""
+HOOKING = Lock()
+"""Held while hooks are registered, since torch numbers them without a lock of its own."""
 ROWS = ("last", "mean", "first", "next")
 BY_HAND = (
     "give the parts by hand instead: target=Encoder(…), a model that gives what the head takes, and head=, a module or "
@@ -25,6 +32,12 @@ class Body(nn.Module):
         self.model = model
         self.layers = tuple(layers)
         self.rows = rows
+
+    @property
+    def hf_device_map(self) -> dict[str, Any] | None:
+        """Where accelerate has put the parts of the model, by their names in here; None where it has not."""
+        places = getattr(self.model, "hf_device_map", None)
+        return places and {f"model.{name}".rstrip("."): place for name, place in places.items()}
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The latent of each input, with what several layers take side by side."""
@@ -43,9 +56,10 @@ def select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_tok
     if rows == "first":
         return latents[:, 0]
     if rows == "mean":
-        return mean_of_tokens(latents, inputs.get("attention_mask"))
+        mask = inputs.get("attention_mask")
+        return mean_of_tokens(latents, None if mask is None else mask.to(latents.device))
     ids = inputs.get("input_ids")
-    mask = None if ids is None or pad_token_id is None else (ids != pad_token_id).int()
+    mask = None if ids is None or pad_token_id is None else (ids != pad_token_id).int().to(latents.device)
     if rows == "next" and mask is not None:
         mask = mask | mask.roll(1, 1) & (mask.cumsum(1) > 0)
     return last_token(latents, mask)
@@ -85,9 +99,10 @@ def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[
         if rows:
             return layers, rows
         differences = differences or found
+    allowed = tolerance(last.weight.dtype)
     raise StitchError(
         f"{type(model).__name__}: {called[-1]} gives logits that differ from the model's own (largest differences: "
-        f"{differences or 'other shapes, as from a head on each token'}; {TOLERANCE} is allowed), so it is not the "
+        f"{differences or 'other shapes, as from a head on each token'}; {allowed} is allowed), so it is not the "
         f"whole head: supported are models with one row of logits an input; {BY_HAND}"
     )
 
@@ -123,23 +138,36 @@ def closest(
         return None, differences
     for rows in ROWS if taken[0].ndim == 3 else ("pooled",):
         latents = [select_row(rows, one, probe, pad_token_id(model)) for one in taken]
-        found = folded([model.get_submodule(name) for name in layers])(torch.cat(latents, 1))
+        each = [model.get_submodule(name)(one) for name, one in zip(layers, latents, strict=True)]
+        found = torch.stack(each).mean(0)
         if found.shape == logits.shape:
             differences[rows] = float((found - logits).abs().max())
     best = min(differences, key=lambda rows: differences[rows], default=None)
-    exact = best is not None and differences[best] <= TOLERANCE * max(1.0, float(logits.abs().max()))
+    exact = best is not None and differences[best] <= tolerance(logits.dtype) * max(1.0, float(logits.abs().max()))
     return best if exact else None, differences
 
 
+def tolerance(dtype: torch.dtype) -> float:
+    """How far logits of size 1 may be from the model's own; in half precision its roundings are larger."""
+    return max(TOLERANCE, 2 * torch.finfo(dtype).eps)
+
+
 def folded(linears: Sequence[nn.Linear]) -> nn.Linear:
-    """The mean of linear layers as one layer, from their inputs side by side."""
-    if len(linears) == 1:
+    """The mean of linear layers as one layer, from their inputs side by side; a single one that is here as it is."""
+    if len(linears) == 1 and not linears[0].weight.is_meta:
         return linears[0]
-    biases: list[Tensor] = [one.bias for one in linears if one.bias is not None]
+    parts = [stored(one) for one in linears]
+    biases = [bias for _, bias in parts if bias is not None]
     return linear_of(
-        torch.cat([one.weight for one in linears], 1) / len(linears),
+        torch.cat([weight for weight, _ in parts], 1) / len(linears),
         torch.stack(biases).sum(0) / len(linears) if biases else None,
     )
+
+
+def stored(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """The weights of a linear layer, also of one that is offloaded."""
+    with align_module_device(linear):
+        return linear.weight, linear.bias
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -152,13 +180,17 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 def run(model: PreTrainedModel, layers: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
     """What goes into each layer in one forward pass, and the logits that come out of the model."""
     taken: dict[str, Tensor] = {}
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: taken.update({name: args[0]}))
-        for name in layers
-    ]
+    outer, HERE.taken = getattr(HERE, "taken", {}), taken
+
+    def take(name: str) -> Any:
+        return lambda _, args: getattr(HERE, "taken", {}).update({name: args[0]})
+
+    with HOOKING:
+        hooks = [model.get_submodule(name).register_forward_pre_hook(take(name)) for name in layers]
     try:
         output = model(**inputs)
     finally:
+        HERE.taken = outer
         for hook in hooks:
             hook.remove()
     return [taken[name] for name in layers], output.logits if "logits" in output else output[0]

@@ -1,5 +1,6 @@
 """A stitched model for runtimes without this package: a plain transformers classifier, or an ONNX file."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from hf_relstitch.checkpoints import AUTO_CLASSES
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.cuts import calls
+from hf_relstitch.devices import placement
 from hf_relstitch.encoders import encode_batch, preprocess
 from hf_relstitch.files import whole_file
 from hf_relstitch.fusing import fuse
@@ -29,7 +31,8 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
 
     The head and the translation become its last layer. Where it has one linear layer and an activation before that,
     with room for twice the classes, these are passed through exactly: `z = f(z) − f(−z)` for ReLU, GELU and SiLU.
-    That it gives the model's own logits is proved on two inputs; its encoder's weights are copies.
+    That it gives the model's own logits is proved on two inputs, of a model in half precision by a copy in float32,
+    which is then rounded; its encoder's weights are copies.
 
     Raises:
         StitchError: the architecture has no classifier, or none that pools as the model does, or whose last layers
@@ -40,6 +43,8 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
             f"the source's latents are made by {model.config.source['pooling']}, which no plain classifier does: save "
             "the stitched model itself, or export it to ONNX"
         )
+    _, dtype = placement(model.encoder)
+    model = in_float32(model)
     fused = fuse(model.translation, model.head)
     plain = empty_classifier(model)
     probe = preprocess(model, model.processor, probe_inputs(model.config.modality))
@@ -54,12 +59,18 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
         if settle(linears, weight, bias, share=share):
             difference = (plain(**probe).logits - expected).abs().max()
             if difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
-                return plain
+                return plain.to(dtype)
     raise StitchError(
         f"{type(plain).__name__} does not give the stitched model's logits, whatever its last layers are: it pools in "
         f"another way than {model.config.pooling!r}, or has layers in between that cannot be undone; save the stitched "
         "model itself, or export it to ONNX"
     )
+
+
+def in_float32(model: RelativeStitcher) -> RelativeStitcher:
+    """A copy of a model in half precision; of any other, itself."""
+    half = torch.finfo(placement(model.encoder)[1]).bits < 32
+    return deepcopy(model).float() if half else model
 
 
 def empty_classifier(model: RelativeStitcher) -> PreTrainedModel:
@@ -123,16 +134,17 @@ def to_onnx(model: RelativeStitcher, file: str | Path) -> Path:
     """Write a stitched model as one ONNX file, from the processor's inputs to logits, for any batch size and length.
 
     The file appears whole or not at all, and only once onnxruntime has given the model's own logits on two inputs
-    that it was not traced with.
+    that it was not traced with. Of a model in half precision it is in float32, which all runtimes have.
 
     Raises:
-        StitchError: the `onnx` extra is not installed, or the file gives other logits.
+        StitchError: the `onnx` extra is not installed, onnxruntime does not run the file, or it gives other logits.
     """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch exports through it)
     except ImportError as error:
         raise StitchError(f"ONNX files need {error.name}: {INSTALL_ONNX}") from error
+    model = in_float32(model)
     inputs = probe_inputs(model.config.modality)
     traced = preprocess(model, model.processor, [*inputs, *inputs[:1]])
     file, free = Path(file), torch.export.Dim.DYNAMIC
@@ -150,9 +162,12 @@ def to_onnx(model: RelativeStitcher, file: str | Path) -> Path:
             external_data=False,
             verbose=False,
         )
-        session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
         probe = preprocess(model, model.processor, inputs)
-        (found,) = session.run(None, {name: tensor.cpu().numpy() for name, tensor in probe.items()})
+        try:
+            session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
+            (found,) = session.run(None, {name: tensor.cpu().numpy() for name, tensor in probe.items()})
+        except Exception as error:  # onnxruntime's have no class in common
+            raise StitchError(f"onnxruntime does not run the ONNX file that torch made: {error}") from error
         expected = model(**probe).logits.cpu()
         difference = float((torch.from_numpy(found) - expected).abs().max())
         if difference > 10 * TOLERANCE * max(1.0, float(expected.abs().max())):

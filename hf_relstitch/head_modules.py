@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
@@ -73,6 +74,25 @@ class Normalize(nn.Module):
         return functional.normalize(latents, dim=-1)
 
 
+def class_means(latents: Mapping[str, Any]) -> Tensor:
+    """The mean of the normalised latents of each class, `(classes, d)`.
+
+    Raises:
+        StitchError: fewer than two classes, one without latents, or latents of different widths.
+    """
+    rows = {name: [*map(torch.as_tensor, one)] for name, one in latents.items()}
+    if len(rows) < 2 or not all(one and all(row.ndim == 1 for row in one) for one in rows.values()):
+        raise StitchError(f"{len(rows)} classes: prototypes need two or more, with latents (n, d_target) each")
+    first, width = next((name, len(one[0])) for name, one in rows.items())
+    for name, one in rows.items():
+        if other := next((len(row) for row in one if len(row) != width), None):
+            raise StitchError(
+                f"the latents of class {name!r} are {other} wide and those of {first!r} {width}: give latents of one "
+                "model"
+            )
+    return torch.stack([functional.normalize(torch.stack(one).float(), dim=-1).mean(0) for one in rows.values()])
+
+
 def layers_of(module: nn.Module) -> list[nn.Module]:
     """The layers of a chain one after the other, without those that do nothing to a latent."""
     if type(module) is nn.Sequential:
@@ -88,8 +108,11 @@ def activation_name(module: nn.Module) -> str | None:
     known = type(module).__module__.startswith(("torch.nn.modules.activation", "transformers.activations"))
     if not known or next(module.parameters(), None) is not None:
         return None
-    probe = torch.linspace(-20, 20, 4001)
-    return activation_between(probe, module(probe.clone()))
+    probe = torch.linspace(-20, 20, 4002).view(2, -1)
+    try:
+        return activation_between(probe, module(probe.clone()))
+    except Exception:  # whatever a module raises that takes no such vectors
+        return None
 
 
 def built_activation(name: str) -> nn.Module:
@@ -279,7 +302,11 @@ def own_copy(module: nn.Module) -> nn.Module:
         raise StitchError(f"the head is a {type(module).__name__}: expected {CHAIN}")
     d_target, num_labels = widths_of(module)
     made = build_head(description, d_target=d_target or 0, num_labels=num_labels or 0)
-    return filled(made, [tensor for layer in layers_of(module) for tensor in layer.parameters()])
+    tensors: list[Tensor] = []
+    for layer in layers_of(module):
+        with align_module_device(layer):  # one that is offloaded
+            tensors += layer.parameters()
+    return filled(made, tensors)
 
 
 def filled(module: nn.Module, tensors: list[Tensor]) -> nn.Module:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForAudioClassification,
@@ -30,6 +29,7 @@ from hf_relstitch.head_modules import (
     CHAIN,
     Prototypes,
     built_activation,
+    class_means,
     describe_head,
     num_logits,
     own_copy,
@@ -149,13 +149,10 @@ class Head:
         """A head of class prototypes: the mean of a few normalised target latents `(n, d_target)` of each class.
 
         Raises:
-            StitchError: fewer than two classes, or one without latents or with none that has a direction.
+            StitchError: fewer than two classes, one without latents or with none that has a direction, or latents of
+                different widths.
         """
-        rows = [torch.stack([*map(torch.as_tensor, one)]) if len(one) else torch.empty(0) for one in latents.values()]
-        if len(rows) < 2 or not all(one.ndim == 2 and len(one) for one in rows):
-            raise StitchError(f"{len(rows)} classes: prototypes need two or more, with latents (n, d_target) each")
-        means = [functional.normalize(one.float(), dim=-1).mean(0) for one in rows]
-        module = Prototypes.of(torch.stack(means), temperature=temperature)
+        module = Prototypes.of(class_means(latents), temperature=temperature)
         return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")
 
     @classmethod
@@ -290,8 +287,8 @@ def cut(
     chain of linear, layer-norm and activation layers from there to the logits, proved in the same way.
 
     Raises:
-        StitchError: the last module is not linear, no row of its input gives the logits to 1e-5, or other layers
-            follow the module to cut at.
+        StitchError: the last module is not linear, no row of its input gives the logits to 1e-5 (in half precision, to
+            its rounding), or other layers follow the module to cut at.
     """
     model = model.eval().requires_grad_(False)
     if isinstance(processor, PreTrainedTokenizerBase) and pad_token_id(model) is None:

@@ -101,6 +101,70 @@ def test_a_plain_classifier_that_would_be_another_is_refused(
         plain_classifier(model)
 
 
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def half_model(dtype: torch.dtype, target_folder: str, folder: Path) -> RelativeStitcher:
+    """A stitched model whose source is in half precision."""
+    from transformers import AutoModel
+
+    pico.saved("Bert", folder, seed=3)
+    torch.manual_seed(5)
+    encoder = Encoder(AutoModel.from_pretrained(folder, dtype=dtype), pico.tokenizer(), pooling="pooler")
+    return RelativeStitcher.from_parts(encoder, target_folder, pico.texts(80), progress=False)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_plain_classifier_of_half_precision(dtype: torch.dtype, target_folder: str, tmp_path: Path) -> None:
+    model = half_model(dtype, target_folder, tmp_path)
+    plain = plain_classifier(model)
+    assert {one.dtype for one in plain.parameters()} == {dtype} == {one.dtype for one in model.encoder.parameters()}
+    own = logits(model, TEXTS)
+    assert_close(logits(plain, TEXTS), own, rtol=0, atol=8 * torch.finfo(dtype).eps * float(own.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_does_not_make_another_pooling_pass(dtype, target_folder: str, tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(pico.saved("Bert", tmp_path, seed=3), pooling="mean", dtype=dtype)
+    model = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(80), progress=False)
+    with pytest.raises(StitchError, match="another way than 'mean'"):
+        plain_classifier(model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # torch's own
+@pytest.mark.parametrize("dtype", HALVES)
+def test_an_onnx_file_of_half_precision_is_in_float32(unchecked, dtype, target_folder: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = half_model(dtype, target_folder, tmp_path / "source")
+    session = onnxruntime.InferenceSession(to_onnx(model, tmp_path / "model.onnx"))
+    batch = pico.tokenizer()(TEXTS, padding=True, return_tensors="np")
+    (found,) = session.run(None, {name: np.asarray(values) for name, values in batch.items()})
+    assert found.dtype == np.float32
+    assert next(model.encoder.parameters()).dtype == dtype
+    own = logits(model, TEXTS).float()
+    assert_close(torch.from_numpy(found), own, rtol=0, atol=8 * torch.finfo(dtype).eps * float(own.abs().max()))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # torch's own
+def test_what_onnxruntime_cannot_run_is_refused_and_leaves_no_file(
+    unchecked, source: Encoder, target_folder: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from torch.onnx import ops
+
+    class Unheard(nn.Module):
+        def forward(self, latents: torch.Tensor) -> torch.Tensor:
+            return ops.symbolic("ours::Unheard", (latents,), dtype=latents.dtype, shape=(latents.shape[0], 3))
+
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False)
+    model.head = Unheard()
+    with pytest.raises(StitchError, match=r"onnxruntime does not run the ONNX file .*Unheard"):
+        to_onnx(model, tmp_path / "model.onnx")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("how", ["carry", "mean", "fused"])
 def test_compiles_to_one_graph_for_all_batch_sizes(unchecked, how, source: Encoder, target_folder: str) -> None:
     scale = "mean" if how == "mean" else "carry"

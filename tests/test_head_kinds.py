@@ -120,7 +120,8 @@ def test_torch_activations_have_transformers_names_and_others_have_none() -> Non
         "relu6",
         "silu",
     )
-    for other in (nn.Softmax(-1), nn.PReLU(), nn.LeakyReLU(0.3), nn.Hardtanh(-9, 9), nn.ELU()):
+    per_row = (nn.Softmax(-1), nn.Softmax(1), nn.Softmax(0), nn.Softmax2d(), nn.LogSoftmax(1), nn.GLU(), nn.GLU(0))
+    for other in (*per_row, nn.PReLU(), nn.LeakyReLU(0.3), nn.Hardtanh(-9, 9), nn.ELU()):
         assert activation_name(other) is None
 
 
@@ -149,6 +150,16 @@ def test_any_module_works_in_memory_and_says_that_it_cannot_be_saved(
     ):
         model.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("activation", [nn.Softmax(dim=1), nn.LogSoftmax(dim=1), nn.GLU()])
+def test_a_head_with_an_activation_of_whole_rows_works_in_memory(activation: nn.Module, stitch: Any) -> None:
+    module = grown(nn.Sequential(nn.Linear(16, 6), activation))
+    model = stitch(module)
+    assert model.config.head == {"kind": "module", "type": "Sequential"}
+    latents = torch.randn(5, model.config.d_source)
+    expected = module(model.translate(latents)) / model.config.logit_temperature
+    torch.testing.assert_close(model.classify(latents), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -362,6 +373,12 @@ def test_prototypes_of_a_few_examples_answer_with_the_class_of_each(target: tupl
         (lambda encoder: Head.of_examples({"a": torch.zeros(2, 4), "b": torch.ones(2, 4)}), "not finite or zero"),
         (lambda encoder: Head.of_examples({"a": torch.ones(1, 4), "b": torch.ones(1, 4) / 0}), "not finite or zero"),
         (lambda encoder: Head.of_examples({"a": torch.ones(2, 4), "b": torch.zeros(0, 4)}), "with latents .* each"),
+        (
+            lambda encoder: Head.of_examples({"a": torch.ones(2, 4), "b": [torch.ones(4), torch.ones(5)]}),
+            "the latents of class 'b' are 5 wide and those of 'a' 4: ",
+        ),
+        (lambda encoder: Head.of_examples({"a": torch.ones(2, 4), "b": torch.ones(2, 5)}), "class 'b' are 5 wide and"),
+        (lambda encoder: Head.of_examples({"a": [[1.0], [1.0, 2.0]], "b": [[1.0]]}), "class 'a' are 2 wide and .* 1:"),
         (lambda encoder: Head.of_examples({"a": torch.ones(2, 4)}), "1 classes: prototypes need two or more"),
         (lambda encoder: Head.of_class_names(encoder, []), "give at least one"),
     ],

@@ -1,6 +1,7 @@
 """Heads: the one general cut, its proof, and what cannot be cut."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pico
@@ -8,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_relstitch import Encoder, Head, StitchError, cut, load_target
+from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, cut, load_target
+from hf_relstitch.cuts import select_row
 from hf_relstitch.encoders import preprocess
 
 LAYERS = {
@@ -92,6 +94,101 @@ def test_the_mean_of_two_layers_is_one_head_of_both_their_inputs() -> None:
     assert encoder.provenance.pooling == "input of classifier.first and classifier.second, pooled"
     with torch.no_grad():
         torch.testing.assert_close(head.module(encoder.latents(batch)), model(**batch).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_classifier_of_two_heads_is_cut_at_both_in_any_precision(dtype: torch.dtype) -> None:
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
+
+    config = DeiTConfig(**pico.IMAGE["ViT"], id2label=pico.LABELS)
+    model = grown(DeiTForImageClassificationWithTeacher(config)).to(dtype)
+    encoder, head = cut(model, pico.image_processor())
+    assert encoder.provenance.pooling == "input of cls_classifier and distillation_classifier, pooled"
+    batch = preprocess(model, pico.image_processor(), inputs("ViT"))
+    with torch.no_grad():
+        own = model(**batch).logits
+        exact = 4 * torch.finfo(dtype).eps * float(own.abs().max())
+        torch.testing.assert_close(head.module(encoder.latents(batch)), own, rtol=0, atol=exact)
+
+
+def grown(model: nn.Module) -> nn.Module:
+    """Weights that are large enough for half precision to round what comes of them."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "norm" not in name:
+                parameter.normal_(std=3.0 if "classifier" in name else 0.3)
+    return model.eval()
+
+
+def test_threads_that_share_a_cut_classifier_get_their_own_latents() -> None:
+    """One runs through the model while another is halfway: what it takes is not the other's."""
+    encoder, _ = cut(pico.classifier("Roberta"), pico.tokenizer())
+    texts = pico.texts(2)
+    batches = [preprocess(encoder.model, encoder.processor, [text]) for text in texts]
+    alone = [encoder.latents(batch) for batch in batches]
+    assert (alone[0] - alone[1]).abs().max() > 0.01
+    model = encoder.model.model
+    others = []
+
+    def run_the_other(*_: object) -> None:
+        meanwhile.remove()
+        with ThreadPoolExecutor(1) as thread:
+            others.append(thread.submit(encoder.latents, batches[1]).result())
+
+    meanwhile = model.classifier.register_forward_hook(run_the_other)
+    assert torch.equal(encoder.latents(batches[0]), alone[0])
+    assert torch.equal(others[0], alone[1])
+
+
+def test_a_cut_classifier_may_hold_another() -> None:
+    (encoder, _), (inner, _) = (cut(pico.classifier("Bert", seed=seed), pico.tokenizer()) for seed in (0, 1))
+    batch = preprocess(encoder.model, encoder.processor, pico.texts(2))
+    alone = encoder.latents(batch)
+
+    def run_the_inner(*_: object) -> None:
+        inner.latents(batch)
+
+    encoder.model.model.bert.register_forward_hook(run_the_inner)
+    assert torch.equal(encoder.latents(batch), alone)
+
+
+DEVICE_MAPS = [{"roberta": "disk", "classifier": "cpu"}, {"roberta": "cpu", "classifier": "disk"}]
+
+
+@pytest.mark.parametrize("device_map", DEVICE_MAPS)
+def test_an_offloaded_classifier_is_cut_as_one_that_is_not(
+    device_map: dict[str, str], target_folder: str, source: Encoder, target: tuple[Encoder, Head], tmp_path: Path
+) -> None:
+    encoder, head = load_target(target_folder, device_map=device_map, offload_folder=str(tmp_path))
+    assert any(one.is_meta for one in encoder.model.parameters())
+    assert encoder.model.hf_device_map == {f"model.{name}": place for name, place in device_map.items()}
+    latents = encoder.encode(pico.texts(5), progress=False)
+    assert torch.equal(latents, target[0].encode(pico.texts(5), progress=False))
+    assert torch.equal(head.module(latents), target[1].module(latents))
+    model = RelativeStitcher.from_parts(source, encoder, pico.texts(60), head=head, progress=False)
+    plain = RelativeStitcher.from_parts(source, target[0], pico.texts(60), head=target[1], progress=False)
+    assert torch.equal(model.predict(pico.texts(5)), plain.predict(pico.texts(5)))
+
+
+def test_the_heads_of_an_offloaded_classifier_are_copied_from_where_they_are(tmp_path: Path) -> None:
+    from accelerate import cpu_offload
+
+    model = pico.classifier("Bert")
+    model.classifier = TwoBranches(1 / 2).requires_grad_(False)
+    expected = cut(model, pico.tokenizer())[1].module
+    cpu_offload(model.classifier)
+    assert model.classifier.first.weight.is_meta
+    latents = torch.randn(5, 32)
+    assert torch.equal(cut(model, pico.tokenizer())[1].module(latents), expected(latents))
+    chain = Head.of(nn.Sequential(model.classifier.first, nn.Tanh(), nn.Linear(3, 3)))
+    assert not any(one.is_meta for one in chain.module.parameters())
+
+
+@pytest.mark.parametrize("rows", ["last", "next", "mean"])
+def test_rows_are_taken_on_the_device_that_they_are_on(rows: str) -> None:
+    """Where a model is spread over devices its inputs are on the first and its last layer is not."""
+    batch = {"input_ids": torch.ones(3, 5, dtype=torch.int64), "attention_mask": torch.ones(3, 5)}
+    assert select_row(rows, torch.empty(3, 5, 4, device="meta"), batch, 0).shape == (3, 4)
 
 
 def test_refuses_a_layer_that_is_not_the_whole_head() -> None:
