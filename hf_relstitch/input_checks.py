@@ -1,7 +1,7 @@
 """What inputs have to be: a list, with no empty cells, of the kind that a model takes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,15 @@ def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
     """
     if isinstance(inputs, str):
         raise StitchError(f"the inputs are one text, {inputs[:40]!r}, where a list of inputs is expected: give [text]")
+    kind = type(inputs).__name__
+    if isinstance(inputs, Mapping) or hasattr(inputs, "columns") or hasattr(inputs, "column_names"):
+        raise StitchError(f"the inputs are a {kind}, which has columns: give one of them, a list of inputs")
+    if isinstance(inputs, (Path, Image.Image)):
+        raise StitchError(f"the inputs are one {kind}, where a list of inputs is expected: give [it]")
     if not hasattr(inputs, "__len__"):
-        raise StitchError(f"the inputs are a {type(inputs).__name__}, which is read once: give a list of them")
+        raise StitchError(f"the inputs are a {kind}, which is read once: give a list of them")
+    if not hasattr(inputs, "__getitem__"):
+        raise StitchError(f"the inputs are a {kind}, which has no order: give a list of them")
     if not len(inputs):
         raise StitchError("there are no inputs to encode: give at least one")
     if batch_size < 1:

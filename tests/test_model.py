@@ -7,9 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pico
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -582,6 +584,15 @@ def test_keywords_of_the_config_are_taken_as_any_transformers_model_does(
 def test_one_text_is_no_list_of_inputs(stitched: RelativeStitcher) -> None:
     with pytest.raises(StitchError, match=r"one text, 'storm', where a list of inputs is expected: give \[text\]"):
         stitched.predict("storm")
+    for inputs, message in (
+        ({"text": pico.texts(2)}, "a dict, which has columns: give one"),
+        (Dataset.from_dict({"text": pico.texts(2)}), "a Dataset, which has columns: give one"),
+        (pd.DataFrame({"text": pico.texts(2)}), "a DataFrame, which has columns: give one"),
+        (Path("texts.csv"), "one PosixPath, where a list of inputs is expected"),
+        ({"storm"}, "a set, which has no order"),
+    ):
+        with pytest.raises(StitchError, match=f"the inputs are {message}"):
+            stitched.predict(inputs)
     with pytest.raises(StitchError, match="the inputs are a generator, which is read once: give a list"):
         stitched.predict(text for text in pico.texts(3))
     with pytest.raises(StitchError, match="batch_size is 0: expected 1 or more"):
