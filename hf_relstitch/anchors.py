@@ -1,7 +1,7 @@
 """AnchorSet: the latents that one model gives for the anchor inputs, with ids that say which inputs they are."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,8 +60,8 @@ class AnchorSet:
             infinite, repeated, constant, all-zero, or at the centre of the others, where they have no direction.
     """
 
-    latents: Tensor
-    ids: Tensor
+    latents: Tensor = field(repr=False)
+    ids: Tensor = field(repr=False)
     provenance: Provenance
     inputs: str = ""
     key: str | None = None

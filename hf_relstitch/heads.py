@@ -98,6 +98,7 @@ class Head:
             StitchError: what can be no head, or not as many names as classes.
         """
         head = getattr(head, "model_head", head)  # of a SetFit model
+        head = getattr(head, "best_estimator_", head)  # of a search over scikit-learn's settings
         if isinstance(head, cls):
             made, classes = head, len(head.id2label)
         elif is_estimator(head):

@@ -68,4 +68,7 @@ def as_tensor(given: Any, dtype: type[np.floating] | None = None) -> Tensor:
         if len(shapes := {tuple(one.shape) for one in given}) > 1:
             raise ValueError(f"its tensors have shapes {' and '.join(map(str, sorted(shapes)))}")
         return torch.stack([one.detach().cpu() for one in given])
-    return torch.tensor(np.asarray(given, dtype))
+    array = np.asarray(given)
+    if array.dtype == object and array.ndim:  # a column of vectors
+        array = np.stack(list(array))
+    return torch.tensor(array if dtype is None else array.astype(dtype))

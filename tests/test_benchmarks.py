@@ -476,6 +476,8 @@ def test_report_and_comparison(latents: Path, tmp_path: Path) -> None:
 def test_the_command_reports_what_is_no_benchmark(tmp_path: Path) -> None:
     with pytest.raises(StitchError, match=r"has no file results\.json"):
         write_report(tmp_path)
+    with pytest.raises(StitchError, match=r"there is no .*nowhere: give the folder of a benchmark"):
+        write_report(tmp_path / "nowhere")
     (tmp_path / "results.json").write_text(json.dumps({"format_version": 99, "cells": []}))
     with pytest.raises(StitchError, match="reads versions up to 1"):
         write_report(tmp_path)

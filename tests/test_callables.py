@@ -6,6 +6,7 @@ from typing import Any
 
 import assets
 import numpy as np
+import pandas as pd
 import pico
 import pyarrow as pa
 import pytest
@@ -105,6 +106,13 @@ def test_lists_of_tensors_are_stacked(source: Encoder) -> None:
     encoder = CallableEncoder(lambda texts: list(latents[: len(texts)]), model_id="me")
     assert encoder.encode(TEXTS, batch_size=60, progress=False).equal(latents.float())
     assert AnchorSet.from_latents(list(latents), TEXTS, model="me").latents.equal(latents.float())
+
+
+def test_a_column_of_vectors_is_a_matrix(source: Encoder) -> None:
+    latents = source.encode(TEXTS, progress=False)
+    anchors = AnchorSet.from_latents(pd.Series(list(latents.numpy())), TEXTS, model="me")
+    assert anchors.latents.equal(latents)
+    assert "tensor" not in repr(anchors)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import assets
 import pytest
 import torch
 from hub_server import HubServer
+from sklearn.linear_model import Ridge
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -123,6 +124,30 @@ def test_stitched_head_keeps_its_accuracy_through_save_and_load(
     batch = model.processor(glosses.test[:8], padding=True, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize(("source", "target"), [("minilm", "mpnet"), ("mpnet", "minilm")])
+def test_a_regression_is_stitched_to_values_that_are_not_spread_too_far(
+    sides: dict[str, Side], glosses: Glosses, source: str, target: str
+) -> None:
+    ours, theirs = sides[source], sides[target]
+    common = max(set(glosses.train_classes), key=glosses.train_classes.count)
+    fitted = Ridge().fit(theirs.train.numpy(), [float(one == common) for one in glosses.train_classes])
+    model = RelativeStitcher.from_anchor_sets(ours.encoder, ours.anchors, theirs.anchors, fitted)
+
+    def unexplained(latents: torch.Tensor) -> float:
+        own = fitted.predict(theirs.test.numpy())
+        return float(((fitted.predict(latents.detach().numpy()) - own) ** 2).mean() / own.var())
+
+    translated, centre = model.translate(ours.test), theirs.anchors.latents.mean(0)
+    length = (theirs.anchors.latents - centre).norm(dim=1).mean() / (translated - centre).norm(dim=1).mean()
+    of_values, of_length = unexplained(translated), unexplained(centre + length * (translated - centre))
+    told = 1 - model.report["values_explained"]
+    print(
+        f"{source} → {target}: unexplained {of_values:.3f}, foretold {told:.3f}; at the target's length {of_length:.3f}"
+    )
+    assert of_values < 0.75 * of_length
+    assert abs(of_values - told) < 0.1
 
 
 @pytest.mark.parametrize("share", ["full", "adapter"])

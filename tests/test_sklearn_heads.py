@@ -19,6 +19,7 @@ from sklearn.linear_model import (
     RidgeClassifier,
     SGDClassifier,
 )
+from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -94,6 +95,11 @@ def test_a_binary_classifier_has_two_logits_whose_softmax_is_its_probability(kin
         np.testing.assert_allclose(softmax, fitted.predict_proba(X), atol=1e-4)
     else:
         np.testing.assert_allclose(found[:, 1] - found[:, 0], fitted.decision_function(X), rtol=1e-4, atol=1e-4)
+
+
+def test_a_search_gives_its_best_estimator() -> None:
+    search = GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=2).fit(X, SCORES[:, 0] > 0)
+    assert (logits(Head.of(search)) == logits(Head.of(search.best_estimator_))).all()
 
 
 @pytest.mark.parametrize("model", [RidgeClassifier(), MLPClassifier((7,), max_iter=60, random_state=0)])

@@ -22,6 +22,8 @@ def read_results(place: str | Path) -> dict[str, Any]:
         StitchError: there are none, or they are of a newer format.
     """
     path = Path(place)
+    if not path.exists():
+        raise StitchError(f"there is no {path}: give the folder of a benchmark, or its results.json")
     results = read_json(path / RESULTS_NAME if path.is_dir() else path)
     what, written_by = f"the results in {path}", results.get("versions", {}).get("hf-relstitch")
     check_format(results.get("format_version"), supported=FORMAT_VERSION, what=what, written_by=written_by)
