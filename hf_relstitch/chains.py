@@ -58,10 +58,10 @@ def find_chain(model: PreTrainedModel, at: str, probe: Mapping[str, Tensor]) -> 
     for rows in ROWS if runs[0][0][names[0]][0].ndim == 3 else ("pooled",):
         seen = {name: picked([run[name] for run, _ in runs], rows, probe, pad_token_id(model)) for name in names}
         chain = chain_of(model, names, seen)
-        head = nn.Sequential(*(layer for _, layer in chain))
+        head = own_copy(nn.Sequential(*(layer for _, layer in chain))).requires_grad_(False)
         differences[rows] = distance(head, seen[names[0]][0], logits)
         if differences[rows] <= TOLERANCE * max(1.0, float(logits.abs().max())):
-            return [name for name, _ in chain], rows, own_copy(head).requires_grad_(False)
+            return [name for name, _ in chain], rows, head
     raise StitchError(
         f"{type(model).__name__} cut at {at}: {', '.join(names)} give logits that differ from the model's own (largest "
         f"differences: {differences}; {TOLERANCE} is allowed), so that there is more between them: cut it later"

@@ -170,6 +170,13 @@ def test_an_offloaded_classifier_is_cut_as_one_that_is_not(
     assert torch.equal(model.predict(pico.texts(5)), plain.predict(pico.texts(5)))
 
 
+def test_an_offloaded_classifier_is_cut_earlier(target_folder: str, tmp_path: Path) -> None:
+    options = {"device_map": {"roberta": "cpu", "classifier": "disk"}, "offload_folder": str(tmp_path)}
+    (_, expected), (_, head) = (load_target(target_folder, cut="classifier.dense", **one) for one in ({}, options))
+    latents = torch.randn(5, 16)
+    assert torch.equal(head.module(latents), expected.module(latents))
+
+
 def test_the_heads_of_an_offloaded_classifier_are_copied_from_where_they_are(tmp_path: Path) -> None:
     from accelerate import cpu_offload
 
