@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.devices import gathered
 from hf_relstitch.encoders import Encoder
 from hf_relstitch.heads import Head, load_target
 from hf_relstitch.input_checks import check_kinds
@@ -71,6 +72,18 @@ COLUMNS = (
 )
 
 
+def loaded(candidate: str) -> Encoder:
+    """A candidate, once every process has it: one that fails alone would be a candidate behind the others."""
+    made: list[Encoder] = []
+
+    def load() -> list[None]:
+        made.append(Encoder.from_pretrained(candidate))
+        return []
+
+    gathered(load)
+    return made[0]
+
+
 def measured(
     candidate: str, target_anchors: AnchorSet, head: Head, inputs: Sequence[Any], *, batch_size: int, progress: bool
 ) -> dict[str, Any]:
@@ -79,7 +92,7 @@ def measured(
     Raises:
         StitchError: it cannot be loaded, does not take these inputs, or cannot be stitched.
     """
-    source = Encoder.from_pretrained(candidate)
+    source = loaded(candidate)
     check_kinds(inputs, modality=source.modality, who="source")
     source.encode(inputs[:WARM_UP], batch_size=batch_size, progress=False)
     start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Several processes, as `accelerate launch` starts them: they encode together, and the main one alone writes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,11 +8,13 @@ from itertools import product
 from pathlib import Path
 
 import pico
+import pytest
 import torch
 from hub_server import HubServer
 from safetensors.torch import load_file
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
+from hf_relstitch.recommending import recommend
 
 PROCESSES = 2
 BEGINNING = """
@@ -81,6 +84,33 @@ def test_where_one_fails_all_do(source_folder: str, tmp_path: Path) -> None:
             "OutOfMemoryError: no room" if process == failing else f"StitchError: process {failing} failed: no room"
         )
         assert (tmp_path / f"{failing}-{process}").read_text() == expected
+
+
+def test_a_candidate_that_one_cannot_load_is_none_for_all(
+    source_folder: str, target_folder: str, tmp_path: Path
+) -> None:
+    body = (
+        "import json\n"
+        "from hf_relstitch import recommending\n"
+        "class Failing(Encoder):\n"
+        "    @classmethod\n"
+        "    def from_pretrained(cls, place):\n"
+        "        if place.endswith('/.') and state.process_index == 1:\n"
+        "            raise OSError('no room')\n"
+        "        return Encoder.from_pretrained(place)\n"
+        "recommending.Encoder = Failing\n"
+        "candidates = [sys.argv[2] + '/.', sys.argv[2]]\n"
+        "rows = recommending.recommend(sys.argv[3], candidates, pico.texts(60), progress=False)\n"
+        "kept = [{name: row[name] for name in ('agreement', 'error')} for row in rows]\n"
+        "(out / f'{state.process_index}.json').write_text(json.dumps(kept))"
+    )
+    done = launch(tmp_path / "recommend.py", body, tmp_path, source_folder, target_folder)
+    assert done.returncode == 0, done.stderr
+    (alone,) = recommend(target_folder, [source_folder], pico.texts(60), progress=False)
+    for process, error in enumerate(("process 1 failed: no room", "no room")):
+        good, bad = json.loads((tmp_path / f"{process}.json").read_text())
+        assert good == {"agreement": pytest.approx(alone["agreement"]), "error": None}
+        assert bad == {"agreement": None, "error": error}
 
 
 def test_the_main_one_alone_writes(hub: HubServer, source_folder: str, target_folder: str, tmp_path: Path) -> None:
