@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_relstitch.callables import Function
 from hf_relstitch.cards import write_card
 from hf_relstitch.checkpoints import (
     OWNED,
@@ -66,10 +67,15 @@ class SavedModel(PreTrainedModel):
         which loading gets them; that it holds the same weights is checked now and at each loading.
 
         Raises:
-            StitchError: the source encoder is not a transformers model, so its architecture cannot be stored, or an
-                adapter's is not on the Hub; the folder holds another model or an anchor set.
+            StitchError: there is no source encoder, or it is not a transformers model, so its architecture cannot be
+                stored, or an adapter's is not on the Hub; the folder holds another model or an anchor set.
         """
         check_kind(save_directory, model_type=self.config.model_type)
+        if isinstance(self.encoder, Function):
+            raise StitchError(
+                f"the source, {self.config.source['model_id']}, is a callable or was not given, so that there is no "
+                "model to save: save the two anchor sets, and stitch again where they are loaded"
+            )
         if self.config.source_config is None:
             raise StitchError(
                 f"the source encoder is a {type(self.encoder).__name__}, whose architecture cannot be stored as data: "

@@ -56,7 +56,10 @@ def test_a_callable_stitches_as_what_is_behind_it(
     assert (model.config.source["model_id"], model.config.source["revision"]) == ("vendor/embedder", "3")
     with pytest.raises(StitchError, match=r"is a callable of raw inputs and got input_ids: use model\.predict"):
         model(input_ids=torch.ones(1, 2, dtype=torch.int64))
-    with pytest.raises(StitchError, match="the source encoder is a Function, whose architecture cannot be stored"):
+    with pytest.raises(
+        StitchError,
+        match="the source, vendor/embedder, is a callable or was not given",
+    ):
         model.save_pretrained(tmp_path)
 
 
