@@ -1,7 +1,6 @@
 """Suites: what is refused, what is measured, what stays after a kill; reports; `evaluate` on raw inputs."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from filelock import FileLock
 from hub_server import HubServer
+from launching import launch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
@@ -532,22 +532,6 @@ def test_raw_inputs_of_a_source_in_half_precision(
     latents = source.encode(texts, progress=False).float()  # as a suite keeps them
     scores = raw_accuracy(source, anchors, target[1], inputs=texts, latents=latents, labels=labels)
     assert scores["accuracy"] == pytest.approx(scores["accuracy_from_latents"], abs=0.1)
-
-
-def launch(script: Path, *arguments: object) -> None:
-    """Run a script under `accelerate launch` in two processes on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(script), *map(str, arguments)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -1,9 +1,6 @@
 """Several processes, as `accelerate launch` starts them: they encode together, and the main one alone writes."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -11,12 +8,12 @@ import pico
 import pytest
 import torch
 from hub_server import HubServer
+from launching import PROCESSES, launch
 from safetensors.torch import load_file
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
 from hf_relstitch.recommending import recommend
 
-PROCESSES = 2
 BEGINNING = """
 import sys
 from pathlib import Path
@@ -33,20 +30,10 @@ assert state.num_processes == 2
 """
 
 
-def launch(script: Path, body: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run Python under `accelerate launch` in two processes on the CPU."""
+def run(script: Path, body: str, *arguments: object) -> str:
+    """Run this after `BEGINNING` in each process."""
     script.write_text(f"{BEGINNING}{body}\nstate.destroy_process_group()\n")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={PROCESSES}"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    environment = {"PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, str(script), *map(str, arguments)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return launch(script, *arguments)
 
 
 def test_they_give_the_latents_that_one_gives(source: Encoder, source_folder: str, tmp_path: Path) -> None:
@@ -56,8 +43,7 @@ def test_they_give_the_latents_that_one_gives(source: Encoder, source_folder: st
         "    latents = encoder.encode(pico.texts(count), batch_size=4, progress=False)\n"
         "    save_file({'latents': latents}, out / f'{count}-{state.process_index}.safetensors')"
     )
-    done = launch(tmp_path / "encode.py", body, tmp_path, source_folder)
-    assert done.returncode == 0, done.stderr
+    run(tmp_path / "encode.py", body, tmp_path, source_folder)
     for count, process in product((33, 3), range(PROCESSES)):
         found = load_file(tmp_path / f"{count}-{process}.safetensors")["latents"]
         torch.testing.assert_close(found, source.encode(pico.texts(count), batch_size=4, progress=False))
@@ -77,8 +63,7 @@ def test_where_one_fails_all_do(source_folder: str, tmp_path: Path) -> None:
         "        (out / f'{failing}-{state.process_index}').write_text(f'{type(error).__name__}: {error}')\n"
         "assert len(Encoder.from_pretrained(sys.argv[2]).encode(pico.texts(9), batch_size=4, progress=False)) == 9"
     )
-    done = launch(tmp_path / "fail.py", body, tmp_path, source_folder)
-    assert done.returncode == 0, done.stderr
+    run(tmp_path / "fail.py", body, tmp_path, source_folder)
     for failing, process in product(range(PROCESSES), repeat=2):
         expected = (
             "OutOfMemoryError: no room" if process == failing else f"StitchError: process {failing} failed: no room"
@@ -104,8 +89,7 @@ def test_a_candidate_that_one_cannot_load_is_none_for_all(
         "kept = [{name: row[name] for name in ('agreement', 'error')} for row in rows]\n"
         "(out / f'{state.process_index}.json').write_text(json.dumps(kept))"
     )
-    done = launch(tmp_path / "recommend.py", body, tmp_path, source_folder, target_folder)
-    assert done.returncode == 0, done.stderr
+    run(tmp_path / "recommend.py", body, tmp_path, source_folder, target_folder)
     (alone,) = recommend(target_folder, [source_folder], pico.texts(60), progress=False)
     for process, error in enumerate(("process 1 failed: no room", "no room")):
         good, bad = json.loads((tmp_path / f"{process}.json").read_text())
@@ -127,9 +111,8 @@ def test_the_main_one_alone_writes(hub: HubServer, source_folder: str, target_fo
         "app(['stitch', *sys.argv[2:4], str(out / 'made'), '--anchors', str(out / 'anchors.txt')], "
         "standalone_mode=False)"
     )
-    done = launch(tmp_path / "save.py", body, tmp_path, source_folder, target_folder)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Written to") == 1
+    printed = run(tmp_path / "save.py", body, tmp_path, source_folder, target_folder)
+    assert printed.count("Written to") == 1
     assert len(AnchorSet.from_pretrained(tmp_path / "anchors")) == 60
     for place in (tmp_path / "model", tmp_path / "made", "alice/together"):
         assert RelativeStitcher.from_pretrained(place).predict(pico.texts(5)).shape == (5, 3)
