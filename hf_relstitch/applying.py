@@ -46,7 +46,7 @@ class AppliedModel(SavedModel):
         """
         self._check(latents)
         latents = latents.to(next(self.head.parameters(), latents).dtype)
-        logits = self.fused(latents) if self.fused is not None else self.head(self.translate(latents))
+        logits = self.fused(latents) if self.fused is not None else self.head(self.translation(latents))
         return logits / self.config.logit_temperature
 
     def _check(self, latents: Tensor) -> None:

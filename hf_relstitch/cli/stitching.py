@@ -92,10 +92,11 @@ def recommend_command(
     encoders = [*candidates, *(more or [])]
     rows = recommend(target, encoders, inputs, cut=cut, num_anchors=limit, batch_size=batch_size)
     stitched = [row for row in rows if row["error"] is None]
-    if as_json and accelerate_state().is_main_process:
-        typer.echo(json.dumps(rows, indent=2))
-    elif accelerate_state().is_main_process:
-        show_ranking(stitched, failed=rows[len(stitched) :])
+    if accelerate_state().is_main_process:
+        if as_json:
+            typer.echo(json.dumps(rows, indent=2))
+        else:
+            show_ranking(stitched, failed=rows[len(stitched) :])
     if not stitched:
         raise typer.Exit(1)
 

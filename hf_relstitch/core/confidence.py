@@ -31,6 +31,21 @@ def first_layer(head: nn.Module) -> tuple[nn.Linear | None, nn.Module]:
     return None, head
 
 
+def read_by(head: nn.Module, away: Float[Tensor, "n d"]) -> Float[Tensor, "n width"]:
+    """What latents that are seen from a centre become in a head's first linear layer, or as they are without one."""
+    first, _ = first_layer(head)
+    return away if first is None else away @ first.weight.detach().to(away).T
+
+
+def logits_of(
+    head: nn.Module, read: Float[Tensor, "n width"], centre: Float[Tensor, " d_target"]
+) -> Float[Tensor, "n classes"]:
+    """A head's logits of what `read_by` makes of latents that are seen from the centre."""
+    first, rest = first_layer(head)
+    origin = centre[None] if first is None else apply_head(first, centre[None])
+    return apply_head(rest, origin + read)
+
+
 def probabilities(logits: Float[Tensor, "n classes"], *, multi_label: bool = False) -> Float[Tensor, "n classes"]:
     """Softmax over classes, or a sigmoid each with `multi_label`."""
     return logits.sigmoid() if multi_label else logits.softmax(-1)
@@ -69,25 +84,29 @@ def matching_temperature(
 
 
 @torch.no_grad()
-def values_explained(
-    head: nn.Module, translated: Float[Tensor, "k d"], target: Float[Tensor, "k d"], *, stretch: float = 1.0
-) -> float:
+def values_explained(head: nn.Module, translated: Float[Tensor, "k d"], target: Float[Tensor, "k d"]) -> float:
     """Share of the variance of a head's values on true latents that its values on translated ones explain.
 
-    1 is all; 0 is what the mean value explains, and less is worse. The latents are stretched about the target's mean.
+    1 is all; 0 is what the mean value explains, and less is worse.
     """
-    centre, values = target.mean(0), apply_head(head, target)
-    made = apply_head(head, centre + stretch * (translated - centre))
+    return explained(apply_head(head, translated), apply_head(head, target))
+
+
+def explained(made: Float[Tensor, "k values"], values: Float[Tensor, "k values"]) -> float:
+    """1 less the squared error of what is made, each of the values in units of its variance."""
     variance = values.var(0, correction=0).clamp_min(torch.finfo(values.dtype).tiny)
     return 1 - float(((made - values).square().mean(0) / variance).mean())
 
 
+@torch.no_grad()
 def stretch_for_values(head: nn.Module, translated: Float[Tensor, "k d"], target: Float[Tensor, "k d"]) -> float:
     """The factor on translated latents, up to 2, at which a head's values explain most: least squares.
 
     The length that is right for answers, the target's own, spreads values too far, as no translation is sure.
     """
-    return max(STRETCHES, key=lambda stretch: values_explained(head, translated, target, stretch=stretch))
+    centre, values = target.mean(0), apply_head(head, target)
+    read = read_by(head, translated - centre)
+    return max(STRETCHES, key=lambda stretch: explained(logits_of(head, stretch * read, centre), values))
 
 
 def bisected(too_small: Callable[[float], bool]) -> float:

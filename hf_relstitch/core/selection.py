@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hf_relstitch.core.confidence import answer_probability, apply_head, first_layer, temperature_for
+from hf_relstitch.core.confidence import answer_probability, apply_head, logits_of, read_by, temperature_for
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import held_out_translations
 from hf_relstitch.core.folds import Fold, View, folds_of
@@ -175,8 +175,7 @@ class Judge:
 
     def readout(self, view: View) -> Float[Tensor, "r_target width"]:
         """What coordinates in the target space become in the head's first layer, or as latents where there is none."""
-        first, _ = first_layer(self.head) if self.head is not None else (None, None)
-        return view.basis if first is None else view.basis @ first.weight.detach().to(view.basis).T
+        return view.basis if self.head is None else read_by(self.head, view.basis)
 
     def scores(
         self,
@@ -237,15 +236,6 @@ class Judge:
         }
         enough = max(scores.values()) - LENGTH_MATTERS
         return stretch * next(length for length in LENGTHS if scores[length] >= enough)
-
-
-def logits_of(
-    head: nn.Module, read: Float[Tensor, "n width"], centre: Float[Tensor, " d_target"]
-) -> Float[Tensor, "n classes"]:
-    """A head's logits of what `Judge.readout` makes of latents that are seen from the centre."""
-    first, rest = first_layer(head)
-    origin = centre[None] if first is None else apply_head(first, centre[None])
-    return apply_head(rest, origin + read)
 
 
 def centres_of(folds: Sequence[Fold]) -> Float[Tensor, "k d_target"]:
