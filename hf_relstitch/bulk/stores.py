@@ -11,8 +11,9 @@ import pyarrow as pa
 import torch
 from transformers.utils import logging
 
+from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.bulk.tables import translated_batches, translated_schema
-from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
+from hf_relstitch.bulk.translator import AnyModel, AnyTranslation, Translator, load_translation
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.files import only_run
 
@@ -66,7 +67,7 @@ def move_table(
     table = _table(db, old)
     if (folder / f"{new}.lance").exists():
         raise StitchError(f"{db.uri} has a table {new} already: give another name, or drop it")
-    translation, which = load_translation(model)
+    translation, which = _of_documents(model)
     translator = Translator(translation, column, batch_size)
     with only_run(folder / f".{new}.lock", doing=f"making {new}", instead="give another name"):
         made, version = _begun_table(db, table, f"{new}-partial", translator, which["fingerprint"])
@@ -86,6 +87,17 @@ def move_table(
     if _table(db, old).version != version:
         logger.warning(f"{old} was written to since the move to {new} began: what is new in it was not moved")
     return total
+
+
+def _of_documents(model: AnyModel) -> tuple[AnyTranslation, dict[str, Any]]:
+    """`load_translation`, and no translation that was made for queries."""
+    translation, which = load_translation(model)
+    if isinstance(translation, SearchTranslation) and translation.translates != "documents":
+        raise StitchError(
+            "this translation is of queries, which stay out of an index: make one of its documents, "
+            "translation_between(old, new, translates='documents')"
+        )
+    return translation, which
 
 
 def _table(db: "LanceDBConnection", name: str) -> "Table":
@@ -149,7 +161,7 @@ def move_collection(
     if old not in names or new in names:
         fault = f"no collection {old}" if old not in names else f"a collection {new} already"
         raise StitchError(f"the server has {fault}: it has {', '.join(sorted(names)) or 'none'}")
-    translation, which = load_translation(model)
+    translation, which = _of_documents(model)
     translator = Translator(translation, "embeddings", batch_size)
     source = client.get_collection(old, embedding_function=None)
     note = json.dumps({"model": which["fingerprint"], "collection": str(source.id)}, sort_keys=True)

@@ -4,29 +4,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_relstitch.anchor_checks import MIN_ANCHORS
+from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.checkpoints import INDEX, read_config
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation
-from hf_relstitch.core.inversion import Translation, fit_translation
-from hf_relstitch.core.selection import choose_settings
+from hf_relstitch.core.inversion import Translation
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.devices import fingerprint
 from hf_relstitch.files import verify_checksum, weight_map
 from hf_relstitch.hub import Repo, locate
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
-from hf_relstitch.stored_latents import as_tensor
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
-AnyTranslation = Translation | SharpenedTranslation
+AnyTranslation = Translation | SharpenedTranslation | SearchTranslation
 AnyModel = str | Path | RelativeStitcher | AnyTranslation
 
 
@@ -101,25 +97,6 @@ class Translator:
             )
 
 
-def translation_between(source: ArrayLike, target: ArrayLike) -> Translation:
-    """The linear translation between two encoders' latents `(k, d_source)` and `(k, d_target)` of the same k inputs.
-
-    For latents that no head reads, as those of an index: the member of the family whose translations of held-out rows
-    have the highest cosine to the true ones, see `choose_settings`. Give the latents as they are stored and queried,
-    normalised if those are. A thousand rows take seconds, and four thousand are better.
-
-    Raises:
-        StitchError: the two have different numbers of rows, too few, or rows that are not finite or all the same.
-    """
-    x, y = (as_tensor(side, np.float32).float() for side in (source, target))
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < MIN_ANCHORS:
-        raise StitchError(
-            f"the latents have shapes {tuple(x.shape)} and {tuple(y.shape)}: expected (k, d_source) and (k, d_target) "
-            f"with a k of {MIN_ANCHORS} or more, row for row of the same inputs"
-        )
-    return fit_translation(x, y, settings=choose_settings(x, y).settings).float()
-
-
 def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[AnyTranslation, dict[str, Any]]:
     """The translation of a stitched model (of its folder or Hub repo only these tensors are read), and which it is.
 
@@ -134,10 +111,11 @@ def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[A
         repo = locate(model, revision=revision)
         translation, name, commit = _read_translation(repo), repo.name, repo.commit
     name = Path(name).name if name and Path(name).is_dir() else name
+    made = translation.translation if isinstance(translation, SearchTranslation) else translation
     which = {
         "fingerprint": fingerprint(translation),
-        "scale": translation.scale,
-        "sharpness": translation.sharpness if isinstance(translation, SharpenedTranslation) else 0.0,
+        "scale": made.scale,
+        "sharpness": made.sharpness if isinstance(made, SharpenedTranslation) else 0.0,
     }
     return translation, {"name": name, "revision": commit, **which}
 

@@ -1,6 +1,6 @@
 """Anchors in folds, decomposed once, from which every member of the family is made without fitting it anew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,8 @@ from hf_relstitch.core.relative import directions, precision_of
 from hf_relstitch.core.sharpening import sharpen, sharpened_spectrum
 
 FOLDS = 5
+NORM_ROWS = 64
+"""Held-out rows of a fold, and no fewer, that tell the mean norm of translated latents."""
 
 
 def assigned_folds(count: int, *, seed: int, folds: int = FOLDS) -> Int[Tensor, " k"]:
@@ -193,6 +195,34 @@ def folds_of(
     precisions = precision_of(source_anchors), precision_of(target_anchors)
     fold_of = assigned_folds(len(x), seed=seed, folds=folds).to(x.device)
     return [Fold.of(x, y, fold_of == fold, scale=scale, precisions=precisions) for fold in range(folds)]
+
+
+def readings(
+    folds: Sequence[Fold],
+    views: Sequence[View],
+    settings: TranslationSettings,
+    *,
+    readouts: Sequence[Float[Tensor, "r_target width"]],
+) -> Iterator[tuple[Fold, Float[Tensor, "n width"]]]:
+    """Each fold, and its held-out anchors translated by the fit on the others, as the fold's readout reads them.
+
+    They have the target's mean norm, seen from its centre. No latent of `d_target` is made for a readout that is
+    narrower.
+    """
+    for each, view, readout in zip(folds, views, readouts, strict=True):
+        source_gains, between, target_gains = view.factors_of(settings)
+        held_out = view.held_out * source_gains.T
+        some = held_out[:: max(1, len(held_out) // NORM_ROWS)]  # whatever order the anchors came in
+        scale = each.target_norm / mean_norm(some @ between * target_gains)
+        yield each, scale * torch.linalg.multi_dot([held_out, between, target_gains[:, None] * readout])
+
+
+def centres_of(folds: Sequence[Fold]) -> Float[Tensor, "k d_target"]:
+    """The target's centre for each anchor, as the fold that it is held out of knows it."""
+    centres = torch.empty_like(folds[0].y)
+    for each in folds:
+        centres[each.held_out] = each.centre
+    return centres
 
 
 def quick_frame(unit_anchors: Float[Tensor, "k d"], *, precision: float) -> Frame:

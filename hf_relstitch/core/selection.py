@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from hf_relstitch.core.confidence import answer_probability, apply_head, logits_of, read_by, temperature_for
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import held_out_translations
-from hf_relstitch.core.folds import Fold, View, folds_of
+from hf_relstitch.core.folds import Fold, View, centres_of, folds_of, readings
 from hf_relstitch.core.inversion import Scale, TranslationSettings, mean_norm
 from hf_relstitch.core.relative import directions
+from hf_relstitch.core.retrieval import Role, SearchJudge
 
 Prefer = Literal["linear", "accuracy"]
+Criterion = Literal["head", "cosine", "recall"]
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 RIDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -32,8 +34,6 @@ LENGTHS = (1.0, 1.2, 1.4, 1.7, 2.0, 2.8, 4.0)
 """Mean norms that translated latents may get, relative to that of the target anchors."""
 LENGTH_MATTERS = 0.005
 """What a longer latent has to score more than a shorter one."""
-NORM_ROWS = 64
-"""Held-out rows of a fold, and no fewer, that tell the mean norm of translated latents."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Choice:
     settings: TranslationSettings
     score: float
     standard_error: float
-    criterion: Literal["head", "cosine"]
+    criterion: Criterion
     candidates: tuple[Candidate, ...]
 
 
@@ -66,6 +66,7 @@ def choose_settings(
     target_anchors: Float[Tensor, "k d_target"],
     *,
     head: nn.Module | None = None,
+    translates: Role | None = None,
     prefer: Prefer = "linear",
     scale: Scale = "carry",
     multi_label: bool = False,
@@ -81,7 +82,8 @@ def choose_settings(
     weak head gives the frequent ones too often, and the balanced error is the one that such noise leaves in place
     (Menon et al. 2015). The logits of each candidate are brought to a mean confidence of 0.8 first, so that the scale
     of neither head nor latents matters. Without a head, or with a single logit, the criterion is the cosine of
-    translated and true latents.
+    translated and true latents; where it is said what of a search `translates`, it is what that search finds, see
+    `SearchJudge`.
 
     `prefer="linear"` looks at W(α, λ) and, for spaces of one width, at leaving latents as they are; `"accuracy"` also
     at sharpened translations, which do not fold: kernel ridge regressions whose outputs are then evened out over the
@@ -91,12 +93,12 @@ def choose_settings(
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
-            `prefer` is something else.
+            `prefer` or `translates` is something else.
     """
     check_prefer(prefer)
     folds = folds or folds_of(source_anchors, target_anchors, scale=scale, seed=seed)
     x, y = folds[0].x, folds[0].y
-    judge = Judge.of(head, y, multi_label=multi_label)
+    judge = SearchJudge.of(folds, translates) if translates is not None else Judge.of(head, y, multi_label=multi_label)
     scores: dict[TranslationSettings, Tensor] = {}
     for candidates in grid(prefer, TranslationSettings(scale=scale, seed=seed)):
         views = [fold.view(candidates[0]) for fold in folds]
@@ -111,7 +113,7 @@ def choose_settings(
     return Choice(
         settings=replace(best, stretch=stretch),
         score=means[best],
-        standard_error=float(scores[best].std()) / len(y) ** 0.5,
+        standard_error=float(scores[best].std()) / len(scores[best]) ** 0.5,
         criterion=judge.criterion,
         candidates=tuple(Candidate(candidate, means[candidate]) for candidate in ranked),
     )
@@ -190,12 +192,7 @@ class Judge:
         No latent of `d_target` is made for a head that begins linear.
         """
         made = torch.empty_like(self.logits)
-        for fold, view, readout in zip(folds, views, readouts, strict=True):
-            source_gains, between, target_gains = view.factors_of(settings)
-            held_out = view.held_out * source_gains.T
-            some = held_out[:: max(1, len(held_out) // NORM_ROWS)]  # whatever order the anchors came in
-            scale = fold.target_norm / mean_norm(some @ between * target_gains)
-            read = scale * torch.linalg.multi_dot([held_out, between, target_gains[:, None] * readout])
+        for fold, read in readings(folds, views, settings, readouts=readouts):
             made[fold.held_out] = read if self.head is None else logits_of(self.head, read, fold.centre)
         return self.cosines(made, centres_of(folds)) if self.head is None else self.answers(made)
 
@@ -236,14 +233,6 @@ class Judge:
         }
         enough = max(scores.values()) - LENGTH_MATTERS
         return stretch * next(length for length in LENGTHS if scores[length] >= enough)
-
-
-def centres_of(folds: Sequence[Fold]) -> Float[Tensor, "k d_target"]:
-    """The target's centre for each anchor, as the fold that it is held out of knows it."""
-    centres = torch.empty_like(folds[0].y)
-    for fold in folds:
-        centres[fold.held_out] = fold.centre
-    return centres
 
 
 def balanced(answers: Int[Tensor, " k"], *, dtype: torch.dtype) -> Float[Tensor, " k"]:

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from spaces import clusters, gaussian, isometry, linear, nearest_mean_head
 from torch.testing import assert_close
 
-from hf_relstitch.core import selection
+from hf_relstitch.core import folds
 from hf_relstitch.core.confidence import temperature_for
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import held_out_translations
@@ -53,7 +53,7 @@ def test_anchors_that_come_in_order_get_the_scores_that_all_rows_of_a_fold_would
     y = x @ isometry(5, 16) + gaussian(6, len(x), 16)
     head = nearest_mean_head(y, labels)
     some = choose_settings(x, y, head=head)
-    monkeypatch.setattr(selection, "NORM_ROWS", len(x))
+    monkeypatch.setattr(folds, "NORM_ROWS", len(x))
     every = choose_settings(x, y, head=head)
     assert some.score == pytest.approx(every.score, abs=0.01)
 

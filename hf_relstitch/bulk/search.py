@@ -1,0 +1,118 @@
+"""Translations for a vector index, of its documents or of the queries to it, and what will be found with them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_relstitch.anchor_checks import MIN_ANCHORS
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.fidelity import held_out_translations
+from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.folds import folds_of
+from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.relative import check_latents
+from hf_relstitch.core.retrieval import Role, SearchJudge
+from hf_relstitch.core.selection import Prefer, choose_settings
+from hf_relstitch.core.sharpening import SharpenedTranslation
+from hf_relstitch.stored_latents import as_tensor
+
+UNIT = 1e-2
+"""How far norms may be from 1 for latents that were normalised, in bfloat16 at worst."""
+
+
+class SearchTranslation(nn.Module):
+    """A translation for a vector index: of its documents, or of the queries to it.
+
+    Attributes:
+        translation: source latents to target latents.
+        translates: "documents" or "queries".
+        unit: whether translated latents are brought to norm 1, as those that it was made of are.
+        report: what to expect, told on pairs held out of the fit: `recall`, of the `nearest` documents that the new
+            encoder finds among so many `documents` the share that is found with translations, and its
+            `standard_error`; `recall_untranslated`, the share that the old encoder finds. Among more documents recall
+            is lower, and with translations more so.
+    """
+
+    def __init__(
+        self,
+        translation: Translation | SharpenedTranslation,
+        *,
+        translates: Role,
+        unit: bool,
+        report: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.translation = translation
+        self.translates = translates
+        self.unit = unit
+        self.report = report
+
+    @property
+    def centre(self) -> Tensor:
+        """The source's centre `(d_source,)`."""
+        return self.translation.centre
+
+    @property
+    def bias(self) -> Tensor:
+        """What is added to each row, `(d_target,)`."""
+        return self.translation.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Latents `(n, d_source)` as latents `(n, d_target)`, in the dtype of `x`.
+
+        Raises:
+            StitchError: `x` is something else.
+        """
+        check_latents(x, width=len(self.centre))
+        if not self.unit:
+            return self.translation(x)
+        wide = self.translation(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return functional.normalize(wide, dim=-1).to(x.dtype)
+
+
+def translation_between(
+    source: ArrayLike, target: ArrayLike, *, translates: Role = "documents", prefer: Prefer = "linear"
+) -> SearchTranslation:
+    """The translation between two encoders' latents `(k, d_source)` and `(k, d_target)` of the same k inputs.
+
+    For a vector index, whose queries are to come from another encoder than its documents did. It is the one whose
+    translations of held-out rows serve a search best (`SearchJudge`), with no head and no labels. Give the latents as
+    they are stored and queried: where all target latents have norm 1, translated ones have too. A thousand rows take
+    seconds, and four thousand are better. `report` says what to expect.
+
+    Args:
+        source: latents of what is to be translated: `translates="documents"` takes the old encoder's here.
+        target: latents of the space that they go to.
+        translates: "documents", stored vectors into the space of the new encoder's queries; "queries", the new
+            encoder's queries into the space of the stored documents.
+        prefer: "linear", one matrix; "accuracy", which finds more and costs as much as `k` more dimensions.
+
+    Raises:
+        StitchError: the two have different numbers of rows, too few, or rows that are not finite or all the same;
+            `translates` or `prefer` is something else.
+    """
+    x, y = (as_tensor(side, np.float32).float() for side in (source, target))
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < MIN_ANCHORS:
+        raise StitchError(
+            f"the latents have shapes {tuple(x.shape)} and {tuple(y.shape)}: expected (k, d_source) and (k, d_target) "
+            f"with a k of {MIN_ANCHORS} or more, row for row of the same inputs"
+        )
+    folds = folds_of(x, y, scale="carry", seed=0)
+    choice = choose_settings(x, y, translates=translates, prefer=prefer, folds=folds)
+    judge = SearchJudge.of(folds, translates)
+    recalls = judge.recalls(held_out_translations(x, y, settings=choice.settings, folds=folds))
+    report = {
+        "recall": float(recalls.mean()),
+        "standard_error": float(recalls.std()) / len(recalls) ** 0.5,
+        "recall_untranslated": judge.untranslated(),
+        "nearest": judge.nearest,
+        "documents": judge.documents,
+    }
+    norms = torch.linalg.vector_norm(y, dim=-1)
+    unit = bool((norms - 1).abs().max() < UNIT)
+    made = fit(x, y, settings=choice.settings).float()
+    return SearchTranslation(made, translates=translates, unit=unit, report=report)
