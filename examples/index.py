@@ -50,11 +50,13 @@ pairs = db.open_table("documents").search().select(["text", "vector"]).limit(opt
 known = [row["vector"] for row in pairs]
 fresh = new.encode([row["text"] for row in pairs])
 
-to_old = translation_between(fresh, known)
+to_old = translation_between(fresh, known, translates="queries")
 asked = new.encode(queries)
 answers = {"the old index, queries translated": nearest("documents", to_old(asked))}
 
-move_table(translation_between(known, fresh), db, "documents", "moved")
+to_new = translation_between(known, fresh, translates="documents")
+print(f"foretold among {to_new.report['documents']} documents: {to_new.report}")
+move_table(to_new, db, "documents", "moved")
 answers["the index moved"] = nearest("moved", asked)
 
 answers["the old index, the old encoder"] = nearest("documents", old.encode(queries))

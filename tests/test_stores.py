@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -44,57 +44,6 @@ def translation(seed: int = 5) -> Translation:
     return made
 
 
-def test_a_rotation_is_found_between_two_sides() -> None:
-    rotation = torch.linalg.qr(randn(D_NEW, D_NEW))[0]
-    old = randn(400, D_NEW, seed=1)
-    found = translation_between(old[:300].numpy(), 3 * old[:300] @ rotation + 1)
-    assert found.translation.weight.dtype == torch.float32
-    assert not found.unit
-    true = 3 * old[300:] @ rotation + 1
-    assert (found(old[300:]) - true).norm(dim=1).max() < 0.01 * true.norm(dim=1).mean()
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        lambda latents: latents.bfloat16(),
-        lambda latents: latents.clone().requires_grad_(),
-        lambda latents: list(latents.bfloat16()),
-        lambda latents: latents.tolist(),
-    ],
-)
-def test_latents_are_paired_in_whatever_they_are_kept(given: Callable[[torch.Tensor], Any]) -> None:
-    old, new = (randn(64, 4, seed=seed).bfloat16().float() for seed in (1, 2))
-    found = translation_between(given(old), given(new))
-    expected = translation_between(old.numpy(), new.numpy())
-    assert found.translation.weight.equal(expected.translation.weight)
-    assert found.report == expected.report
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("prefer", ["linear", "accuracy"])
-def test_latents_of_norm_1_are_translated_to_such(dtype: torch.dtype, prefer: Any) -> None:
-    old, new = randn(300, 12, seed=1), functional.normalize(randn(300, 12, seed=2), dim=1).bfloat16()
-    found = translation_between(old, new, prefer=prefer)
-    asked = randn(40, 12, seed=3)
-    made = found(asked.to(dtype))
-    assert made.dtype == dtype
-    assert (made.float().norm(dim=1) - 1).abs().max() < 0.01
-    assert torch.allclose(made.float(), functional.normalize(found.translation(asked), dim=1), atol=0.02)
-
-
-def test_a_report_says_what_a_search_will_find() -> None:
-    """What a space that turned and got some noise finds of its neighbours, and what the old encoder finds beside."""
-    old = randn(400, D_NEW, seed=1)
-    new = old @ torch.linalg.qr(randn(D_NEW, D_NEW))[0] + 0.3 * randn(400, D_NEW, seed=2)
-    for translates, sides in {"documents": (old, new), "queries": (new, old)}.items():
-        report = translation_between(*sides, translates=translates).report
-        assert report["recall"] == pytest.approx(0.65, abs=0.1)
-        assert 0 < report["standard_error"] < 0.03
-        assert report["recall_untranslated"] == pytest.approx(0.5, abs=0.1)
-        assert (report["nearest"], report["documents"]) == (1, 79)
-
-
 def test_a_translation_of_queries_moves_no_index(db: LanceDBConnection, client: ClientAPI) -> None:
     back = translation_between(randn(40, D_OLD), randn(40, D_NEW, seed=1), translates="queries")
     made = client.create_collection(next(names), embedding_function=None)
@@ -102,12 +51,6 @@ def test_a_translation_of_queries_moves_no_index(db: LanceDBConnection, client: 
     for move, place, old in ((move_table, db, "docs"), (move_collection, client, made.name)):
         with pytest.raises(StitchError, match="this translation is of queries, which stay out of an index"):
             move(back, place, old, "moved")
-
-
-@pytest.mark.parametrize("sides", [(randn(40, 3), randn(41, 3)), (randn(31, 3), randn(31, 3)), (randn(40), randn(40))])
-def test_sides_that_cannot_be_paired_are_refused(sides: tuple[torch.Tensor, torch.Tensor]) -> None:
-    with pytest.raises(StitchError, match=r"expected \(k, d_source\) and \(k, d_target\) with a k of 32"):
-        translation_between(*sides)
 
 
 def rows(start: int = 0, stop: int = ROWS) -> pa.Table:

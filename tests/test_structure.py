@@ -1,6 +1,7 @@
 """The house: what each module may import, and what importing the package does."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.metadata import requires
@@ -67,6 +68,25 @@ def test_imports_point_one_way(name: str) -> None:
     for file in files:
         ours = {room(module) for module in imports(file) if module.startswith("hf_relstitch.")}
         assert ours <= below, f"{file.name} imports {ours - below}"
+
+
+def listed(folder: str) -> list[str]:
+    """The modules of a folder in the order of README's architecture section."""
+    readme = (PACKAGE.parent / "README.md").read_text()
+    (block,) = re.findall(rf"^  {folder}/ .*\n((?:    .+\n)+)", readme, re.MULTILINE)
+    return [name for line in block.splitlines() for name in re.findall(r"(\w+)\.py", line[:39])]
+
+
+@pytest.mark.parametrize("folder", ["core", "bulk", "benchmarks"])
+def test_imports_in_a_folder_point_one_way_too(folder: str) -> None:
+    if not (PACKAGE.parent / "README.md").is_file():
+        pytest.skip("the package is installed without its project folder: run the tests from a clone")
+    names = listed(folder)
+    assert sorted(names) == sorted(file.stem for file in (PACKAGE / folder).glob("*.py") if file.stem != "__init__")
+    for place, name in enumerate(names):
+        inside = f"hf_relstitch.{folder}."
+        ours = {module.removeprefix(inside) for module in imports(PACKAGE / folder / f"{name}.py") if inside in module}
+        assert ours <= set(names[:place]), f"{name} imports {ours - set(names[:place])}"
 
 
 def test_core_imports_torch_and_the_standard_library_only() -> None:

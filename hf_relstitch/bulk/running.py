@@ -78,7 +78,7 @@ def translate_files(
 
     Args:
         model: a stitched model: a folder, a Hub id (its encoder is not loaded), or one in memory; or a translation
-            alone, as of `translation_between`.
+            alone, as of `translation_between`, or its file.
         inputs: Parquet, Arrow, Feather, safetensors or npy files: paths, folders (of a saved `datasets` data set
             too), globs, anything that fsspec opens, such as `hf://` and `s3://`, or a data set's name on the Hub.
         output: a folder, or a URL of one that fsspec can write to, such as `s3://` and `hf://datasets/ME/REPO`.

@@ -1,24 +1,33 @@
 """Translations for a vector index, of its documents or of the queries to it, and what will be found with them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_relstitch.anchor_checks import MIN_ANCHORS
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fidelity import held_out_translations
-from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.core.folds import folds_of
-from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.inversion import Translation, TranslationSettings
 from hf_relstitch.core.relative import check_latents
 from hf_relstitch.core.retrieval import Role, SearchJudge
 from hf_relstitch.core.selection import Prefer, choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
+from hf_relstitch.devices import fingerprint
+from hf_relstitch.files import check_format, whole_file
 from hf_relstitch.stored_latents import as_tensor
+from hf_relstitch.version import __version__
+
+FORMAT_VERSION = 1
 
 UNIT = 1e-2
 """How far norms may be from 1 for latents that were normalised, in bfloat16 at worst."""
@@ -72,6 +81,58 @@ class SearchTranslation(nn.Module):
             return self.translation(x)
         wide = self.translation(x.to(torch.promote_types(x.dtype, torch.float32)))
         return functional.normalize(wide, dim=-1).to(x.dtype)
+
+    def save(self, file: str | Path) -> None:
+        """Write one safetensors file, which `load`, `move_table` and `translate_files` take, whole or not at all."""
+        content = {
+            "translates": self.translates,
+            "unit": self.unit,
+            "report": self.report,
+            "scale": self.translation.scale,
+            "sharpness": sharpness_of(self.translation),
+            "fingerprint": fingerprint(self.translation),
+        }
+        metadata = {
+            "format_version": str(FORMAT_VERSION),
+            "hf_relstitch_version": __version__,
+            "search_translation": json.dumps(content, sort_keys=True),
+        }
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.translation.state_dict().items()}
+        with whole_file(file) as written:
+            save_file(tensors, written, metadata)
+
+    @classmethod
+    def load(cls, file: str | Path) -> "SearchTranslation":
+        """Read a file that `save` wrote.
+
+        Raises:
+            StitchError: it is not there, not whole, or of a newer format.
+        """
+        try:
+            with safe_open(file, "pt") as opened:
+                metadata = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            version, by = int(metadata["format_version"]), metadata.get("hf_relstitch_version")
+            check_format(version, supported=FORMAT_VERSION, what=str(file), written_by=by)
+            content = json.loads(metadata["search_translation"])
+            settings = TranslationSettings(scale=content["scale"], sharpness=content["sharpness"])
+            sizes = len(tensors.get("decoder", ())), len(tensors["centre"]), len(tensors["bias"])
+            made = empty_translation(*sizes, settings=settings)
+            made.load_state_dict(tensors, assign=True)
+            if fingerprint(made) != content["fingerprint"]:
+                raise ValueError("its tensors are not those that were written")
+            return cls(made, translates=content["translates"], unit=content["unit"], report=content["report"])
+        except StitchError:
+            raise
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise StitchError(
+                f"{file} is not a whole file of a translation for search ({error!r}): save it again"
+            ) from error
+
+
+def sharpness_of(translation: Translation | SharpenedTranslation) -> float:
+    """γ of a sharpened translation, and 0 of a linear one."""
+    return translation.sharpness if isinstance(translation, SharpenedTranslation) else 0.0
 
 
 def translation_between(

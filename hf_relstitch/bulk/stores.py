@@ -49,7 +49,8 @@ def move_table(
     of its schema `hf_relstitch` is added, which says what it was made of.
 
     Args:
-        model: a translation, as of `translation_between`, or a stitched model: a folder, a Hub id, one in memory.
+        model: a translation, as of `translation_between`, or its file; or a stitched model: a folder, a Hub id, one
+            in memory.
         db: a LanceDB database in a local folder.
         old: the table to read.
         new: the table to make.
@@ -145,7 +146,8 @@ def move_collection(
     not. In memory are all ids and one batch.
 
     Args:
-        model: a translation, as of `translation_between`, or a stitched model: a folder, a Hub id, one in memory.
+        model: a translation, as of `translation_between`, or its file; or a stitched model: a folder, a Hub id, one
+            in memory.
         client: a Chroma client, such as `chromadb.HttpClient()`.
         old: the collection to read.
         new: the collection to make.

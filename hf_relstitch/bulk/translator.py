@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_relstitch.bulk.search import SearchTranslation
+from hf_relstitch.bulk.search import SearchTranslation, sharpness_of
 from hf_relstitch.checkpoints import INDEX, read_config
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
@@ -100,10 +100,15 @@ class Translator:
 def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[AnyTranslation, dict[str, Any]]:
     """The translation of a stitched model (of its folder or Hub repo only these tensors are read), and which it is.
 
+    A name that ends in `.safetensors` is a file of `SearchTranslation.save`.
+
     Raises:
         StitchError: there is no such model, or its weights are missing or damaged.
     """
-    if isinstance(model, AnyTranslation):
+    translation: AnyTranslation
+    if isinstance(model, str | Path) and str(model).endswith(".safetensors"):
+        translation, name, commit = SearchTranslation.load(model), Path(model).name, None
+    elif isinstance(model, AnyTranslation):
         translation, name, commit = model, None, None
     elif isinstance(model, RelativeStitcher):
         translation, name, commit = model.translation, model.config.name_or_path or None, None
@@ -115,7 +120,7 @@ def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[A
     which = {
         "fingerprint": fingerprint(translation),
         "scale": made.scale,
-        "sharpness": made.sharpness if isinstance(made, SharpenedTranslation) else 0.0,
+        "sharpness": sharpness_of(made),
     }
     return translation, {"name": name, "revision": commit, **which}
 

@@ -168,7 +168,7 @@ def find_command(
 
 @app.command("translate")
 def translate_command(
-    model: Annotated[str, typer.Argument(help="A stitched model: folder or Hub id.")],
+    model: Annotated[str, typer.Argument(help="A stitched model: folder or Hub id; or a translation's file.")],
     inputs: Annotated[
         list[str],
         typer.Argument(help="Parquet, Arrow, Feather, safetensors or npy files, folders of them, URLs, or data sets."),
