@@ -101,6 +101,8 @@ def check_kind(folder: str | Path, *, model_type: str | None) -> None:
 def whole_file(file: str | Path) -> Iterator[Path]:
     """A temporary file beside `file` that takes its place when the block ends without an error, and else is gone."""
     file = Path(file)
+    if not file.parent.is_dir():
+        raise StitchError(f"there is no folder {file.parent} to write {file.name} into: make it first")
     written = file.with_name(f"{PARTIAL}{file.name}")
     try:
         yield written

@@ -14,13 +14,12 @@ from torch.nn import functional
 
 from hf_relstitch.anchor_checks import MIN_ANCHORS
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fidelity import held_out_translations
 from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.core.folds import folds_of
 from hf_relstitch.core.inversion import Translation, TranslationSettings
 from hf_relstitch.core.relative import check_latents
-from hf_relstitch.core.retrieval import Role, SearchJudge
-from hf_relstitch.core.selection import Prefer, choose_settings
+from hf_relstitch.core.retrieval import Role, SearchJudge, check_role
+from hf_relstitch.core.selection import Prefer, check_prefer, choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.devices import fingerprint
 from hf_relstitch.files import check_format, whole_file
@@ -40,10 +39,10 @@ class SearchTranslation(nn.Module):
         translation: source latents to target latents.
         translates: "documents" or "queries".
         unit: whether translated latents are brought to norm 1, as those that it was made of are.
-        report: what to expect, told on pairs held out of the fit: `recall`, of the `nearest` documents that the new
-            encoder finds among so many `documents` the share that is found with translations, and its
-            `standard_error`; `recall_untranslated`, the share that the old encoder finds. Among more documents recall
-            is lower, and with translations more so.
+        report: what to expect of a search by cosine, told on pairs held out of the fit: `recall`, of the `nearest`
+            documents that the new encoder finds among so many `documents` the share that is found with translations,
+            and its `standard_error`; `recall_untranslated`, the share that the old encoder finds. Among more documents
+            recall is lower, and with translations more so.
     """
 
     def __init__(
@@ -111,6 +110,10 @@ class SearchTranslation(nn.Module):
         try:
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata() or {}
+                if "search_translation" not in metadata:
+                    raise StitchError(
+                        f"{file} is no file of SearchTranslation.save: of a stitched model give the folder"
+                    )
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             version, by = int(metadata["format_version"]), metadata.get("hf_relstitch_version")
             check_format(version, supported=FORMAT_VERSION, what=str(file), written_by=by)
@@ -141,9 +144,10 @@ def translation_between(
     """The translation between two encoders' latents `(k, d_source)` and `(k, d_target)` of the same k inputs.
 
     For a vector index, whose queries are to come from another encoder than its documents did. It is the one whose
-    translations of held-out rows serve a search best (`SearchJudge`), with no head and no labels. Give the latents as
-    they are stored and queried: where all target latents have norm 1, translated ones have too. A thousand rows take
-    seconds, and four thousand are better. `report` says what to expect.
+    translations of held-out rows serve a search by cosine best (`SearchJudge`), with no head and no labels. Give the
+    latents as they are stored and queried: where all target latents have norm 1, translated ones have too, and else
+    the same mean norm. Rows of zeros and rows that are there already are left out. A thousand rows take seconds, and
+    four thousand are better. `report` says what to expect.
 
     Args:
         source: latents of what is to be translated: `translates="documents"` takes the old encoder's here.
@@ -156,24 +160,55 @@ def translation_between(
         StitchError: the two have different numbers of rows, too few, or rows that are not finite or all the same;
             `translates` or `prefer` is something else.
     """
+    check_role(translates)
+    check_prefer(prefer)
     x, y = (as_tensor(side, np.float32).float() for side in (source, target))
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < MIN_ANCHORS:
         raise StitchError(
             f"the latents have shapes {tuple(x.shape)} and {tuple(y.shape)}: expected (k, d_source) and (k, d_target) "
             f"with a k of {MIN_ANCHORS} or more, row for row of the same inputs"
         )
+    given = len(x)
+    x, y = without_repeats(x, y)
+    if len(x) < MIN_ANCHORS:
+        raise StitchError(
+            f"of {given} pairs of latents {len(x)} are left without rows of zeros and rows that are there already: "
+            f"expected {MIN_ANCHORS} or more"
+        )
     folds = folds_of(x, y, scale="carry", seed=0)
     choice = choose_settings(x, y, translates=translates, prefer=prefer, folds=folds)
     judge = SearchJudge.of(folds, translates)
-    recalls = judge.recalls(held_out_translations(x, y, settings=choice.settings, folds=folds))
     report = {
-        "recall": float(recalls.mean()),
-        "standard_error": float(recalls.std()) / len(recalls) ** 0.5,
+        "recall": choice.score,
+        "standard_error": choice.standard_error,
         "recall_untranslated": judge.untranslated(),
-        "nearest": judge.nearest,
-        "documents": judge.documents,
+        "nearest": judge.num_nearest,
+        "documents": judge.num_documents,
     }
+    made = with_norms_of(y, fit(x, y, settings=choice.settings), x)
     norms = torch.linalg.vector_norm(y, dim=-1)
     unit = bool((norms - 1).abs().max() < UNIT)
-    made = fit(x, y, settings=choice.settings).float()
-    return SearchTranslation(made, translates=translates, unit=unit, report=report)
+    return SearchTranslation(made.float(), translates=translates, unit=unit, report=report)
+
+
+def without_repeats(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs `(k, d_source)` and `(k, d_target)` without rows of zeros, which a failed encoding leaves, and copies.
+
+    Copies would find each other, and be known to the fit that they are held out of.
+    """
+    kept = (x != 0).any(1) & (y != 0).any(1)
+    x, y = x[kept], y[kept]
+    _, which = torch.unique(torch.cat([x, y], dim=1), dim=0, return_inverse=True)
+    first = torch.full_like(which, len(which)).scatter_reduce(0, which, torch.arange(len(which)), "amin")
+    rows = first[first < len(which)].sort().values
+    return x[rows], y[rows]
+
+
+def with_norms_of(
+    target: Tensor, made: Translation | SharpenedTranslation, source: Tensor
+) -> Translation | SharpenedTranslation:
+    """A translation whose outputs have the target's mean norm, at the same angles."""
+    factor = float(target.double().norm(dim=-1).mean() / made(source.double()).norm(dim=-1).mean())
+    for tensor in (made.decoder if isinstance(made, SharpenedTranslation) else made.weight, made.bias):
+        tensor.mul_(factor)
+    return made

@@ -100,13 +100,15 @@ class Translator:
 def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[AnyTranslation, dict[str, Any]]:
     """The translation of a stitched model (of its folder or Hub repo only these tensors are read), and which it is.
 
-    A name that ends in `.safetensors` is a file of `SearchTranslation.save`.
+    A file, and a name that ends as one, is of `SearchTranslation.save`.
 
     Raises:
-        StitchError: there is no such model, or its weights are missing or damaged.
+        StitchError: there is no such model, or its weights are missing or damaged; a file has no `revision`.
     """
     translation: AnyTranslation
-    if isinstance(model, str | Path) and str(model).endswith(".safetensors"):
+    if isinstance(model, str | Path) and (Path(model).is_file() or Path(model).suffix == ".safetensors"):
+        if revision is not None:
+            raise StitchError(f"{model} is a file, which has no revision {revision}: leave it out")
         translation, name, commit = SearchTranslation.load(model), Path(model).name, None
     elif isinstance(model, AnyTranslation):
         translation, name, commit = model, None, None
@@ -116,11 +118,12 @@ def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[A
         repo = locate(model, revision=revision)
         translation, name, commit = _read_translation(repo), repo.name, repo.commit
     name = Path(name).name if name and Path(name).is_dir() else name
-    made = translation.translation if isinstance(translation, SearchTranslation) else translation
+    inner = translation.translation if isinstance(translation, SearchTranslation) else translation
+    ending = ":norm 1" if isinstance(translation, SearchTranslation) and translation.unit else ""
     which = {
-        "fingerprint": fingerprint(translation),
-        "scale": made.scale,
-        "sharpness": sharpness_of(made),
+        "fingerprint": fingerprint(translation) + ending,
+        "scale": inner.scale,
+        "sharpness": sharpness_of(inner),
     }
     return translation, {"name": name, "revision": commit, **which}
 

@@ -1,5 +1,6 @@
 """What a search finds when its documents or its queries are translated, told from anchors held out of the fit."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -38,37 +39,43 @@ class SearchJudge:
     Attributes:
         source: directions of the source latents, seen from 0.
         target: directions of the true latents, seen from 0.
-        translates: which of both the translated latents are.
-        folds: the rows of each fold, the first ones searched for.
+        translates: whether the translated latents are documents or queries.
+        rows: the anchors of each fold, the first ones searched for.
+        wanted: what is to be found by each of these, as places among the anchors of its fold.
     """
 
     source: Float[Tensor, "k d_source"]
     target: Float[Tensor, "k d_target"]
     translates: Role
-    folds: Sequence[Int[Tensor, " _"]]
+    rows: Sequence[Int[Tensor, " _"]]
+    wanted: Sequence[Int[Tensor, "_ near"]]
     criterion: Literal["recall"] = "recall"
 
     @classmethod
     def of(cls, folds: Sequence[Fold], translates: Role) -> "SearchJudge":
-        """Say which anchors are documents for which.
+        """Draw which anchors are searched for, and see what each is to find.
 
         Raises:
             StitchError: `translates` is something else.
         """
-        if translates not in get_args(Role):
-            raise StitchError(f"translates is {translates!r}: it has to be 'documents' or 'queries'")
+        check_role(translates)
+        source, target = from_zero(folds[0].x), from_zero(folds[0].y)
+        new = target if translates == "documents" else source
+        generator = torch.Generator().manual_seed(0)  # whatever order the anchors came in
         rows = [fold.held_out.nonzero()[:, 0] for fold in folds]
-        return cls(from_zero(folds[0].x), from_zero(folds[0].y), translates, rows)
+        rows = [each[torch.randperm(len(each), generator=generator).to(each.device)] for each in rows]
+        count = max(1, round(NEAREST * (min(map(len, rows)) - 1)))
+        return cls(source, target, translates, rows, [search(new[each[:QUERIES]], new[each], count) for each in rows])
 
     @property
-    def documents(self) -> int:
+    def num_documents(self) -> int:
         """Among how many one is searched for, itself aside."""
-        return min(map(len, self.folds)) - 1
+        return min(map(len, self.rows)) - 1
 
     @property
-    def nearest(self) -> int:
+    def num_nearest(self) -> int:
         """How many a search finds."""
-        return max(1, round(NEAREST * self.documents))
+        return self.wanted[0].shape[1]
 
     def readout(self, view: View) -> Float[Tensor, "r_target d_target"]:
         """What coordinates in the target space become: latents."""
@@ -118,13 +125,17 @@ class SearchJudge:
 
     def shares(self, queries: Float[Tensor, "k d"], documents: Float[Tensor, "k d"]) -> Float[Tensor, " q"]:
         """Of the documents that are to be found by each query, the share that is found with these latents."""
-        new = self.target if self.translates == "documents" else self.source
-        found = []
-        for rows in self.folds:
-            wanted = nearest(new[rows[:QUERIES]], new[rows], self.nearest)
-            given = nearest(queries[rows[:QUERIES]], documents[rows], self.nearest)
-            found.append((wanted[:, :, None] == given[:, None, :]).any(-1).to(new.dtype).mean(1))
-        return torch.cat(found)
+        shares = []
+        for rows, wanted in zip(self.rows, self.wanted, strict=True):
+            found = search(queries[rows[: len(wanted)]], documents[rows], self.num_nearest)
+            shares.append((wanted[:, :, None] == found[:, None, :]).any(-1).to(queries.dtype).mean(1))
+        return torch.cat(shares)
+
+
+def check_role(translates: str) -> None:
+    """Refuse another word than the two."""
+    if translates not in get_args(Role):
+        raise StitchError(f"translates is {translates!r}: it has to be 'documents' or 'queries'")
 
 
 def from_zero(latents: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -132,7 +143,7 @@ def from_zero(latents: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return directions(latents, centre=torch.zeros_like(latents[0]))
 
 
-def nearest(queries: Float[Tensor, "q d"], documents: Float[Tensor, "n d"], count: int) -> Int[Tensor, "q count"]:
+def search(queries: Float[Tensor, "q d"], documents: Float[Tensor, "n d"], count: int) -> Int[Tensor, "q count"]:
     """The documents with the highest dot products to each query, without the one in the query's own row."""
     similarity = queries @ documents.T
     similarity.fill_diagonal_(-torch.inf)
@@ -141,4 +152,5 @@ def nearest(queries: Float[Tensor, "q d"], documents: Float[Tensor, "n d"], coun
 
 def least_squares_length(away: Float[Tensor, "k d"], true: Float[Tensor, "k d"]) -> float:
     """The factor that brings latents nearest to the true ones, or next to nothing where they point elsewhere."""
-    return max(0.01, float((away * true).sum() / away.square().sum()))
+    length = float((away * true).sum() / away.square().sum())
+    return length if math.isnan(length) else max(0.01, length)

@@ -42,8 +42,9 @@ def test_an_exact_relation_finds_all(translates):
 
 @roles
 @pytest.mark.parametrize("prefer", ["linear", "accuracy"])
-def test_every_score_is_that_of_fits_on_the_other_folds(noisy, translates, prefer):
+def test_every_score_is_that_of_fits_on_the_other_folds(noisy, translates, prefer, monkeypatch):
     """Against the slow way: fit on four folds, bring the fifth to least squares' length, and search in it."""
+    monkeypatch.setattr(retrieval, "NEAREST", 0.05)
     x, y = noisy
     fold_of = assigned_folds(len(x), seed=3)
     choice = choose_settings(x, y, translates=translates, prefer=prefer, seed=3)
@@ -63,8 +64,8 @@ def test_every_score_is_that_of_fits_on_the_other_folds(noisy, translates, prefe
         for fold in range(FOLDS):
             rows = (fold_of == fold).nonzero()[:, 0]
             for row in range(len(rows)):
-                wanted = found_by(new[rows], new[rows], 1, row)
-                shares.append(len(wanted & found_by(asked[rows], stored[rows], 1, row)))
+                wanted = found_by(new[rows], new[rows], 3, row)
+                shares.append(len(wanted & found_by(asked[rows], stored[rows], 3, row)) / 3)
         assert candidate.score == pytest.approx(sum(shares) / len(shares), abs=1e-9), candidate
 
 
@@ -92,8 +93,8 @@ def test_what_is_to_be_found_is_what_the_new_encoder_finds(noisy):
         new = normalize(y, dim=1)
         assert_close(judge.shares(new, new).mean(), torch.ones((), dtype=y.dtype))
         assert judge.untranslated() < 0.1
-        assert judge.documents == 59
-        assert judge.nearest == 1
+        assert judge.num_documents == 59
+        assert judge.num_nearest == 1
 
 
 def test_the_recall_of_the_old_encoder_is_that_of_its_own_search(noisy):
@@ -121,13 +122,30 @@ def test_what_is_foretold_is_found_by_new_queries_among_new_documents(translates
     told = float(judge.recalls(held_out).mean())
     made = fit(source[:1000], target[:1000], settings=choice.settings)
     shares = []
-    for start in range(1000, 2200, judge.documents + 1):
-        rows = slice(start, min(2200, start + judge.documents + 1))
+    for start in range(1000, 2200, judge.num_documents + 1):
+        rows = slice(start, min(2200, start + judge.num_documents + 1))
         asked, stored = (new[rows], made(old[rows])) if translates == "documents" else (made(new[rows]), old[rows])
         for row in range(len(asked)):
-            wanted = found_by(new[rows], new[rows], judge.nearest, row)
-            shares.append(len(wanted & found_by(asked, stored, judge.nearest, row)) / judge.nearest)
+            wanted = found_by(new[rows], new[rows], judge.num_nearest, row)
+            shares.append(len(wanted & found_by(asked, stored, judge.num_nearest, row)) / judge.num_nearest)
     assert told == pytest.approx(sum(shares) / len(shares), abs=0.03)
+
+
+def test_some_of_many_anchors_are_searched_for(noisy, monkeypatch):
+    """Among all, whatever order they came in."""
+    x, y = noisy
+    folds = folds_of(x, y, scale="carry", seed=0)
+    every = SearchJudge.of(folds, "documents")
+    monkeypatch.setattr(retrieval, "QUERIES", 20)
+    some = SearchJudge.of(folds, "documents")
+    assert some.num_documents == every.num_documents == 59
+    for rows, few, wanted, found in zip(every.rows, some.rows, every.wanted, some.wanted, strict=True):
+        assert rows.equal(few)
+        assert not rows.equal(rows.sort().values)
+        assert len(found) == 20
+        assert found.equal(wanted[:20])
+    recalls = every.recalls(x).reshape(5, -1)[:, :20]
+    assert_close(some.recalls(x), recalls.flatten())
 
 
 def test_latents_that_have_no_relation_are_translated_all_the_same():
