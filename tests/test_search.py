@@ -112,11 +112,10 @@ def test_how_latents_are_made_is_part_of_what_a_translation_is(tmp_path: Path) -
     x = randn(60, 8, seed=1)
     for name in ("a", "b"):
         np.save(tmp_path / f"{name}.npy", randn(5, 8).numpy())
-    plain, norm_1 = (
-        SearchTranslation(translation_between(x, x).translation, **HOW, unit=unit) for unit in (False, True)
-    )
+    inner = translation_between(x, x).translation
+    plain, norm_1 = (SearchTranslation(inner, translates="documents", unit=unit, report={}) for unit in (False, True))
     translate_files(plain, tmp_path / "a.npy", tmp_path / "out", progress=False)
-    with pytest.raises(StitchError, match="another"):
+    with pytest.raises(StitchError, match="was begun with model"):
         translate_files(norm_1, [tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / "out", progress=False)
 
 
