@@ -1,5 +1,6 @@
 """Translations for a vector index: what they give, what they say of themselves, and their files."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,26 @@ def test_a_file_needs_a_folder_and_has_no_revision(tmp_path: Path) -> None:
     assert translate_files(tmp_path / "made.st", tmp_path / "old.npy", tmp_path / "new", progress=False).rows == 5
     with pytest.raises(StitchError, match="is a file, which has no revision v1"):
         translate_files(tmp_path / "made.st", tmp_path / "old.npy", tmp_path / "new", revision="v1")
+
+
+@preferences
+def test_the_shell_pairs_files_and_translates_by_them(prefer: str, tmp_path: Path) -> None:
+    old, new = randn(80, 4, seed=1), functional.normalize(randn(80, 5, seed=2), dim=1)
+    np.save(tmp_path / "old.npy", old.numpy())
+    save_file({"vectors": new}, tmp_path / "new.safetensors")
+    files = [str(tmp_path / name) for name in ("new.safetensors", "old.npy", "to-old.safetensors")]
+    how = ["--translates", "queries", "--prefer", prefer, "--column", "vectors"]
+    done = CliRunner().invoke(app, ["pair", *files, *how, "--json"])
+    assert done.exit_code == 0, done.output
+    expected = translation_between(new, old, translates="queries", prefer=prefer)  # type: ignore[arg-type]
+    assert json.loads(done.output) == pytest.approx(expected.report)
+    assert SearchTranslation.load(files[-1])(new).equal(expected(new))
+    shown = CliRunner().invoke(app, ["pair", *files, *how]).output
+    assert "search with translated queries" in " ".join(shown.split())
+    assert f"{expected.report['recall']:.4g}" in shown
+    failed = CliRunner().invoke(app, ["pair", files[0], files[0], files[2]])
+    assert failed.exit_code == 1
+    assert "has no 'latents'" in str(failed.exception or failed.output)
 
 
 def rewritten(file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str]], Any]) -> None:

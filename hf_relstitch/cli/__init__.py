@@ -12,6 +12,8 @@ from rich.table import Table
 
 from hf_relstitch.cli.showing import AsJson, print_table, show
 from hf_relstitch.cli.stitching import Column, recommend_command, stitch_command
+from hf_relstitch.core.retrieval import Role
+from hf_relstitch.core.selection import Prefer
 from hf_relstitch.version import __version__
 
 app = typer.Typer(
@@ -164,6 +166,30 @@ def find_command(
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
     print_table(table)
+
+
+@app.command("pair")
+def pair_command(
+    source: Annotated[Path, typer.Argument(help="npy, safetensors or Parquet file of latents to translate.")],
+    target: Annotated[Path, typer.Argument(help="The same inputs' latents by the other encoder, row for row.")],
+    out: Annotated[Path, typer.Argument(help="File for the translation, NAME.safetensors, for translate.")],
+    translates: Annotated[Role, typer.Option(help="What of a search is translated.")] = "documents",
+    prefer: Annotated[Prefer, typer.Option(help="linear is one matrix, accuracy finds more.")] = "linear",
+    column: Annotated[str, typer.Option(help="Column, or tensor, of the latents.")] = "latents",
+    target_column: Annotated[str | None, typer.Option(help="The same of the target, where it is another.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the translation between two encoders' latents, for a vector index; say what recall to expect."""
+    from hf_relstitch.bulk import translation_between
+    from hf_relstitch.stored_latents import as_latents
+
+    sides = as_latents(source, column=column), as_latents(target, column=target_column or column)
+    made = translation_between(*sides, translates=translates, prefer=prefer)
+    made.save(out)
+    if as_json:
+        typer.echo(json.dumps(made.report))
+    else:
+        show({"kind": f"search with translated {translates}", "to expect": made.report})
 
 
 @app.command("translate")
