@@ -154,7 +154,8 @@ def translation_between(
         target: latents of the space that they go to.
         translates: "documents", stored vectors into the space of the new encoder's queries; "queries", the new
             encoder's queries into the space of the stored documents.
-        prefer: "linear", one matrix; "accuracy", which finds more and costs as much as `k` more dimensions.
+        prefer: "linear", one matrix; "accuracy", a sharpened one, which finds more and costs `k·(d_source + d_target)`
+            a row.
 
     Raises:
         StitchError: the two have different numbers of rows, too few, or rows that are not finite or all the same;
