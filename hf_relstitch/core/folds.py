@@ -202,8 +202,8 @@ def readings(
     views: Sequence[View],
     settings: TranslationSettings,
     *,
-    readouts: Sequence[Float[Tensor, "r_target width"]],
-) -> Iterator[tuple[Fold, Float[Tensor, "n width"]]]:
+    readouts: Sequence[Float[Tensor, "_ width"]],
+) -> Iterator[tuple[Fold, Float[Tensor, "_ width"]]]:
     """Each fold, and its held-out anchors translated by the fit on the others, as the fold's readout reads them.
 
     They have the target's mean norm, seen from its centre. No latent of `d_target` is made for a readout that is
