@@ -54,8 +54,10 @@ def test_anchors(tmp_path: Path, hub: HubServer) -> None:
 
 def test_index(tmp_path: Path, hub: HubServer) -> None:
     lines, arguments = run("index.py", tmp_path, hub)
-    recalls = {line.split(": recall@10 ")[0]: float(line.split()[-1]) for line in lines if "recall" in line}
+    recalls = {line.split(": recall@10 ")[0]: float(line.split()[-1]) for line in lines if "recall@10" in line}
     assert recalls.keys() == {"the old index, queries translated", "the index moved", "the old index, the old encoder"}
     assert min(recalls.values()) > 0.3
+    (foretold,) = (line for line in lines if line.startswith("foretold: "))
+    assert 0 < float(foretold.split()[1]) <= 1
     moved = lancedb.connect(arguments["out"]).open_table("moved")
     assert (moved.count_rows(), moved.schema.field("vector").type.list_size) == (160, 768)
