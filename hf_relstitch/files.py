@@ -11,8 +11,12 @@ from typing import Any
 
 import xxhash
 from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.version import __version__
 
 WINDOW = 1 << 24
 """Bytes of a file that are mapped at a time."""
@@ -199,3 +203,35 @@ def check_format(version: object, *, supported: int, what: str, written_by: obje
             f"{what} has format version {version}, written by hf_relstitch {written_by}; this hf_relstitch reads "
             f"versions up to {supported}: pip install -U 'hf-relstitch>={written_by}'"
         )
+
+
+def write_tensors(
+    file: str | Path, tensors: dict[str, Tensor], content: dict[str, Any], *, kind: str, format_version: int
+) -> None:
+    """Write one safetensors file, whole or not at all; what else it holds stands under `kind` in its metadata."""
+    metadata = {
+        "format_version": str(format_version),
+        "hf_relstitch_version": __version__,
+        kind: json.dumps(content, sort_keys=True),
+    }
+    with whole_file(file) as written:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, written, metadata)
+
+
+def read_tensors(
+    file: str | Path, *, kind: str, supported: int, otherwise: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the content of a file of `write_tensors`.
+
+    Raises:
+        StitchError: a file of another kind, of which it says `otherwise`, or of a newer format.
+        OSError, SafetensorError, KeyError, ValueError: it is not there, or damaged.
+    """
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
+        if kind not in metadata:
+            raise StitchError(f"{file} {otherwise}")
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    version, written_by = int(metadata["format_version"]), metadata.get("hf_relstitch_version")
+    check_format(version, supported=supported, what=str(file), written_by=written_by)
+    return tensors, json.loads(metadata[kind])

@@ -1,20 +1,18 @@
 """RelativeLatents: what one side sends, and who holds only the target's anchors turns into target latents."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.inversion import TranslationSettings
-from hf_relstitch.files import check_format, whole_file
+from hf_relstitch.files import read_tensors, write_tensors
 from hf_relstitch.provenance import Provenance
-from hf_relstitch.version import __version__
 
 FORMAT_VERSION = 1
+KIND = "relative_latents"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +34,8 @@ class RelativeLatents:
     def save(self, file: str | Path) -> None:
         """Write one safetensors file; a failure leaves what was there."""
         content = {"settings": asdict(self.settings), "target": asdict(self.target)}
-        metadata = {
-            "format_version": str(FORMAT_VERSION),
-            "hf_relstitch_version": __version__,
-            "relative_latents": json.dumps(content, sort_keys=True),
-        }
-        tensors = {"values": self.values.cpu().contiguous(), "ids": self.ids.cpu().contiguous()}
-        with whole_file(file) as written:
-            save_file(tensors, written, metadata)
+        tensors = {"values": self.values, "ids": self.ids}
+        write_tensors(file, tensors, content, kind=KIND, format_version=FORMAT_VERSION)
 
     @classmethod
     def load(cls, file: str | Path) -> "RelativeLatents":
@@ -53,15 +45,11 @@ class RelativeLatents:
             StitchError: it is not there, not whole, or of a newer format.
         """
         try:
-            with safe_open(file, "pt") as opened:
-                metadata = opened.metadata() or {}
-                values, ids = opened.get_tensor("values"), opened.get_tensor("ids")
-            version = int(metadata["format_version"])
-            check_format(
-                version, supported=FORMAT_VERSION, what=str(file), written_by=metadata.get("hf_relstitch_version")
+            tensors, content = read_tensors(
+                file, kind=KIND, supported=FORMAT_VERSION, otherwise="is no file of RelativeLatents.save"
             )
-            content = json.loads(metadata["relative_latents"])
-            return cls(values, ids, TranslationSettings(**content["settings"]), Provenance(**content["target"]))
+            settings, target = TranslationSettings(**content["settings"]), Provenance(**content["target"])
+            return cls(tensors["values"], tensors["ids"], settings, target)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StitchError(
                 f"{file} is not a whole file of relative latents ({error!r}): ask for it again"

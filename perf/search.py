@@ -26,14 +26,14 @@ from torch.nn.functional import normalize
 from hf_relstitch.bulk import translation_between
 
 
-def recall(queries, documents, wanted):
-    """The share of the wanted documents that is found, (queries, count)."""
-    found = (queries @ documents.T).topk(wanted.shape[1]).indices
-    return float((found[:, :, None] == wanted[:, None, :]).any(-1).double().mean())
-
-
 def nearest(queries, documents, count=10):
     return (queries @ documents.T).topk(count).indices
+
+
+def recall(queries, documents, wanted):
+    """The share of the wanted documents that is found, (queries, count)."""
+    found = nearest(queries, documents, wanted.shape[1])
+    return float((found[:, :, None] == wanted[:, None, :]).any(-1).double().mean())
 
 
 def mapping(kind, x, y):

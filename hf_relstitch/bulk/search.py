@@ -1,14 +1,12 @@
 """Translations for a vector index, of its documents or of the queries to it, and what will be found with them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,11 +20,11 @@ from hf_relstitch.core.retrieval import Role, SearchJudge, check_role
 from hf_relstitch.core.selection import Prefer, check_prefer, choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.devices import fingerprint
-from hf_relstitch.files import check_format, whole_file
+from hf_relstitch.files import read_tensors, write_tensors
 from hf_relstitch.stored_latents import as_tensor
-from hf_relstitch.version import __version__
 
 FORMAT_VERSION = 1
+KIND = "search_translation"
 
 UNIT = 1e-2
 """How far norms may be from 1 for latents that were normalised, in bfloat16 at worst."""
@@ -91,14 +89,7 @@ class SearchTranslation(nn.Module):
             "sharpness": sharpness_of(self.translation),
             "fingerprint": fingerprint(self.translation),
         }
-        metadata = {
-            "format_version": str(FORMAT_VERSION),
-            "hf_relstitch_version": __version__,
-            "search_translation": json.dumps(content, sort_keys=True),
-        }
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.translation.state_dict().items()}
-        with whole_file(file) as written:
-            save_file(tensors, written, metadata)
+        write_tensors(file, self.translation.state_dict(), content, kind=KIND, format_version=FORMAT_VERSION)
 
     @classmethod
     def load(cls, file: str | Path) -> "SearchTranslation":
@@ -108,16 +99,12 @@ class SearchTranslation(nn.Module):
             StitchError: it is not there, not whole, or of a newer format.
         """
         try:
-            with safe_open(file, "pt") as opened:
-                metadata = opened.metadata() or {}
-                if "search_translation" not in metadata:
-                    raise StitchError(
-                        f"{file} is no file of SearchTranslation.save: of a stitched model give the folder"
-                    )
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            version, by = int(metadata["format_version"]), metadata.get("hf_relstitch_version")
-            check_format(version, supported=FORMAT_VERSION, what=str(file), written_by=by)
-            content = json.loads(metadata["search_translation"])
+            tensors, content = read_tensors(
+                file,
+                kind=KIND,
+                supported=FORMAT_VERSION,
+                otherwise="is no file of SearchTranslation.save: of a stitched model give the folder",
+            )
             settings = TranslationSettings(scale=content["scale"], sharpness=content["sharpness"])
             sizes = len(tensors.get("decoder", ())), len(tensors["centre"]), len(tensors["bias"])
             made = empty_translation(*sizes, settings=settings)
@@ -199,9 +186,7 @@ def without_repeats(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     kept = (x != 0).any(1) & (y != 0).any(1)
     x, y = x[kept], y[kept]
-    _, which = torch.unique(torch.cat([x, y], dim=1), dim=0, return_inverse=True)
-    first = torch.full_like(which, len(which)).scatter_reduce(0, which, torch.arange(len(which)), "amin")
-    rows = first[first < len(which)].sort().values
+    rows = np.sort(np.unique(torch.cat([x, y], dim=1).numpy(), axis=0, return_index=True)[1])
     return x[rows], y[rows]
 
 

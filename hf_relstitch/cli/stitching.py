@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from hf_relstitch.cli.showing import AsJson, print_table, show
+from hf_relstitch.core.selection import Prefer
 
 Target = Annotated[str, typer.Argument(help="The classifier whose head is kept: folder or Hub id.")]
 Cut = Annotated[str | None, typer.Option(help="Cut the target at this module, instead of at its last layer.")]
@@ -39,9 +40,7 @@ def stitch_command(
         int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times as many at random.", min=32)
     ] = 1000,
     cut: Cut = None,
-    prefer: Annotated[
-        Literal["linear", "accuracy"] | None, typer.Option(help="linear is one matrix, and the default.")
-    ] = None,
+    prefer: Annotated[Prefer | None, typer.Option(help="linear is one matrix, and the default.")] = None,
     alpha: Annotated[float | None, typer.Option(help="α of the family, instead of choosing.", min=0, max=1)] = None,
     ridge: Annotated[float | None, typer.Option(help="λ of the family, instead of choosing.", min=0)] = None,
     scale: Annotated[Literal["carry", "mean"], typer.Option(help="carry: each latent keeps its norm.")] = "carry",
