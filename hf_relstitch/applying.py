@@ -1,6 +1,6 @@
 """AppliedModel: what a stitched model makes of raw inputs and of latents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from hf_relstitch.core.halves import relative_half
 from hf_relstitch.core.inversion import Translation
 from hf_relstitch.core.relative import check_latents
 from hf_relstitch.core.sharpening import SharpenedTranslation
-from hf_relstitch.encoders import batched, encode_batch, in_order, preprocess
+from hf_relstitch.encoders import encode_batch, in_order
 from hf_relstitch.fusing import Fused
 from hf_relstitch.inputs import inputs_at
+from hf_relstitch.processors import batched, preprocess
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
@@ -28,6 +29,17 @@ class AppliedModel(SavedModel):
     translation: Translation | SharpenedTranslation
     head: nn.Module
     fused: Fused | None
+
+    def encode_batch(self, batch: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Any]:
+        """Source latents `(n, d_source)` of what the processor made, and the encoder's output that they come from."""
+        return encode_batch(
+            self.encoder,
+            batch,
+            pooling=self.config.pooling,
+            after_pooling=self.after_pooling,
+            earlier_layers=self.config.earlier_layers,
+            **options,
+        )
 
     def translate(self, latents: Tensor) -> Tensor:
         """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype.
@@ -50,7 +62,9 @@ class AppliedModel(SavedModel):
         return logits / self.config.logit_temperature
 
     def _check(self, latents: Tensor) -> None:
-        check_latents(latents, width=self.config.d_source, of=f" of the source, {self.config.source['model_id']}")
+        source = f"the source, {self.config.source['model_id']}"
+        of = f" of {source}, with its earlier layers" if self.config.earlier_layers else f" of {source}"
+        check_latents(latents, width=self.config.d_source, of=of)
 
     @torch.no_grad()
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> Tensor:
@@ -97,6 +111,5 @@ class AppliedModel(SavedModel):
         encoded = []
         for rows in batched(inputs, processor=self.processor, batch_size=batch_size):
             batch = preprocess(self.encoder, self.processor, inputs_at(inputs, rows))
-            pooling, after = self.config.pooling, self.after_pooling
-            encoded.append((rows, encode_batch(self.encoder, batch, pooling=pooling, after_pooling=after)[0]))
+            encoded.append((rows, self.encode_batch(batch)[0]))
         return in_order(encoded).to(self.anchors.source.device)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.encoders import LOADERS, Encoder
+from hf_relstitch.encoders import Encoder
 from hf_relstitch.input_checks import check_some
+from hf_relstitch.processors import LOADERS
 from hf_relstitch.provenance import NOT_KNOWN, Provenance
 from hf_relstitch.stored_latents import as_tensor
 
@@ -92,7 +93,16 @@ class CallableEncoder(Encoder):
         self.modality = modality
         self.pooling = "none"
         self.after_pooling = nn.Sequential()
+        self.earlier_layers = False
         self.provenance = Provenance(model_id, revision, "none", license=license)
+
+    def with_earlier_layers(self) -> NoReturn:
+        """Nothing.
+
+        Raises:
+            StitchError: always; a callable shows no layers.
+        """
+        raise StitchError(f"{self.provenance.model_id} is a callable, which shows no layers: take it as it is")
 
     def encode(self, inputs: Sequence[Any], *, batch_size: int = 32, progress: bool = True) -> Tensor:
         """Latents `(n, d)` float32 on the CPU, row for row with the inputs; `batch_size` go to the callable at a time.

@@ -13,6 +13,7 @@ from yaml import safe_dump
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.edits import Generated
 from hf_relstitch.hub import is_commit
+from hf_relstitch.provenance import EARLIER_LAYERS
 
 CARD_NAME = "README.md"
 RESULTS_NAME = ".eval_results/hf_relstitch.yaml"
@@ -197,11 +198,13 @@ class Base:
     @property
     def call(self) -> str:
         """The call that loads the encoder of the latents, or cuts it from a classifier."""
-        if self.pooling.startswith("input of "):
-            return f"load_target({self.arguments})[0]"
-        if ", " in self.pooling:  # the repo's own modules, which are read without being named
-            return f"Encoder.from_pretrained({self.arguments})"
-        return f"Encoder.from_pretrained({self.arguments}, pooling={self.pooling!r})"
+        pooling = self.pooling.removesuffix(EARLIER_LAYERS)
+        then = "" if pooling == self.pooling else ".with_earlier_layers()"
+        if pooling.startswith("input of "):
+            return f"load_target({self.arguments})[0]{then}"
+        if ", " in pooling:  # the repo's own modules, which are read without being named
+            return f"Encoder.from_pretrained({self.arguments}){then}"
+        return f"Encoder.from_pretrained({self.arguments}, pooling={pooling!r}){then}"
 
     @classmethod
     def of(cls, provenance: Mapping[str, Any]) -> "Base":

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from hf_relstitch.core.errors import StitchError
@@ -13,8 +14,8 @@ from hf_relstitch.head_modules import build_chain, build_head
 from hf_relstitch.pooling import POOLINGS
 from hf_relstitch.version import __version__
 
-FORMAT_VERSION = 2
-"""1 had nothing after the pooling."""
+FORMAT_VERSION = 3
+"""1 had nothing after the pooling, 2 no earlier layers."""
 SHARES = ("full", "adapter")
 
 
@@ -26,6 +27,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         modality: `text`, `image` or `audio`, of the source.
         pooling: how a latent is made of the source encoder's output; one of `hf_relstitch.pooling.POOLINGS`.
         after_pooling: the layers that a pooled vector goes through to be a latent, as data; see `head_modules.py`.
+        earlier_layers: whether means of earlier layers are beside that, see `Encoder.with_earlier_layers`.
         d_source: width of the source latents.
         d_target: width of the target latents, which the head takes.
         num_anchors: how many anchors are stored for each side.
@@ -63,6 +65,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         modality: str = "text",
         pooling: str = "mean",
         after_pooling: list[dict[str, Any]] | None = None,
+        earlier_layers: bool = False,
         d_source: int = 1,
         d_target: int = 1,
         num_anchors: int = 0,
@@ -90,6 +93,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.modality = modality
         self.pooling = pooling
         self.after_pooling = after_pooling or []
+        self.earlier_layers = earlier_layers
         self.d_source = d_source
         self.d_target = d_target
         self.num_anchors = num_anchors
@@ -115,7 +119,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
         with torch.device("meta"):
-            build_chain(self.after_pooling, gives=self.d_source)
+            self.empty_after_pooling()
             build_head(self.head, d_target=self.d_target, num_labels=self.num_labels)
         if not isinstance(self.checksums, dict):
             raise StitchError(f"the config's checksums are {self.checksums}: expected one for each weight file")
@@ -128,6 +132,14 @@ class RelativeStitcherConfig(PretrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Nothing: the code is the package's, and is not copied beside the weights."""
+
+    def empty_after_pooling(self) -> nn.Sequential:
+        """What comes after the pooling, with weights to be filled.
+
+        Raises:
+            StitchError: layers that do not fit one another or the width of the latents.
+        """
+        return build_chain(self.after_pooling, gives=None if self.earlier_layers else self.d_source)
 
     @property
     def translation_settings(self) -> TranslationSettings:

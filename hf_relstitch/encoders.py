@@ -1,41 +1,36 @@
 """Encoder: a frozen model with its processor and pooling, which turns inputs into latents."""
 
-from collections.abc import Collection, Mapping, Sequence
-from inspect import signature
-from itertools import chain, groupby
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoImageProcessor,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
-from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.devices import accelerate_state, fingerprint, gathered, on_device, placement, prefetched
+from hf_relstitch.devices import accelerate_state, fingerprint, gathered, placement, prefetched
 from hf_relstitch.head_modules import describe_chain, layers_of
-from hf_relstitch.hub import Repo, hub_options, locate
-from hf_relstitch.input_checks import INPUTS, check_kinds, check_some
-from hf_relstitch.inputs import inputs_at, length_of, load_audio, load_image, probe_inputs
-from hf_relstitch.pooling import pool, resolve_pooling, token_mask
-from hf_relstitch.provenance import Provenance
-from hf_relstitch.sentence_modules import SentenceModules, read_sentence_modules
+from hf_relstitch.hub import hub_options, locate
+from hf_relstitch.inputs import inputs_at, probe_inputs
+from hf_relstitch.pooling import pool, resolve_pooling, token_mask, with_earlier
+from hf_relstitch.processors import (
+    MODALITIES,
+    batched,
+    load_processor,
+    main_modality,
+    modality_of,
+    prepare_tokenizer,
+    preprocess,
+)
+from hf_relstitch.provenance import EARLIER_LAYERS, Provenance
+from hf_relstitch.sentence_modules import read_sentence_modules
 from hf_relstitch.two_towers import FEATURES, features, keep_side
 
 logger = logging.get_logger(__name__)
-
-MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
-LOADERS = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
-KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin, "audio": SequenceFeatureExtractor}
 
 
 class Encoder:
@@ -47,6 +42,7 @@ class Encoder:
         modality: `text`, `image` or `audio`.
         pooling: one of `hf_relstitch.pooling.POOLINGS`, already resolved.
         after_pooling: the layers that a pooled vector goes through to be a latent; often none.
+        earlier_layers: whether latents have the means of earlier layers beside them, see `with_earlier_layers`.
         provenance: which model this is, and where it was `cut` if it was; anchors carry it, and stitching compares it.
     """
 
@@ -69,6 +65,7 @@ class Encoder:
         if self.pooling in FEATURES and self.pooling != f"{self.modality}_features":
             raise StitchError(f"pooling is {self.pooling!r} and the processor is for {self.modality}: give that side's")
         self.after_pooling = nn.Sequential(*layers_of(after_pooling or nn.Sequential())).eval().requires_grad_(False)
+        self.earlier_layers = False
         layers = [layer.get("name", layer["layer"]) for layer in describe_chain(self.after_pooling)]
         self.provenance = Provenance(
             model_id=model_id or type(model).__name__,
@@ -127,6 +124,28 @@ class Encoder:
         )
 
     @torch.no_grad()
+    def with_earlier_layers(self) -> "Encoder":
+        """The encoder with wider latents, which tell a translation more.
+
+        Its latents are brought to norm 1, and beside them are the means over tokens, or places of an image, of its
+        embeddings and of every other hidden layer before the last, all of one norm and together of norm 1.
+
+        Raises:
+            StitchError: a model of two towers, or one that does not give its hidden states.
+        """
+        if self.earlier_layers:
+            return self
+        made = copy(self)
+        made.earlier_layers = True
+        made.provenance = replace(self.provenance, pooling=self.provenance.pooling + EARLIER_LAYERS)
+        name = self.provenance.model_id
+        try:
+            made.latents(preprocess(self.model, self.processor, probe_inputs(self.modality)))
+        except Exception as error:  # whatever a module raises that takes no output_hidden_states
+            raise StitchError(f"{name} cannot be taken with earlier layers: {error}") from error
+        return made
+
+    @torch.no_grad()
     def encode(self, inputs: Sequence[Any], *, batch_size: int = 32, progress: bool = True) -> Tensor:
         """Latents `(n, d)`, row for row with the inputs, on the CPU in the model's dtype.
 
@@ -151,7 +170,14 @@ class Encoder:
 
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Latents `(n, d)` of one batch that the processor made."""
-        return encode_batch(self.model, batch, pooling=self.pooling, after_pooling=self.after_pooling)[0]
+        made, _ = encode_batch(
+            self.model,
+            batch,
+            pooling=self.pooling,
+            after_pooling=self.after_pooling,
+            earlier_layers=self.earlier_layers,
+        )
+        return made
 
     def to_device(self, device: torch.device) -> None:
         """Move the model, unless accelerate has spread it over devices already."""
@@ -160,25 +186,13 @@ class Encoder:
             self.after_pooling.to(placement(self.model)[0])
 
 
-def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[str, Tensor]:
-    """What the processor makes of a batch of texts, images or sounds, on the model's device and in its dtype.
-
-    Raises:
-        StitchError: inputs of another kind than the processor takes.
-    """
-    modality = modality_of(processor)
-    check_kinds(inputs, modality=modality)
-    if modality == "text":
-        batch = processor(list(inputs), padding=True, truncation=True, return_tensors="pt")
-    elif modality == "image":
-        batch = processor(images=[load_image(one) for one in inputs], return_tensors="pt")
-    else:
-        rate = processor.sampling_rate
-        sounds = [load_audio(one, sampling_rate=rate) for one in inputs]
-        padding = {} if pads_by_itself(processor) else {"padding": True}
-        batch = processor(sounds, sampling_rate=rate, return_tensors="pt", **padding)
-    device, dtype = placement(model)
-    return {name: on_device(tensor, device, dtype) for name, tensor in batch.items()}
+def with_any_earlier_layers(encoder: Encoder) -> Encoder:
+    """The encoder with its earlier layers, or as it is if it does not give any."""
+    try:
+        return encoder.with_earlier_layers()
+    except StitchError as error:
+        logger.info(str(error))
+        return encoder
 
 
 def modality_at(source: str | Encoder) -> str | None:
@@ -199,104 +213,35 @@ def modality_at(source: str | Encoder) -> str | None:
     return MODALITIES.get(getattr(MODEL_MAPPING[type(config)], "main_input_name", ""))
 
 
-def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[list[int]]:
-    """The rows of the inputs that go into each batch: by length, so that little of a batch is padding.
-
-    Sounds of different lengths come together only where the processor pads on its own account: in many speech models
-    the first layers normalise over the padding too, and a latent must not depend on what else is in its batch.
-
-    Raises:
-        StitchError: no inputs, or inputs of another kind than the processor takes.
-    """
-    check_some(inputs, batch_size=batch_size)
-    check_kinds(inputs, modality=modality_of(processor))
-    lengths = [length_of(one, modality=modality_of(processor)) for one in inputs]
-    order = sorted(range(len(inputs)), key=lambda row: -lengths[row])
-    alike = modality_of(processor) == "audio" and not pads_by_itself(processor)
-    groups = [list(rows) for _, rows in groupby(order, key=lambda row: lengths[row] if alike else None)]
-    return [rows[start : start + batch_size] for rows in groups for start in range(0, len(rows), batch_size)]
-
-
 def in_order(encoded: Sequence[tuple[list[int], Tensor]]) -> Tensor:
     """Latents `(n, d)` in the order of the inputs, from batches with their rows."""
     latents = torch.cat([latents for _, latents in encoded])
     return latents[torch.tensor([row for rows, _ in encoded for row in rows]).argsort()]
 
 
-def pads_by_itself(processor: Any) -> bool:
-    """Whether a feature extractor pads a batch without being told to, as those of fixed length do."""
-    padding = signature(processor.__call__).parameters.get("padding")
-    return padding is None or padding.default is not False
-
-
 def encode_batch(
-    model: nn.Module, batch: Mapping[str, Any], *, pooling: str, after_pooling: nn.Module, **options: Any
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    pooling: str,
+    after_pooling: nn.Module,
+    earlier_layers: bool,
+    **options: Any,
 ) -> tuple[Tensor, Any]:
     """Latents `(n, d)` of one batch, and the output that they come from: of an encoder-decoder, its encoder's."""
     home = next(iter(batch.values())).device  # parts of a model that accelerate has spread give latents elsewhere
     if pooling in FEATURES:
+        if earlier_layers:
+            raise StitchError("one side of a two-tower model is taken without earlier layers")
         output = features(model, batch, side=pooling, **options)
         return after_pooling(pool(output, attention_mask=None, pooling=pooling).to(home)), output
     config = getattr(model, "config", None)
     encoder: Any = model
     if getattr(config, "is_encoder_decoder", False):
         encoder = encoder.get_encoder()
+    if earlier_layers:
+        options["output_hidden_states"] = True
     output = encoder(**batch, **options)
     mask = token_mask(model, output, batch.get("attention_mask"))
-    return after_pooling(pool(output, attention_mask=mask, pooling=pooling).to(home)), output
-
-
-def check_inputs(given: Collection[str], *, modality: str) -> None:
-    """Refuse what another kind of processor made.
-
-    Raises:
-        StitchError: there is no main input of this modality, or one of another.
-    """
-    main = {name for name in given if name in MODALITIES}
-    if not main or any(MODALITIES.get(name, modality) != modality for name in main):
-        raise StitchError(
-            f"the model takes {INPUTS[modality][0]}, and what came is {', '.join(sorted(main or given)) or 'nothing'}: "
-            "make its inputs with model.processor, and use the pipeline of its modality"
-        )
-
-
-def modality_of(processor: Any) -> str:
-    """`text` for a tokenizer, `image` for an image processor, `audio` for a feature extractor of sound."""
-    for modality, kind in KINDS.items():
-        if isinstance(processor, kind):
-            return modality
-    raise StitchError(
-        f"the processor is a {type(processor).__name__}: expected a tokenizer, an image processor or a "
-        "feature extractor of sound"
-    )
-
-
-def main_modality(model: nn.Module) -> str:
-    """`text`, `image` or `audio`, by a transformers model's main input."""
-    name = getattr(model, "main_input_name", None)
-    if name not in MODALITIES:
-        raise StitchError(
-            f"{type(model).__name__} takes {name}: supported are {', '.join(MODALITIES)} (text, image and audio models)"
-        )
-    return MODALITIES[name]
-
-
-def load_processor(repo: Repo, *, modality: str) -> Any:
-    """The processor of a repo; a tokenizer without padding token pads with its end token."""
-    processor = LOADERS[modality].from_pretrained(repo.place, **repo.loading)
-    if modality == "text" and processor.pad_token is None:
-        processor.pad_token = processor.eos_token
-    return processor
-
-
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, modules: SentenceModules | None, *, model: Any) -> None:
-    """Make a tokenizer cut texts where the repo says, or else where the model's positions end."""
-    text = model.config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if modules is not None:
-        modules.prepare(tokenizer)
-    if (modules is None or modules.max_length is None) and isinstance(positions, int) and positions > 0:
-        embeddings = (each for name, each in model.named_modules() if name.endswith("position_embeddings"))
-        padding = getattr(next(embeddings, None), "padding_idx", None)  # where RoBERTa and its like begin
-        unused = 0 if padding is None else padding + 1
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions - unused)
+    latents = after_pooling(pool(output, attention_mask=mask, pooling=pooling).to(home))
+    return with_earlier(latents, output, attention_mask=mask) if earlier_layers else latents, output

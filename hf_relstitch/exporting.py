@@ -12,13 +12,13 @@ from hf_relstitch.checkpoints import AUTO_CLASSES
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.cuts import calls
 from hf_relstitch.devices import placement
-from hf_relstitch.encoders import encode_batch, preprocess
 from hf_relstitch.files import whole_file
 from hf_relstitch.fusing import fuse
 from hf_relstitch.heads import TASKS
 from hf_relstitch.inputs import probe_inputs
 from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.onnx_encoders import INSTALL_ONNX
+from hf_relstitch.processors import preprocess
 
 TOLERANCE = 1e-5
 ODD_PARTS = (1.0, 0.5)
@@ -38,7 +38,7 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
         StitchError: the architecture has no classifier, or none that pools as the model does, or whose last layers
             are linear with a bias; the translation is not affine.
     """
-    if model.config.after_pooling:
+    if model.config.after_pooling or model.config.earlier_layers:
         raise StitchError(
             f"the source's latents are made by {model.config.source['pooling']}, which no plain classifier does: save "
             "the stitched model itself, or export it to ONNX"
@@ -48,7 +48,7 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
     fused = fuse(model.translation, model.head)
     plain = empty_classifier(model)
     probe = preprocess(model, model.processor, probe_inputs(model.config.modality))
-    latents, _ = encode_batch(model.encoder, probe, pooling=model.config.pooling, after_pooling=model.after_pooling)
+    latents, _ = model.encode_batch(probe)
     expected = fused(latents) / model.config.logit_temperature
     layers = last_linears(plain, probe)
     if layers[-1].bias is None:

@@ -233,8 +233,8 @@ def describe_chain(module: nn.Module) -> list[dict[str, Any]]:
     return described
 
 
-def build_chain(described: Sequence[Mapping[str, Any]], *, gives: int) -> nn.Sequential:
-    """The layers that a description stands for, with weights to be filled; they give vectors so wide.
+def build_chain(described: Sequence[Mapping[str, Any]], *, gives: int | None) -> nn.Sequential:
+    """The layers that a description stands for, with weights to be filled; they give vectors so wide, or any with None.
 
     Raises:
         StitchError: it describes none, or layers that do not fit one another.
@@ -243,8 +243,9 @@ def build_chain(described: Sequence[Mapping[str, Any]], *, gives: int) -> nn.Seq
         layers, widths = _build_layers(described)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StitchError(f"the config's layers are {described}: {error} is missing or no such thing") from error
-    if any(out != into for (_, out), (into, _) in pairwise([*widths, (gives, 0)])):
-        raise StitchError(f"the config's layers are {described}: expected layers that fit and give {gives} numbers")
+    ends = [] if gives is None else [(gives, gives)]
+    if any(out != into for (_, out), (into, _) in pairwise([*widths, *ends])):
+        raise StitchError(f"the config's layers are {described}: expected layers that fit, and give {gives} numbers")
     return layers.requires_grad_(False)
 
 

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATIO
 from hf_relstitch.chains import THEN, find_chain
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.cuts import BY_HAND, Body, find_cut, folded, linear_of, pad_token_id
-from hf_relstitch.encoders import Encoder, load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
+from hf_relstitch.encoders import Encoder
 from hf_relstitch.files import weight_map
 from hf_relstitch.head_modules import (
     ACTIVATIONS,
@@ -36,6 +36,7 @@ from hf_relstitch.head_modules import (
 )
 from hf_relstitch.hub import Repo, hub_options, is_commit, locate
 from hf_relstitch.inputs import probe_inputs
+from hf_relstitch.processors import load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
 from hf_relstitch.provenance import Provenance
 from hf_relstitch.sklearn_heads import is_estimator, layers_of_estimator
 

@@ -20,12 +20,13 @@ from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.devices import accelerate_state, placement
-from hf_relstitch.encoders import Encoder, check_inputs, encode_batch, modality_at
+from hf_relstitch.encoders import Encoder, modality_at, with_any_earlier_layers
 from hf_relstitch.fusing import Fused, fuse
-from hf_relstitch.head_modules import build_chain, build_head, describe_chain, describe_head, own_copy
+from hf_relstitch.head_modules import build_head, describe_chain, describe_head, own_copy
 from hf_relstitch.heads import Head, is_classifier, load_target
 from hf_relstitch.input_checks import check_kinds
 from hf_relstitch.inputs import input_ids, inputs_at, side_of, sides_of
+from hf_relstitch.processors import check_inputs
 from hf_relstitch.stitching import AnchorPair, checked_settings, stitch, written_anchors, written_call
 from hf_relstitch.two_towers import as_configured
 
@@ -53,7 +54,7 @@ class RelativeStitcher(AppliedModel):
         inside = config.source_config is not None and config.share == "full"
         empty = AutoModel.from_config(config.source_config) if inside else None
         self.encoder = as_configured(empty, config.source_config) if inside else None
-        self.after_pooling = build_chain(config.after_pooling, gives=config.d_source)
+        self.after_pooling = config.empty_after_pooling()
         self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
         sizes = config.num_anchors, config.d_source, config.d_target
         self.translation = empty_translation(*sizes, settings=config.translation_settings)
@@ -99,7 +100,8 @@ class RelativeStitcher(AppliedModel):
             progress: whether to show progress bars.
             **settings: fields of `TranslationSettings`, used as they are; where none is given (`scale` and `seed`
                 aside) they are chosen on the anchors, by `choose_settings`, with `prefer="linear"` (one matrix) or
-                `prefer="accuracy"` (may sharpen, which does not fold into a matrix).
+                `prefer="accuracy"` (may sharpen, which does not fold into a matrix, and takes the source
+                `with_earlier_layers` if it has any).
 
         Raises:
             StitchError: parts that cannot be loaded, cut, or stitched to each other.
@@ -128,6 +130,8 @@ class RelativeStitcher(AppliedModel):
         target_anchors = AnchorSet.encode(target, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
         del target
         source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
+        if settings.get("prefer") == "accuracy":
+            source = with_any_earlier_layers(source)
         rows = target_anchors.rows_of(ids)
         kept = inputs_at(anchors, rows)
         source_anchors = AnchorSet.encode(source, kept, side=sides[0], ids=ids[rows], **options)
@@ -191,6 +195,7 @@ class RelativeStitcher(AppliedModel):
             modality=encoder.modality,
             pooling=encoder.pooling,
             after_pooling=describe_chain(encoder.after_pooling),
+            earlier_layers=encoder.earlier_layers,
             d_source=made.source_anchors.dim,
             d_target=made.target_anchors.dim,
             num_anchors=len(made.source_anchors),
@@ -246,17 +251,17 @@ class RelativeStitcher(AppliedModel):
         }
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         check_inputs(given.keys() | kwargs.keys(), modality=self.config.modality)
-        latents, encoded = encode_batch(
-            self.encoder, given, pooling=self.config.pooling, after_pooling=self.after_pooling, **kwargs
-        )
+        latents, encoded = self.encode_batch(given, **kwargs)
         logits = self.classify(latents)
+        asked = not self.config.earlier_layers or kwargs.get("output_hidden_states")
+        hidden_states = getattr(encoded, "hidden_states", None) if asked else None
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return OUTPUTS[self.config.modality](
             loss=loss,
             logits=logits,
-            hidden_states=getattr(encoded, "hidden_states", None),
+            hidden_states=hidden_states,
             attentions=getattr(encoded, "attentions", None),
         )
 

@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.encoders import MODALITIES, Encoder, load_processor
+from hf_relstitch.encoders import Encoder
 from hf_relstitch.files import checksum
 from hf_relstitch.hub import Repo, locate
+from hf_relstitch.processors import MODALITIES, load_processor
 from hf_relstitch.sentence_modules import SentenceModules, read_sentence_modules
 
 INSTALL_ONNX = 'pip install "hf-relstitch[onnx]"'

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_relstitch.core.errors import StitchError
@@ -42,6 +44,31 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
         return hidden.mean((2, 3)) if hidden.ndim == 4 else mean_of_tokens(hidden, attention_mask)
     hidden = require(hidden, ndim=(3,), pooling=pooling)
     return OF_TOKENS[pooling](hidden, attention_mask)
+
+
+def with_earlier(latents: Tensor, output: Any, *, attention_mask: Tensor | None) -> Tensor:
+    """Latents `(n, d)` brought to norm 1, and beside them the means over tokens of earlier layers, together of norm 1.
+
+    The layers are the embeddings and every other one up to the last, which the latents are made of; all weigh the same.
+
+    Raises:
+        StitchError: the output has no hidden states before the last, or none that the mask fits.
+    """
+    layers = (getattr(output, "hidden_states", None) or ())[:-1:2]
+    if not layers:
+        raise StitchError("the encoder gives no hidden states before its last: take it without earlier layers")
+    exact = torch.promote_types(latents.dtype, torch.float32)
+    parts = [normalize(latents.to(exact), dim=-1)]
+    for hidden in layers:
+        if attention_mask is not None and hidden.shape[:2] != attention_mask.shape:
+            raise StitchError(
+                f"a hidden layer has shape {tuple(hidden.shape)} and the attention mask {tuple(attention_mask.shape)}: "
+                "take the encoder without earlier layers"
+            )
+        mask = None if attention_mask is None else attention_mask.to(hidden.device)
+        mean = pool(BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, pooling="mean")
+        parts.append(normalize(mean.to(latents.device, exact), dim=-1) / len(layers) ** 0.5)
+    return torch.cat(parts, -1).to(latents.dtype)
 
 
 def token_mask(model: nn.Module, output: Any, attention_mask: Tensor | None) -> Tensor | None:

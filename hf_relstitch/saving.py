@@ -23,10 +23,10 @@ from hf_relstitch.checkpoints import (
 from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.devices import accelerate_state, placement
-from hf_relstitch.encoders import LOADERS
 from hf_relstitch.files import check_kind, checksum, read_json, whole_folder
 from hf_relstitch.head_modules import CHAIN
 from hf_relstitch.hub import HUB_OPTIONS, hub_options, locate, push_folder
+from hf_relstitch.processors import LOADERS
 
 ENCODER_OPTIONS = ("device_map", "max_memory", "offload_folder", "quantization_config", "attn_implementation")
 

@@ -30,8 +30,8 @@ from hf_relstitch.core.selection import choose_settings
 
 DATA, HEADS = {}, {}  # filled before the workers fork
 KEYS = ("data", "source", "target", "anchors", "draw")
-CHOICES = {"auto": "linear", "accuracy": "accuracy"}
-METHODS = ["own", *PEERS, "one default", "auto", "best member by test labels", "accuracy"]
+CHOICES = {"auto": "linear", "accuracy of latents alone": "accuracy", "accuracy": "accuracy"}
+METHODS = ["own", *PEERS, "one default", "auto", "best member by test labels", "accuracy of latents alone", "accuracy"]
 
 
 def share(logits, answers):
@@ -91,7 +91,8 @@ def one(job):
     row["one default"] = accuracy(head, fit(x.float(), y.float(), settings=TranslationSettings())(q), labels)
     row["best member by test labels"] = max(share(logits, labels) for logits in every_member(x, y, q, head))
     for method, prefer in CHOICES.items():
-        row |= measured(method, prefer, x.float(), y.float(), q, own, labels, head)
+        s = (space.wider if method == "accuracy" else space.latents)[source]
+        row |= measured(method, prefer, s[rows], y.float(), s[space.test].double(), own, labels, head)
     return row
 
 
@@ -128,6 +129,7 @@ def summary(rows):
         "auto − best single peer": f"{auto - mean(rows, peer):+.4f} ({peer})",
         "auto − best peer, worst pair": f"{gaps[worst]:+.4f} ({worst[1]} → {worst[2]})",
         "accuracy − auto": f"{mean(rows, 'accuracy') - auto:+.4f}",
+        "accuracy of latents alone − auto": f"{mean(rows, 'accuracy of latents alone') - auto:+.4f}",
         "foretold within .05, runs": f"{np.mean(near):.1%} (share alone {np.mean(old):.1%})",
         "foretold within .05, pairs, in the mean of the draws": f"{np.mean(near_pairs):.1%}",
         "agreement inside its interval": f"{np.mean(inside):.1%}",
@@ -163,6 +165,7 @@ def picture(rows, file):
         "#AA3377",
         "#4477AA",
         "#4477AA",
+        "#DDAA77",
         "#EE7733",
     ]
     names = list(dict.fromkeys(row["data"] for row in rows))
@@ -170,7 +173,7 @@ def picture(rows, file):
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         some = [row for row in rows if row["data"] == name]
         counts = sorted({row["anchors"] for row in some})
-        for method, colour, marker in zip(METHODS, colours, ".vsD^<>oxP", strict=True):
+        for method, colour, marker in zip(METHODS, colours, ".vsD^<>ox1P", strict=True):
             axes.plot(
                 counts,
                 [mean([row for row in some if row["anchors"] == count], method) for count in counts],

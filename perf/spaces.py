@@ -18,6 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from hf_relstitch import Encoder
+from hf_relstitch.provenance import EARLIER_LAYERS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import assets
@@ -42,10 +43,14 @@ EMOJI_PAIRS = [
 
 @dataclass(frozen=True, eq=False)
 class Spaces:
-    """One data set seen by several encoders, row for row; rows are split into heads', tests' and anchors'."""
+    """One data set seen by several encoders, row for row; rows are split into heads', tests' and anchors'.
+
+    `wider` are the latents that `prefer="accuracy"` takes of a source: with earlier layers, where they are stored.
+    """
 
     name: str
     latents: dict
+    wider: dict
     labels: torch.Tensor
     heads: int
     tests: int
@@ -74,8 +79,10 @@ class Spaces:
 def stored(file, *, heads, tests, pairs=None):
     tensors = load_file(file)
     labels = tensors.pop("labels").long()
-    latents = {name: latent.float() for name, latent in tensors.items()}
-    return Spaces(Path(file).stem, latents, labels, heads, tests, pairs or list(itertools.permutations(latents, 2)))
+    latents = {name: latent.float() for name, latent in tensors.items() if not name.endswith(EARLIER_LAYERS)}
+    wider = {name: tensors.get(name + EARLIER_LAYERS, latent).float() for name, latent in latents.items()}
+    pairs = pairs or list(itertools.permutations(latents, 2))
+    return Spaces(Path(file).stem, latents, wider, labels, heads, tests, pairs)
 
 
 def development(folder):
@@ -139,9 +146,15 @@ def by_text_encoders(labelled, *, count):
     return {
         "labels": torch.tensor([labels[row] for row in rows]),
         "lsa": torch.tensor(TruncatedSVD(256, random_state=0).fit_transform(words)).float(),
-        "minilm": Encoder.from_pretrained(str(assets.minilm())).encode(chosen).float(),
-        "mpnet": Encoder.from_pretrained(str(assets.mpnet())).encode(chosen).float(),
+        **both("minilm", Encoder.from_pretrained(str(assets.minilm())), chosen),
+        **both("mpnet", Encoder.from_pretrained(str(assets.mpnet())), chosen),
     }
+
+
+def both(name, encoder, inputs):
+    """Latents of an encoder, and those with its earlier layers."""
+    wider = encoder.with_earlier_layers()
+    return {name: encoder.encode(inputs).float(), name + EARLIER_LAYERS: wider.encode(inputs).float()}
 
 
 def fashion(count=4000, folder="/usr/share/datasets/fashion-mnist"):
@@ -168,9 +181,8 @@ def digits():
 
 def by_image_encoders(images, *, labels, pixels):
     """Images by EfficientNet-lite0 and -lite2 (1280), and as their pixels."""
-    lites = {
-        f"lite{size}": Encoder(lite_model(size), lite_processor(size), model_id=f"lite{size}").encode(images).float()
-        for size in (0, 2)
-    }
-    pixels = torch.tensor(pixels.reshape(len(images), -1)).float()
-    return {"labels": torch.tensor(labels.astype("int64")), "pixels": pixels, **lites}
+    made = {"labels": torch.tensor(labels.astype("int64"))}
+    made["pixels"] = torch.tensor(pixels.reshape(len(images), -1)).float()
+    for size in (0, 2):
+        made |= both(f"lite{size}", Encoder(lite_model(size), lite_processor(size)), images)
+    return made

@@ -1,6 +1,6 @@
 """EfficientNet-lite0 and -lite2: a plain torch module, and a transformers model around it."""
 
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Literal
 
 import torch
@@ -74,7 +74,7 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        widths = WIDTHS[size]
+        widths, self.repeats = WIDTHS[size], REPEATS[size]
         self._conv_stem, self._bn0 = SameConv(3, widths[0], 3, stride=2), BatchNorm(widths[0])
         stages = zip(pairwise(widths), REPEATS[size], KERNELS, STRIDES, EXPANSIONS, strict=True)
         blocks = []
@@ -84,13 +84,19 @@ class EfficientNetLite(nn.Module):
         self._blocks = nn.Sequential(*blocks)
         self._conv_head, self._bn1 = SameConv(widths[-1], D_FEATURES, 1), BatchNorm(D_FEATURES)
 
-    def maps(self, pixel_values: Tensor) -> Tensor:
-        """Feature maps `(n, 1280, ceil(h / 32), ceil(w / 32))`."""
-        maps = self._blocks(relu6(self._bn0(self._conv_stem(pixel_values))))
-        return relu6(self._bn1(self._conv_head(maps)))
+    def stages(self, pixel_values: Tensor) -> list[Tensor]:
+        """Feature maps `(n, c, h, w)` after the stem, each stage and the last convolution, whose are 1280."""
+        stages = [relu6(self._bn0(self._conv_stem(pixel_values)))]
+        blocks = iter(self._blocks)
+        for count in self.repeats:
+            maps = stages[-1]
+            for block in islice(blocks, count):
+                maps = block(maps)
+            stages.append(maps)
+        return [*stages, relu6(self._bn1(self._conv_head(stages[-1])))]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.maps(pixel_values).mean((2, 3))
+        return self.stages(pixel_values)[-1].mean((2, 3))
 
 
 class EfficientNetLiteConfig(PretrainedConfig):
@@ -114,9 +120,15 @@ class EfficientNetLiteModel(PreTrainedModel):
         self.encoder = EfficientNetLite(config.size)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        maps = self.encoder.maps(pixel_values)
-        return BaseModelOutputWithPooling(last_hidden_state=maps, pooler_output=maps.mean((2, 3)))
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool = False, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        stages = self.encoder.stages(pixel_values)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=stages[-1],
+            pooler_output=stages[-1].mean((2, 3)),
+            hidden_states=tuple(stages) if output_hidden_states else None,
+        )
 
 
 class EfficientNetLiteForImageClassification(PreTrainedModel):

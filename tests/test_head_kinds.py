@@ -18,8 +18,8 @@ from transformers.activations import ACT2FN
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError, cut, load_target
 from hf_relstitch.core.confidence import apply_head
 from hf_relstitch.core.selection import choose_settings
-from hf_relstitch.encoders import preprocess
 from hf_relstitch.head_modules import ACTIVATIONS, activation_name, build_head, describe_head
+from hf_relstitch.processors import preprocess
 
 CHAINS = {
     "tanh": lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 3)),

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, cut, load_target
 from hf_relstitch.cuts import select_row
-from hf_relstitch.encoders import preprocess
+from hf_relstitch.processors import preprocess
 
 LAYERS = {
     "Bert": "classifier, pooled",

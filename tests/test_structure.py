@@ -21,6 +21,7 @@ ROOMS = [  # each may import from those before it, and not from those after it
     {"two_towers"},
     {"anchors", "pooling", "head_modules", "sklearn_heads"},
     {"sentence_modules"},
+    {"processors"},
     {"encoders", "cuts"},
     {"chains", "callables", "onnx_encoders"},
     {"heads"},
