@@ -15,7 +15,7 @@ from hf_relstitch.encoders import encode_batch, in_order
 from hf_relstitch.fusing import Fused
 from hf_relstitch.inputs import inputs_at
 from hf_relstitch.processors import batched, preprocess
-from hf_relstitch.provenance import Provenance
+from hf_relstitch.provenance import EARLIER_LAYERS, Provenance
 from hf_relstitch.relative_latents import RelativeLatents
 from hf_relstitch.saving import SavedModel
 from hf_relstitch.stitching import AnchorPair, covered
@@ -63,8 +63,8 @@ class AppliedModel(SavedModel):
 
     def _check(self, latents: Tensor) -> None:
         source = f"the source, {self.config.source['model_id']}"
-        of = f" of {source}, with its earlier layers" if self.config.earlier_layers else f" of {source}"
-        check_latents(latents, width=self.config.d_source, of=of)
+        wider = ", with its earlier layers" if self.config.source["pooling"].endswith(EARLIER_LAYERS) else ""
+        check_latents(latents, width=self.config.d_source, of=f" of {source}{wider}")
 
     @torch.no_grad()
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> Tensor:

@@ -201,7 +201,7 @@ class Base:
         pooling = self.pooling.removesuffix(EARLIER_LAYERS)
         then = "" if pooling == self.pooling else ".with_earlier_layers()"
         if pooling.startswith("input of "):
-            return f"load_target({self.arguments})[0]{then}"
+            return f"load_target({self.arguments})[0]"
         if ", " in pooling:  # the repo's own modules, which are read without being named
             return f"Encoder.from_pretrained({self.arguments}){then}"
         return f"Encoder.from_pretrained({self.arguments}, pooling={pooling!r}){then}"

@@ -12,6 +12,7 @@ from hf_relstitch.core.inversion import TranslationSettings
 from hf_relstitch.files import check_format
 from hf_relstitch.head_modules import build_chain, build_head
 from hf_relstitch.pooling import POOLINGS
+from hf_relstitch.two_towers import FEATURES
 from hf_relstitch.version import __version__
 
 FORMAT_VERSION = 3
@@ -118,6 +119,11 @@ class RelativeStitcherConfig(PretrainedConfig):
     def _check(self) -> None:
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
+        if not isinstance(self.earlier_layers, bool) or (self.earlier_layers and self.pooling in FEATURES):
+            raise StitchError(
+                f"the config's earlier_layers is {self.earlier_layers!r} with pooling {self.pooling!r}: expected true "
+                "or false, and false for one side of two towers"
+            )
         with torch.device("meta"):
             self.empty_after_pooling()
             build_head(self.head, d_target=self.d_target, num_labels=self.num_labels)

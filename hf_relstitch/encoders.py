@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -123,26 +124,26 @@ class Encoder:
             license=repo.license(),
         )
 
-    @torch.no_grad()
     def with_earlier_layers(self) -> "Encoder":
         """The encoder with wider latents, which tell a translation more.
 
         Its latents are brought to norm 1, and beside them are the means over tokens, or places of an image, of its
-        embeddings and of every other hidden layer before the last, all of one norm and together of norm 1.
+        embeddings and of every other hidden layer before the last, all of one norm and together of norm 1. Whether it
+        gives hidden states shows when it encodes.
 
         Raises:
-            StitchError: a model of two towers, or one that does not give its hidden states.
+            StitchError: one side of two towers, or a model that cannot be asked for its hidden states.
         """
         if self.earlier_layers:
             return self
+        if self.pooling in FEATURES:
+            raise StitchError(f"{self.provenance.model_id} is one side of two towers: its earlier layers are not taken")
+        takes = signature(encoder_of(self.model).forward).parameters
+        if "output_hidden_states" not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+            raise StitchError(f"{self.provenance.model_id} takes no output_hidden_states, so its layers are not shown")
         made = copy(self)
         made.earlier_layers = True
         made.provenance = replace(self.provenance, pooling=self.provenance.pooling + EARLIER_LAYERS)
-        name = self.provenance.model_id
-        try:
-            made.latents(preprocess(self.model, self.processor, probe_inputs(self.modality)))
-        except Exception as error:  # whatever a module raises that takes no output_hidden_states
-            raise StitchError(f"{name} cannot be taken with earlier layers: {error}") from error
         return made
 
     @torch.no_grad()
@@ -186,15 +187,6 @@ class Encoder:
             self.after_pooling.to(placement(self.model)[0])
 
 
-def with_any_earlier_layers(encoder: Encoder) -> Encoder:
-    """The encoder with its earlier layers, or as it is if it does not give any."""
-    try:
-        return encoder.with_earlier_layers()
-    except StitchError as error:
-        logger.info(str(error))
-        return encoder
-
-
 def modality_at(source: str | Encoder) -> str | None:
     """The modality of an encoder, or of one at a place, by its config alone; None where that does not tell.
 
@@ -231,17 +223,18 @@ def encode_batch(
     """Latents `(n, d)` of one batch, and the output that they come from: of an encoder-decoder, its encoder's."""
     home = next(iter(batch.values())).device  # parts of a model that accelerate has spread give latents elsewhere
     if pooling in FEATURES:
-        if earlier_layers:
-            raise StitchError("one side of a two-tower model is taken without earlier layers")
         output = features(model, batch, side=pooling, **options)
         return after_pooling(pool(output, attention_mask=None, pooling=pooling).to(home)), output
-    config = getattr(model, "config", None)
-    encoder: Any = model
-    if getattr(config, "is_encoder_decoder", False):
-        encoder = encoder.get_encoder()
     if earlier_layers:
         options["output_hidden_states"] = True
-    output = encoder(**batch, **options)
+    output = encoder_of(model)(**batch, **options)
     mask = token_mask(model, output, batch.get("attention_mask"))
     latents = after_pooling(pool(output, attention_mask=mask, pooling=pooling).to(home))
-    return with_earlier(latents, output, attention_mask=mask) if earlier_layers else latents, output
+    if earlier_layers:
+        latents = with_earlier(latents, output, attention_mask=mask, is_text="input_ids" in batch)
+    return latents, output
+
+
+def encoder_of(model: Any) -> Any:
+    """What gives the hidden states: of an encoder-decoder its encoder, of any other model itself."""
+    return model.get_encoder() if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else model

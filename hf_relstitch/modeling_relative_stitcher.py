@@ -20,14 +20,14 @@ from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.fitting import empty_translation, fit
 from hf_relstitch.devices import accelerate_state, placement
-from hf_relstitch.encoders import Encoder, modality_at, with_any_earlier_layers
+from hf_relstitch.encoders import Encoder, modality_at
 from hf_relstitch.fusing import Fused, fuse
 from hf_relstitch.head_modules import build_head, describe_chain, describe_head, own_copy
 from hf_relstitch.heads import Head, is_classifier, load_target
 from hf_relstitch.input_checks import check_kinds
 from hf_relstitch.inputs import input_ids, inputs_at, side_of, sides_of
 from hf_relstitch.processors import check_inputs
-from hf_relstitch.stitching import AnchorPair, checked_settings, stitch, written_anchors, written_call
+from hf_relstitch.stitching import AnchorPair, checked_settings, encoded_source, stitch, written_anchors, written_call
 from hf_relstitch.two_towers import as_configured
 
 OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "audio": SequenceClassifierOutput}
@@ -101,7 +101,7 @@ class RelativeStitcher(AppliedModel):
             **settings: fields of `TranslationSettings`, used as they are; where none is given (`scale` and `seed`
                 aside) they are chosen on the anchors, by `choose_settings`, with `prefer="linear"` (one matrix) or
                 `prefer="accuracy"` (may sharpen, which does not fold into a matrix, and takes the source
-                `with_earlier_layers` if it has any).
+                `with_earlier_layers` if it shows any; `from_anchor_sets` takes it as it is).
 
         Raises:
             StitchError: parts that cannot be loaded, cut, or stitched to each other.
@@ -130,11 +130,16 @@ class RelativeStitcher(AppliedModel):
         target_anchors = AnchorSet.encode(target, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
         del target
         source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
-        if settings.get("prefer") == "accuracy":
-            source = with_any_earlier_layers(source)
         rows = target_anchors.rows_of(ids)
-        kept = inputs_at(anchors, rows)
-        source_anchors = AnchorSet.encode(source, kept, side=sides[0], ids=ids[rows], **options)
+        source, source_anchors = encoded_source(
+            source,
+            inputs_at(anchors, rows),
+            target=target_anchors.provenance,
+            prefer=settings.get("prefer"),
+            side=sides[0],
+            ids=ids[rows],
+            **options,
+        )
         model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
         if inputs is not None:
             model.config.report = model.check(inputs)
@@ -253,8 +258,8 @@ class RelativeStitcher(AppliedModel):
         check_inputs(given.keys() | kwargs.keys(), modality=self.config.modality)
         latents, encoded = self.encode_batch(given, **kwargs)
         logits = self.classify(latents)
-        asked = not self.config.earlier_layers or kwargs.get("output_hidden_states")
-        hidden_states = getattr(encoded, "hidden_states", None) if asked else None
+        asked = kwargs.get("output_hidden_states", getattr(self.config.source_config, "output_hidden_states", False))
+        hidden_states = getattr(encoded, "hidden_states", None) if asked or not self.config.earlier_layers else None
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)

@@ -46,24 +46,26 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
     return OF_TOKENS[pooling](hidden, attention_mask)
 
 
-def with_earlier(latents: Tensor, output: Any, *, attention_mask: Tensor | None) -> Tensor:
-    """Latents `(n, d)` brought to norm 1, and beside them the means over tokens of earlier layers, together of norm 1.
+def with_earlier(latents: Tensor, output: Any, *, attention_mask: Tensor | None, is_text: bool) -> Tensor:
+    """Latents `(n, d)` brought to norm 1, and beside them the token means of m earlier layers, each of norm m^(−½).
 
-    The layers are the embeddings and every other one up to the last, which the latents are made of; all weigh the same.
+    The layers are the embeddings and every other one up to the last, which the latents are made of. What a layer of a
+    text has more rows than the mask is padding, as block-sparse models add at the end and take off their last layer.
 
     Raises:
-        StitchError: the output has no hidden states before the last, or none that the mask fits.
+        StitchError: the output has no hidden states before the last, or some that the mask does not fit.
     """
     layers = (getattr(output, "hidden_states", None) or ())[:-1:2]
     if not layers:
-        raise StitchError("the encoder gives no hidden states before its last: take it without earlier layers")
+        raise StitchError("the encoder gives no hidden states before its last, so it has no earlier layers to take")
     exact = torch.promote_types(latents.dtype, torch.float32)
     parts = [normalize(latents.to(exact), dim=-1)]
-    for hidden in layers:
+    for layer in layers:
+        hidden = layer[:, : attention_mask.shape[1]] if attention_mask is not None and is_text else layer
         if attention_mask is not None and hidden.shape[:2] != attention_mask.shape:
             raise StitchError(
-                f"a hidden layer has shape {tuple(hidden.shape)} and the attention mask {tuple(attention_mask.shape)}: "
-                "take the encoder without earlier layers"
+                f"an earlier layer of the encoder has shape {tuple(hidden.shape)} and the attention mask "
+                f"{tuple(attention_mask.shape)}: which of its rows are padding is not known"
             )
         mask = None if attention_mask is None else attention_mask.to(hidden.device)
         mean = pool(BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, pooling="mean")

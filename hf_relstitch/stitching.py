@@ -1,11 +1,13 @@
 """Two anchor sets and a head become a translation and what is known of it: pairing, checks, fit, report."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from hf_relstitch.anchors import AnchorSet
 from hf_relstitch.cards import Base
@@ -26,9 +28,12 @@ from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.selection import Choice, Prefer, check_prefer, choose_settings
 from hf_relstitch.core.sharpening import SharpenedTranslation
 from hf_relstitch.devices import accelerate_state
+from hf_relstitch.encoders import Encoder
 from hf_relstitch.head_modules import num_logits, widths_of
 from hf_relstitch.heads import Head
-from hf_relstitch.provenance import Provenance
+from hf_relstitch.provenance import EARLIER_LAYERS, Provenance
+
+logger = logging.get_logger(__name__)
 
 FREE = {"scale", "seed"}
 """Settings that may be given while the others are chosen."""
@@ -126,6 +131,22 @@ def stitch(
     return Stitch(source_anchors, target_anchors, how, selection, translation, temperature, report)
 
 
+def encoded_source(
+    source: Encoder, inputs: Sequence[Any], *, prefer: Prefer | None, target: Provenance, **options: Any
+) -> tuple[Encoder, AnchorSet]:
+    """The source and its anchors: with its earlier layers where accuracy is preferred and it shows them.
+
+    A source that is the target has nothing to gain by them, and its latents could not be left as they are.
+    """
+    if prefer == "accuracy" and source.provenance.difference(target):
+        try:
+            wider = source.with_earlier_layers()
+            return wider, AnchorSet.encode(wider, inputs, **options)
+        except StitchError as error:
+            logger.warning(f"the source is stitched without earlier layers: {error}")
+    return source, AnchorSet.encode(source, inputs, **options)
+
+
 def checked_settings(*, prefer: str | None = None, **settings: Any) -> TranslationSettings:
     """The settings that are given, and what the others are by default; called before anything is encoded, too.
 
@@ -164,9 +185,11 @@ def as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:
 def check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> None:
     """Refuse anchors that another model made: the same width does not make it the same space."""
     if difference := anchors.provenance.difference(model):
+        wider = anchors.provenance.pooling.endswith(EARLIER_LAYERS) > model.pooling.endswith(EARLIER_LAYERS)
         raise StitchError(
             f"the {side} anchors were made by another model than the one given ({difference}): encode the anchor "
             "inputs with this model, or load the model that made them"
+            + (", by Encoder.from_pretrained(…).with_earlier_layers()" if wider else "")
         )
 
 

@@ -129,6 +129,15 @@ def stitched(options):
     compare(
         f"{options.batch} texts, fused / encoder and pooling", lambda: model(**batch), encoding, pairs=options.pairs
     )
+    wide = encoder.with_earlier_layers()
+    sides = [AnchorSet.encode(each, texts, progress=False) for each in (wide, encoder)]
+    sharp = RelativeStitcher.from_anchor_sets(wide, *sides, model.head, alpha=1.0, ridge=0.1, sharpness=1.0)
+    compare(
+        f"{options.batch} texts, sharpened with earlier layers, 1,000 anchors / encoder and pooling",
+        lambda: sharp(**batch),
+        encoding,
+        pairs=options.pairs,
+    )
 
 
 def loading(options):

@@ -1,11 +1,13 @@
 """Latents with earlier layers beside them: hand-worked values, batches, stitched models, and what has no layers."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pico
 import pytest
+import test_two_towers
 import tiny_models
 import torch
 from hub_server import HubServer
@@ -15,9 +17,12 @@ from transformers import AutoModel, pipeline
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_relstitch import AnchorSet, CallableEncoder, Encoder, Head, RelativeStitcher, StitchError
+from hf_relstitch.cards import Base
+from hf_relstitch.checkpoints import read_config
 from hf_relstitch.exporting import plain_classifier, to_onnx
 from hf_relstitch.inputs import probe_inputs
 from hf_relstitch.pooling import with_earlier
+from hf_relstitch.provenance import EARLIER_LAYERS
 
 TEXTS = pico.texts(7, seed=9)
 MASK = torch.tensor([[1, 1, 0]])
@@ -60,14 +65,16 @@ def test_parts_are_unit_latents_and_means_of_every_other_layer(
     layers: tuple[torch.Tensor, ...], expected: list[list[float]], dtype: torch.dtype
 ) -> None:
     output = BaseModelOutput(hidden_states=tuple(layer.to(dtype) for layer in layers))
-    made = with_earlier(torch.tensor([[30.0, 40.0]], dtype=dtype), output, attention_mask=MASK)
+    made = with_earlier(torch.tensor([[30.0, 40.0]], dtype=dtype), output, attention_mask=MASK, is_text=True)
     assert_close(made, torch.tensor(expected, dtype=dtype))
 
 
 def test_layers_of_a_convolutional_network_are_averaged_over_places() -> None:
     maps = torch.tensor([[[[1.0, 3.0]], [[-4.0, 4.0]]]])
     output = BaseModelOutput(hidden_states=(maps, maps))
-    assert_close(with_earlier(torch.eye(1), output, attention_mask=None), torch.tensor([[1.0, 1.0, 0.0]]))
+    assert_close(
+        with_earlier(torch.eye(1), output, attention_mask=None, is_text=False), torch.tensor([[1.0, 1.0, 0.0]])
+    )
 
 
 def test_the_encoders_latents_come_first_and_then_its_own_hidden_states(deep: Encoder, deep_folder: str) -> None:
@@ -128,6 +135,8 @@ def test_hidden_states_come_where_they_are_asked_for(model: RelativeStitcher) ->
     assert model(**batch).hidden_states is None
     assert len(model(**batch, output_hidden_states=True).hidden_states) == 5
     assert_close(logits(model, output_hidden_states=False), logits(model))
+    model.config.source_config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -174,6 +183,11 @@ def test_anchor_sets_are_paired_with_the_encoder_that_made_them(
     assert_close(logits(made), made.classify(deep.encode(TEXTS, progress=False)), rtol=1e-4, atol=1e-4)
     with pytest.raises(StitchError, match="pooling is 'mean, earlier layers' and not 'mean'"):
         RelativeStitcher.from_anchor_sets(deep_folder, wide, own, target[1])
+    with pytest.raises(StitchError, match=r"made them, by Encoder.from_pretrained\(…\).with_earlier_layers\(\)"):
+        RelativeStitcher.from_anchor_sets(deep_folder, wide, own, target[1])
+    alone = RelativeStitcher.from_anchor_sets(None, wide, own, target[1])
+    with pytest.raises(StitchError, match="with its earlier layers"):
+        alone.classify(torch.randn(2, 16))
 
 
 def test_the_call_that_is_written_down_says_so(model: RelativeStitcher) -> None:
@@ -185,22 +199,101 @@ def test_latents_without_them_are_refused(model: RelativeStitcher) -> None:
         model.translate(torch.randn(3, 16))
 
 
-def test_an_encoder_without_layers_is_stitched_as_it_is(target_folder: str, source: Encoder) -> None:
-    class Bag(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words = nn.Embedding(64, 12)
+class Bag(nn.Module):
+    """A module that takes what its processor makes, and no more."""
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            return (self.words(input_ids) * attention_mask[..., None]).sum(1)
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(64, 12)
 
-    bag = Encoder(Bag(), pico.tokenizer(), pooling="none")
-    function = CallableEncoder(lambda texts: source.encode(texts, progress=False), model_id="function")
-    for encoder, width in ((bag, 12), (function, 16)):
-        with pytest.raises(StitchError, match=r"Bag cannot be taken with earlier layers|shows no layers"):
-            encoder.with_earlier_layers()
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return (self.words(input_ids) * attention_mask[..., None]).sum(1)
+
+
+class OpenBag(Bag):
+    """One that takes whatever it is told, and does not heed it."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
+        return super().forward(input_ids, attention_mask)
+
+
+def test_an_encoder_without_layers_is_stitched_as_it_is(
+    target_folder: str, source: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoders = {
+        "Bag takes no output_hidden_states": Encoder(Bag(), pico.tokenizer(), pooling="none"),
+        "gives no hidden states before its last": Encoder(OpenBag(), pico.tokenizer(), pooling="none"),
+        "function is a callable": CallableEncoder(source.encode, model_id="function"),
+    }
+    for message, encoder in encoders.items():
+        with pytest.raises(StitchError, match=message):
+            encoder.with_earlier_layers().encode(TEXTS, progress=False)
         made = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(60), prefer="accuracy", progress=False)
-        assert (made.config.d_source, made.config.earlier_layers) == (width, False)
+        assert made.config.earlier_layers is False
+        assert made.config.source["pooling"] == "none"
+        assert re.search(f"the source is stitched without earlier layers: .*{message}", caplog.text)
+
+
+@pytest.mark.parametrize("kind", ["sew", "sew-d"])
+def test_layers_whose_padding_is_not_known_are_refused(kind: str) -> None:
+    classifier: Any = tiny_models.classifier("audio", kind)
+    body = getattr(classifier, classifier.base_model_prefix)
+    encoder = Encoder(body, tiny_models.processor("audio", kind)).with_earlier_layers()
+    with pytest.raises(StitchError, match="which of its rows are padding is not known"):
+        encoder.encode(probe_inputs("audio"), progress=False)
+
+
+def test_what_a_block_sparse_model_pads_is_left_out() -> None:
+    classifier: Any = tiny_models.classifier("sequence", "reformer")
+    encoder = Encoder(classifier.reformer, pico.tokenizer())
+    made = encoder.with_earlier_layers().encode(TEXTS, progress=False)
+    for row, text in enumerate(TEXTS):
+        batch = encoder.processor([text], return_tensors="pt")
+        hidden = encoder.model(**batch, output_hidden_states=True).hidden_states[0]
+        own = hidden[:, : batch["input_ids"].shape[1]].mean(1)
+        part = made[[row], -own.shape[1] :]
+        assert_close(part, part.norm() * own / own.norm(), rtol=1e-3, atol=1e-4)
+
+
+def test_an_audio_layer_is_not_cut() -> None:
+    output = BaseModelOutput(hidden_states=(torch.ones(1, 4, 2), torch.ones(1, 2, 2)))
+    with pytest.raises(StitchError, match=r"has shape \(1, 4, 2\) and the attention mask \(1, 2\)"):
+        with_earlier(torch.ones(1, 2), output, attention_mask=torch.ones(1, 2), is_text=False)
+
+
+def test_one_side_of_two_towers_is_taken_without_them(tmp_path: Path) -> None:
+    place = test_two_towers.saved("CLIP", tmp_path)
+    with pytest.raises(StitchError, match="is one side of two towers: its earlier layers are not taken"):
+        Encoder.from_pretrained(place, pooling="text_features").with_earlier_layers()
+
+
+def test_a_source_that_is_the_target_is_left_as_it_is(source: Encoder) -> None:
+    made = RelativeStitcher.from_parts(
+        source, source, pico.texts(60), head=nn.Linear(16, 3), prefer="accuracy", progress=False
+    )
+    assert (made.config.earlier_layers, made.config.d_source) == (False, 16)
+    assert any(candidate.get("identity") for candidate in made.config.selection["candidates"])
+
+
+def test_what_is_no_stitch_of_earlier_layers_is_refused(model: RelativeStitcher, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    for wrong in ({"earlier_layers": "yes"}, {"earlier_layers": None}, {"pooling": "text_features"}):
+        (tmp_path / "config.json").write_text(json.dumps(content | wrong))
+        with pytest.raises(StitchError, match=r"the config's earlier_layers is .* expected true or false"):
+            read_config(tmp_path)
+
+
+def test_the_calls_of_other_encoders_say_so_too() -> None:
+    pooling = {"mean, normalize": "", "cls": ", pooling='cls'"}
+    for given, written in pooling.items():
+        base = Base.of({"model_id": "bert", "revision": "x", "pooling": given + EARLIER_LAYERS})
+        assert base.call == f"Encoder.from_pretrained('bert'{written}).with_earlier_layers()"
+
+
+def test_the_anchors_cover_and_describe_inputs_as_ever(model: RelativeStitcher) -> None:
+    assert model.check(pico.texts(40, seed=7))["coverage"] > 0.5
+    assert model.anchors.source.shape == (80, 48)
 
 
 def test_no_plain_classifier_does_it(model: RelativeStitcher) -> None:

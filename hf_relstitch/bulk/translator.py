@@ -93,7 +93,7 @@ class Translator:
         if width != self.d_source:
             raise StitchError(
                 f"{what} is {width} wide and the model translates latents of width {self.d_source}: "
-                "give latents of the model's own source encoder"
+                "give latents of the model's own source encoder, with its earlier layers if the model has them"
             )
 
 

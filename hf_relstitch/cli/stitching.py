@@ -40,7 +40,7 @@ def stitch_command(
         int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times as many at random.", min=32)
     ] = 1000,
     cut: Cut = None,
-    prefer: Annotated[Prefer | None, typer.Option(help="linear is one matrix, and the default.")] = None,
+    prefer: Annotated[Prefer | None, typer.Option(help="linear is one matrix; accuracy takes earlier layers.")] = None,
     alpha: Annotated[float | None, typer.Option(help="α of the family, instead of choosing.", min=0, max=1)] = None,
     ridge: Annotated[float | None, typer.Option(help="λ of the family, instead of choosing.", min=0)] = None,
     scale: Annotated[Literal["carry", "mean"], typer.Option(help="carry: each latent keeps its norm.")] = "carry",
