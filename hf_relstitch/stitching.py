@@ -185,7 +185,7 @@ def as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:
 def check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> None:
     """Refuse anchors that another model made: the same width does not make it the same space."""
     if difference := anchors.provenance.difference(model):
-        wider = anchors.provenance.pooling.endswith(EARLIER_LAYERS) > model.pooling.endswith(EARLIER_LAYERS)
+        wider = anchors.provenance.pooling == model.pooling + EARLIER_LAYERS
         raise StitchError(
             f"the {side} anchors were made by another model than the one given ({difference}): encode the anchor "
             "inputs with this model, or load the model that made them"
