@@ -93,7 +93,6 @@ class CallableEncoder(Encoder):
         self.modality = modality
         self.pooling = "none"
         self.after_pooling = nn.Sequential()
-        self.earlier_layers = False
         self.provenance = Provenance(model_id, revision, "none", license=license)
 
     def with_earlier_layers(self) -> NoReturn:

@@ -56,8 +56,7 @@ def select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_tok
     if rows == "first":
         return latents[:, 0]
     if rows == "mean":
-        mask = inputs.get("attention_mask")
-        return mean_of_tokens(latents, None if mask is None else mask.to(latents.device))
+        return mean_of_tokens(latents, inputs.get("attention_mask"))
     ids = inputs.get("input_ids")
     mask = None if ids is None or pad_token_id is None else (ids != pad_token_id).int().to(latents.device)
     if rows == "next" and mask is not None:

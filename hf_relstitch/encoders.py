@@ -47,6 +47,8 @@ class Encoder:
         provenance: which model this is, and where it was `cut` if it was; anchors carry it, and stitching compares it.
     """
 
+    earlier_layers: bool = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -66,7 +68,6 @@ class Encoder:
         if self.pooling in FEATURES and self.pooling != f"{self.modality}_features":
             raise StitchError(f"pooling is {self.pooling!r} and the processor is for {self.modality}: give that side's")
         self.after_pooling = nn.Sequential(*layers_of(after_pooling or nn.Sequential())).eval().requires_grad_(False)
-        self.earlier_layers = False
         layers = [layer.get("name", layer["layer"]) for layer in describe_chain(self.after_pooling)]
         self.provenance = Provenance(
             model_id=model_id or type(model).__name__,

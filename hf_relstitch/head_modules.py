@@ -245,7 +245,8 @@ def build_chain(described: Sequence[Mapping[str, Any]], *, gives: int | None) ->
         raise StitchError(f"the config's layers are {described}: {error} is missing or no such thing") from error
     ends = [] if gives is None else [(gives, gives)]
     if any(out != into for (_, out), (into, _) in pairwise([*widths, *ends])):
-        raise StitchError(f"the config's layers are {described}: expected layers that fit, and give {gives} numbers")
+        wanted = "fit" if gives is None else f"fit and give {gives} numbers"
+        raise StitchError(f"the config's layers are {described}: expected layers that {wanted}")
     return layers.requires_grad_(False)
 
 

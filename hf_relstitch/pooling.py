@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_relstitch.core.errors import StitchError
@@ -40,8 +39,7 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
     if attention_mask is not None and isinstance(hidden, Tensor):
         attention_mask = attention_mask.to(hidden.device)
     if pooling == "mean":
-        hidden = require(hidden, ndim=(3, 4), pooling=pooling)
-        return hidden.mean((2, 3)) if hidden.ndim == 4 else mean_of_tokens(hidden, attention_mask)
+        return mean_of_places(hidden, attention_mask)
     hidden = require(hidden, ndim=(3,), pooling=pooling)
     return OF_TOKENS[pooling](hidden, attention_mask)
 
@@ -67,9 +65,8 @@ def with_earlier(latents: Tensor, output: Any, *, attention_mask: Tensor | None,
                 f"an earlier layer of the encoder has shape {tuple(hidden.shape)} and the attention mask "
                 f"{tuple(attention_mask.shape)}: which of its rows are padding is not known"
             )
-        mask = None if attention_mask is None else attention_mask.to(hidden.device)
-        mean = pool(BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, pooling="mean")
-        parts.append(normalize(mean.to(latents.device, exact), dim=-1) / len(layers) ** 0.5)
+        mean = mean_of_places(hidden, attention_mask).to(latents.device, exact)
+        parts.append(normalize(mean, dim=-1) / len(layers) ** 0.5)
     return torch.cat(parts, -1).to(latents.dtype)
 
 
@@ -103,6 +100,12 @@ def require(output: Any, *, ndim: tuple[int, ...], pooling: str) -> Tensor:
     )
 
 
+def mean_of_places(hidden: Any, attention_mask: Tensor | None) -> Tensor:
+    """Mean over the tokens `(n, t, d)` that are not padding, or over the places of a feature map `(n, d, h, w)`."""
+    hidden = require(hidden, ndim=(3, 4), pooling="mean")
+    return hidden.mean((2, 3)) if hidden.ndim == 4 else mean_of_tokens(hidden, attention_mask)
+
+
 def mean_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Mean over the tokens `(n, t, d)` that are not padding."""
     return hidden.mean(1) if attention_mask is None else weighted_mean(hidden, attention_mask)
@@ -111,7 +114,7 @@ def mean_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
 def weighted_mean(hidden: Tensor, weights: Tensor) -> Tensor:
     """Mean over the tokens `(n, t, d)`, of half precision in float32."""
     exact = torch.promote_types(hidden.dtype, torch.float32)
-    shares = weights.unsqueeze(-1).to(exact)
+    shares = weights.unsqueeze(-1).to(hidden.device, exact)
     return ((hidden * shares).sum(1) / shares.sum(1).clamp_min(1)).to(hidden.dtype)
 
 

@@ -30,8 +30,8 @@ from hf_relstitch.core.selection import choose_settings
 
 DATA, HEADS = {}, {}  # filled before the workers fork
 KEYS = ("data", "source", "target", "anchors", "draw")
-CHOICES = {"auto": "linear", "accuracy of latents alone": "accuracy", "accuracy": "accuracy"}
-METHODS = ["own", *PEERS, "one default", "auto", "best member by test labels", "accuracy of latents alone", "accuracy"]
+CHOICES = ("auto", "accuracy of latents alone", "accuracy")
+METHODS = ["own", *PEERS, "one default", "auto", "best member by test labels", *CHOICES[1:]]
 
 
 def share(logits, answers):
@@ -51,15 +51,16 @@ def calibration_error(logits, labels, bins=15):
     return float(gaps.abs().sum() / len(labels))
 
 
-def measured(method, prefer, x, y, q, own, labels, head):
-    """What a choice made of anchors gives on the queries, and what was foretold of it."""
+def measured(prefer, x, y, q, own, labels, head):
+    """What a choice made of anchors gives on the queries, and what was foretold of it; by name, "" for the accuracy."""
     began = time.perf_counter()
     choice = choose_settings(x, y, head=head, prefer=prefer)
     seconds = time.perf_counter() - began
     logits = apply_head(head, fit(x, y, settings=choice.settings)(q))
     held, true = apply_head(head, held_out_translations(x, y, settings=choice.settings)), apply_head(head, y.double())
     told, temperature = foretell(held, true), matching_temperature(held, true.softmax(-1))
-    found = {
+    return {
+        "": share(logits, labels),
         "seconds": seconds,
         "settings": {key: value for key, value in vars(choice.settings).items() if key not in ("scale", "seed")},
         "agreement": share(logits, own.argmax(-1)),
@@ -70,7 +71,6 @@ def measured(method, prefer, x, y, q, own, labels, head):
         "ECE before": calibration_error(logits, labels),
         "ECE after": calibration_error(logits / temperature, labels),
     }
-    return {method: share(logits, labels)} | {f"{method} {key}": value for key, value in found.items()}
 
 
 def one(job):
@@ -90,9 +90,15 @@ def one(job):
         row |= {name: max(scores), **({"inversion, all anchors": scores[0]} if peer is None else {})}
     row["one default"] = accuracy(head, fit(x.float(), y.float(), settings=TranslationSettings())(q), labels)
     row["best member by test labels"] = max(share(logits, labels) for logits in every_member(x, y, q, head))
-    for method, prefer in CHOICES.items():
-        s = (space.wider if method == "accuracy" else space.latents)[source]
-        row |= measured(method, prefer, s[rows], y.float(), s[space.test].double(), own, labels, head)
+
+    def chosen(prefer, latents):
+        return measured(prefer, latents[rows], y.float(), latents[space.test].double(), own, labels, head)
+
+    plain, wider = space.latents[source], space.wider[source]
+    auto, alone = chosen("linear", plain), chosen("accuracy", plain)
+    accurate = alone if wider is plain else chosen("accuracy", wider)
+    for method, found in zip(CHOICES, (auto, alone, accurate), strict=True):
+        row |= {f"{method} {key}".strip(): value for key, value in found.items()}
     return row
 
 
