@@ -6,7 +6,7 @@ python examples/anchors.py
 import argparse
 
 from hf_relstitch import AnchorSet, Encoder
-from hf_relstitch.inputs import read_inputs
+from hf_relstitch.data.reading import read_inputs
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="the encoder")

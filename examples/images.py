@@ -8,7 +8,7 @@ import argparse
 from transformers import pipeline
 
 from hf_relstitch import RelativeStitcher
-from hf_relstitch.inputs import read_inputs
+from hf_relstitch.data.reading import read_inputs
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--source", default="facebook/dinov2-small", help="the new encoder")

@@ -10,17 +10,17 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from hf_relstitch.anchors import AnchorSet
-from hf_relstitch.callables import CallableEncoder
-from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.inversion import TranslationSettings
-from hf_relstitch.encoders import Encoder
-from hf_relstitch.heads import Head, cut, load_target
-from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
-from hf_relstitch.onnx_encoders import onnx_encoder
-from hf_relstitch.provenance import Provenance
-from hf_relstitch.relative_latents import RelativeLatents
+from hf_relstitch.core.translation import TranslationSettings
+from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.encoders.callable_encoder import CallableEncoder
+from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.encoders.onnx_encoder import onnx_encoder
+from hf_relstitch.heads.head import Head
+from hf_relstitch.heads.loading import cut, load_target
+from hf_relstitch.model.anchors import AnchorSet, RelativeLatents
+from hf_relstitch.model.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.version import __version__
 
 __all__ = [

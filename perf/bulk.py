@@ -60,10 +60,10 @@ def by_package(source: Path, output: Path) -> None:
     import torch
 
     from hf_relstitch.bulk.outputs import Output
-    from hf_relstitch.bulk.running import translate_file
     from hf_relstitch.bulk.sources import find_sources
+    from hf_relstitch.bulk.translate import translate_file
     from hf_relstitch.bulk.translator import Translator
-    from hf_relstitch.core.inversion import Translation
+    from hf_relstitch.core.translation import Translation
 
     weight, bias = (torch.from_numpy(one) for one in matrix())
     translation = Translation(DIM, DIM, scale="carry")

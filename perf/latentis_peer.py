@@ -14,7 +14,7 @@ import spaces
 import torch
 from latentis.transform.translate.aligner import Procrustes
 
-from hf_relstitch.core.confidence import apply_head
+from hf_relstitch.core.head_outputs import apply_head
 
 
 def main():

@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import Linear
 from torch.nn.functional import normalize
 
-from hf_relstitch.core.fitting import fit
 from hf_relstitch.core.selection import choose_settings
+from hf_relstitch.core.translation import fit
 
 HEAD, ANCHORS, TEST = slice(0, 4000), slice(4000, 4500), slice(5000, 7000)
 

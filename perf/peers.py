@@ -1,11 +1,11 @@
 """What others would do: each from anchors `x`, `y` and queries `q` (float64) to target latents of the queries."""
 
-from hf_relstitch.benchmarks.peers import absolute, affine, procrustes
-from hf_relstitch.core.confidence import apply_head
-from hf_relstitch.core.folds import quick_frame
-from hf_relstitch.core.inversion import TranslationSettings, fit_translation, mean_norm
+from hf_relstitch.benchmarks.baselines import absolute, affine, procrustes
+from hf_relstitch.core.decomposition import quick_frame
+from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.core.relative import directions
 from hf_relstitch.core.selection import ALPHAS, RIDGES
+from hf_relstitch.core.translation import TranslationSettings, fit_translation, mean_norm
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.3)
 

@@ -21,12 +21,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hf_relstitch.core.confidence import apply_head, matching_temperature
-from hf_relstitch.core.fidelity import held_out_translations
-from hf_relstitch.core.fitting import fit
-from hf_relstitch.core.foretelling import foretell
-from hf_relstitch.core.inversion import TranslationSettings
+from hf_relstitch.core.expected_agreement import foretell
+from hf_relstitch.core.head_outputs import apply_head, matching_temperature
+from hf_relstitch.core.measures import held_out_translations
 from hf_relstitch.core.selection import choose_settings
+from hf_relstitch.core.translation import TranslationSettings, fit
 
 DATA, HEADS = {}, {}  # filled before the workers fork
 KEYS = ("data", "source", "target", "anchors", "draw")

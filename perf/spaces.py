@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from hf_relstitch import Encoder
-from hf_relstitch.provenance import EARLIER_LAYERS
+from hf_relstitch.data.provenance import EARLIER_LAYERS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import assets

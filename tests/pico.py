@@ -8,7 +8,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ViTImageProcessor
 
-from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.translation import Translation
 
 WORDS = (
     "storm hits the northern coast and harbour is closed until morning a quiet day for trade ships sail on river "

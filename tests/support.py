@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 from hf_relstitch import StitchError, cut
-from hf_relstitch.processors import preprocess
+from hf_relstitch.encoders.processors import preprocess
 
 BLIND = {"MraForSequenceClassification"}  # whose attention gives zeros where its CUDA kernel is not built
 VERSION = transformers.__version__

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hf_relstitch import AnchorSet, Encoder, Provenance, StitchError
-from hf_relstitch.inputs import input_ids
+from hf_relstitch.data.ids import input_ids
 
 PROVENANCE = Provenance("me/encoder", "abc", "mean", "some texts")
 
@@ -158,7 +158,7 @@ def test_a_failing_save_leaves_the_folder_as_it_was(
 ) -> None:
     anchor_set.save_pretrained(tmp_path / "set")
     before = {file.name: file.read_bytes() for file in (tmp_path / "set").iterdir()}
-    monkeypatch.setattr("hf_relstitch.anchors.__version__", object())  # cannot be written as JSON
+    monkeypatch.setattr("hf_relstitch.model.anchors.__version__", object())  # cannot be written as JSON
     with pytest.raises(TypeError):
         anchor_set._subset(list(range(50))).save_pretrained(tmp_path / "set")
     assert {file.name: file.read_bytes() for file in (tmp_path / "set").iterdir()} == before

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForAudioClassification, pipeline
 
 from hf_relstitch import Encoder, RelativeStitcher, StitchError, load_target
-from hf_relstitch.inputs import input_ids, load_audio
-from hf_relstitch.prediction import predict
+from hf_relstitch.cli.predict import predict
+from hf_relstitch.data.ids import input_ids
+from hf_relstitch.data.inputs import load_audio
 
 KINDS = ["wav2vec2", "hubert", "whisper", "audio-spectrogram-transformer"]
 

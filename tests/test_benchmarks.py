@@ -26,12 +26,12 @@ from typer.testing import CliRunner
 
 from hf_relstitch import AnchorSet, CallableEncoder, Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import compare, run_suite, write_report
-from hf_relstitch.benchmarks import latents as latents_module
-from hf_relstitch.benchmarks.bench import reordered
-from hf_relstitch.benchmarks.latents import settings_of
-from hf_relstitch.benchmarks.raw_inputs import evaluate_model, raw_accuracy
+from hf_relstitch.benchmarks import latent_cache as latents_module
+from hf_relstitch.benchmarks.end_to_end import evaluate_model, raw_accuracy
+from hf_relstitch.benchmarks.hub_results import numbers_of
+from hf_relstitch.benchmarks.latent_cache import settings_of
+from hf_relstitch.benchmarks.plan import reordered
 from hf_relstitch.benchmarks.scores import score
-from hf_relstitch.benchmarks.stitched import numbers_of
 from hf_relstitch.benchmarks.suite import METHODS
 from hf_relstitch.cli import app
 from hf_relstitch.metrics import Accuracy, script
@@ -562,7 +562,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from hf_relstitch.benchmarks import run_suite, running
+from hf_relstitch.benchmarks import run as running, run_suite
 
 state, compute = PartialState(cpu=True, timeout=timedelta(seconds=8)), running.compute
 

@@ -28,12 +28,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from hf_relstitch import Encoder, RelativeStitcher, StitchError
-from hf_relstitch.bulk import running, translate_files
+from hf_relstitch.bulk import translate as running
+from hf_relstitch.bulk import translate_files
 from hf_relstitch.bulk.manifest import MANIFEST_NAME
 from hf_relstitch.bulk.outputs import LOCK_NAME, Output
 from hf_relstitch.bulk.translator import Translator, load_translation
-from hf_relstitch.core.inversion import Translation
-from hf_relstitch.files import checksum
+from hf_relstitch.core.translation import Translation
+from hf_relstitch.hub.files import checksum
 
 D_SOURCE, D_TARGET = 16, 24
 
@@ -377,7 +378,7 @@ def test_weights_outside_of_the_folder_are_refused(model: RelativeStitcher, tmp_
 
 KILLED = """
 import os, signal, sys
-from hf_relstitch.bulk import running, translate_files
+from hf_relstitch.bulk import translate as running, translate_files
 real = running.FORMATS[".parquet"]
 def killed(source, sink, translator):
     for batch, done in enumerate(real(source, sink, translator)):
@@ -817,10 +818,10 @@ import sys
 from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 from hf_relstitch.bulk.outputs import Output
-from hf_relstitch.bulk.running import translate_file
+from hf_relstitch.bulk.translate import translate_file
 from hf_relstitch.bulk.sources import Source
 from hf_relstitch.bulk.translator import Translator
-from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.translation import Translation
 translation = Translation(128, 128, scale="carry")
 for buffer in translation.buffers():
     buffer.fill_(0.01)

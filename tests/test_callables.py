@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, ViTImageProcessor
 
 from hf_relstitch import AnchorSet, CallableEncoder, Encoder, Head, RelativeStitcher, StitchError, onnx_encoder
 from hf_relstitch.bulk import translate_files
-from hf_relstitch.inputs import input_ids
+from hf_relstitch.data.ids import input_ids
 
 TEXTS, NEW = pico.texts(60), pico.texts(9, seed=8)
 KINDS: dict[str, Callable[[torch.Tensor], Any]] = {

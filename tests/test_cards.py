@@ -19,9 +19,9 @@ from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, load_target
-from hf_relstitch.cards import anchor_card, eval_result_files, inline, model_card
-from hf_relstitch.edits import END, START
-from hf_relstitch.hub import Repo
+from hf_relstitch.hub.card_edits import END, START
+from hf_relstitch.hub.cards import anchor_card, eval_result_files, inline, model_card
+from hf_relstitch.hub.repo import Repo
 
 examples = settings(deadline=None, max_examples=50, derandomize=True)
 COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"

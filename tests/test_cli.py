@@ -16,9 +16,10 @@ from PIL import Image
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, __version__
 from hf_relstitch.cli import main
-from hf_relstitch.inputs import input_ids, read_inputs
-from hf_relstitch.prediction import predict
-from hf_relstitch.quickstart import hub_data
+from hf_relstitch.cli.predict import predict
+from hf_relstitch.cli.quickstart import hub_data
+from hf_relstitch.data.ids import input_ids
+from hf_relstitch.data.reading import read_inputs
 
 
 @dataclass
@@ -248,7 +249,7 @@ def test_a_column_of_a_data_set_is_read(tmp_path: Path) -> None:
 
     (tmp_path / "news").mkdir()
     Dataset.from_dict({"headline": pico.texts(64)}).to_parquet(tmp_path / "news" / "train.parquet")
-    from hf_relstitch.inputs import read_columns
+    from hf_relstitch.data.reading import read_columns
 
     assert read_columns(str(tmp_path / "news"), ["headline"], split="train[:3]") == [pico.texts(3)]
 
@@ -348,7 +349,7 @@ def test_a_table_without_a_column_is_not_read_as_lines_of_text(tmp_path: Path) -
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
     name: str, columns: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_relstitch.inputs.load_dataset", lambda *_, **__: pytest.fail("it was looked for"))
+    monkeypatch.setattr("hf_relstitch.data.reading.load_dataset", lambda *_, **__: pytest.fail("it was looked for"))
     with pytest.raises(StitchError, match=f"there is no file or folder {name}: check the path"):
         read_inputs(name, **columns)
 

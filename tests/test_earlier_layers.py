@@ -17,12 +17,12 @@ from transformers import AutoModel, pipeline
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_relstitch import AnchorSet, CallableEncoder, Encoder, Head, RelativeStitcher, StitchError
-from hf_relstitch.cards import Base
-from hf_relstitch.checkpoints import read_config
-from hf_relstitch.exporting import plain_classifier, to_onnx
-from hf_relstitch.inputs import probe_inputs
-from hf_relstitch.pooling import with_earlier
-from hf_relstitch.provenance import EARLIER_LAYERS
+from hf_relstitch.data.inputs import probe_inputs
+from hf_relstitch.data.provenance import EARLIER_LAYERS
+from hf_relstitch.encoders.pooling import with_earlier
+from hf_relstitch.hub.cards import Base
+from hf_relstitch.model.exporting import plain_classifier, to_onnx
+from hf_relstitch.model.persistence import read_config
 
 TEXTS = pico.texts(7, seed=9)
 MASK = torch.tensor([[1, 1, 0]])

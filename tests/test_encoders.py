@@ -11,9 +11,9 @@ from PIL import ExifTags, Image
 from torch import nn
 
 from hf_relstitch import AnchorSet, Encoder, StitchError, load_target
-from hf_relstitch.devices import prefetched
-from hf_relstitch.hub import locate
-from hf_relstitch.inputs import load_image
+from hf_relstitch.data.inputs import load_image
+from hf_relstitch.encoders.devices import prefetched
+from hf_relstitch.hub.repo import locate
 
 
 def test_encode_gives_rows_in_the_order_of_the_inputs(source: Encoder) -> None:
@@ -122,7 +122,7 @@ def test_refuses_a_place_where_no_model_is(tmp_path: Path) -> None:
 def test_what_is_a_file_or_reads_as_a_path_is_not_asked_for_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_relstitch.hub.hf_hub_download", lambda *_, **__: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("hf_relstitch.hub.repo.hf_hub_download", lambda *_, **__: pytest.fail("the Hub was asked"))
     monkeypatch.chdir(tmp_path)
     Path("anchors.txt").write_text("storm")
     for place in ("anchors.txt", "./anchors.txt", tmp_path / "anchors.txt"):

@@ -13,9 +13,9 @@ from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from hf_relstitch import Encoder, RelativeStitcher, StitchError
-from hf_relstitch.core.inversion import Translation
-from hf_relstitch.exporting import plain_classifier, to_onnx
-from hf_relstitch.fusing import fuse
+from hf_relstitch.core.translation import Translation
+from hf_relstitch.model.exporting import plain_classifier, to_onnx
+from hf_relstitch.model.modeling_relative_stitcher import fuse
 
 TEXTS = pico.texts(5, seed=9)
 

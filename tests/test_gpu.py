@@ -13,11 +13,11 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 from hf_relstitch import Encoder, Head, RelativeStitcher, TranslationSettings
 from hf_relstitch.bulk import translate_files
-from hf_relstitch.core.anchor_choice import choose_anchors
-from hf_relstitch.core.fidelity import held_out_translations
-from hf_relstitch.core.fitting import fit
+from hf_relstitch.core.anchor_sampling import choose_anchors
+from hf_relstitch.core.measures import held_out_translations
 from hf_relstitch.core.selection import choose_settings
-from hf_relstitch.exporting import plain_classifier, to_onnx
+from hf_relstitch.core.translation import fit
+from hf_relstitch.model.exporting import plain_classifier, to_onnx
 
 pytestmark = pytest.mark.gpu
 TEXTS = pico.texts(20, seed=9)

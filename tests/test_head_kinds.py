@@ -16,10 +16,11 @@ from transformers import pipeline
 from transformers.activations import ACT2FN
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError, cut, load_target
-from hf_relstitch.core.confidence import apply_head
+from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.core.selection import choose_settings
-from hf_relstitch.head_modules import ACTIVATIONS, activation_name, build_head, describe_head
-from hf_relstitch.processors import preprocess
+from hf_relstitch.encoders.processors import preprocess
+from hf_relstitch.heads.loading import load_head
+from hf_relstitch.layers import ACTIVATIONS, activation_name, build_head, describe_head
 
 CHAINS = {
     "tanh": lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 3)),
@@ -398,7 +399,7 @@ def test_a_chain_is_read_from_its_model_on_the_hub(hub: HubServer, target_folder
     files = {file.name: file.read_bytes() for file in Path(target_folder).iterdir()}
     hub.put_files("bob/classifier", files)
     encoder, head = load_target("bob/classifier", cut="classifier.dense")
-    read = Head.of_model(encoder.provenance)
+    read = load_head(encoder.provenance)
     latents = torch.randn(5, 16)
     with torch.no_grad():
         torch.testing.assert_close(read.module(latents), head.module(latents), rtol=0, atol=0)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, cut, load_target
-from hf_relstitch.cuts import select_row
-from hf_relstitch.processors import preprocess
+from hf_relstitch.encoders.processors import preprocess
+from hf_relstitch.heads.cutting import select_row
 
 LAYERS = {
     "Bert": "classifier, pooled",

@@ -19,7 +19,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeLatents, RelativeStitcher, StitchError, load_target
-from hf_relstitch.sharing import pull, push
+from hf_relstitch.cli.push_pull import pull, push
+from hf_relstitch.heads.loading import load_head
 
 TEXTS = pico.texts(100)
 BATCH = ["storm hits the northern coast", "quiet day"]
@@ -373,13 +374,13 @@ def test_keyed_sets_are_found_and_paired_by_who_has_the_key(source_id: str, targ
 
 def test_the_head_alone_is_read_from_its_model(target_id: str, target_folder: str, tmp_path: Path) -> None:
     encoder, head = load_target(target_id)
-    read = Head.of_model(encoder.provenance)
+    read = load_head(encoder.provenance)
     assert torch.equal(read.module.weight, head.module.weight)
     assert torch.equal(read.module.bias, head.module.bias)
     assert (read.id2label, read.provenance) == (head.id2label, head.provenance)
     pico.classifier("Roberta", seed=2).save_pretrained(tmp_path, max_shard_size="5KB")
     HfApi(token="hf_bob").upload_folder(repo_id=target_id, folder_path=tmp_path, delete_patterns="model.safetensors")
-    sharded = Head.of_model(load_target(target_id)[0].provenance)
+    sharded = load_head(load_target(target_id)[0].provenance)
     assert torch.equal(sharded.module.weight, head.module.weight)
 
 

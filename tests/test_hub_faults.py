@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_hub import logits, uploaded
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, load_target
-from hf_relstitch.hub import push_folder
+from hf_relstitch.hub.repo import push_folder
 
 REPO = "alice/stitched"
 
@@ -268,7 +268,7 @@ def test_altered_weights(pushed: RelativeStitcher, pull: Callable, tmp_path: Pat
 
 
 def test_tensors_of_the_wrong_shape(pushed: RelativeStitcher, pull: Callable, tmp_path: Path) -> None:
-    from hf_relstitch.files import checksum
+    from hf_relstitch.hub.files import checksum
 
     def widen(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")

@@ -32,11 +32,10 @@ from hf_relstitch import (
     StitchError,
     load_target,
 )
-from hf_relstitch.core.anchor_choice import choose_anchors
-from hf_relstitch.core.fitting import fit
-from hf_relstitch.core.inversion import TranslationSettings, fit_translation
-from hf_relstitch.files import checksum
-from hf_relstitch.inputs import input_ids
+from hf_relstitch.core.anchor_sampling import choose_anchors
+from hf_relstitch.core.translation import TranslationSettings, fit, fit_translation
+from hf_relstitch.data.ids import input_ids
+from hf_relstitch.hub.files import checksum
 
 
 def batch(model: RelativeStitcher, count: int = 6) -> dict[str, torch.Tensor]:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, inputs
-from hf_relstitch.inputs import drawn_rows, input_ids, read_inputs
-from hf_relstitch.recommending import recommend
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
+from hf_relstitch.cli.recommend import recommend
+from hf_relstitch.data import ids
+from hf_relstitch.data.ids import input_ids
+from hf_relstitch.data.reading import drawn_rows, read_inputs
 
 WORDS = st.text(min_size=1, max_size=5)
 
@@ -136,9 +138,9 @@ def test_chosen_anchors_are_encoded_and_hashed_once_a_side(
     pairs = list(zip(pictures(48), pico.texts(48), strict=True))
     encoded: list[int] = []
     hashed: list[int] = []
-    encode, one_id = Encoder.encode, inputs._input_id
+    encode, one_id = Encoder.encode, ids._input_id
     monkeypatch.setattr(Encoder, "encode", lambda s, given, **_: encoded.append(len(given)) or encode(s, given, **_))
-    monkeypatch.setattr(inputs, "_input_id", lambda one, *_: hashed.append(isinstance(one, tuple)) or one_id(one, *_))
+    monkeypatch.setattr(ids, "_input_id", lambda one, *_: hashed.append(isinstance(one, tuple)) or one_id(one, *_))
     RelativeStitcher.from_parts(
         image_folder, source, pairs, head=nn.Linear(16, 3), num_anchors=33, alpha=0.5, progress=False
     )

@@ -9,8 +9,8 @@ import transformers
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_relstitch import Encoder, StitchError
-from hf_relstitch.hub import Repo
-from hf_relstitch.pooling import pool, resolve_pooling
+from hf_relstitch.encoders.pooling import pool, resolve_pooling
+from hf_relstitch.hub.repo import Repo
 
 HIDDEN = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]], [[5.0, 6.0], [7.0, 8.0], [9.0, 10.0]]])
 RIGHT_PADDED = torch.tensor([[1, 1, 0], [1, 1, 1]])

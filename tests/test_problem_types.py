@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, pipeline
 
 from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, load_target
-from hf_relstitch.prediction import classifier
+from hf_relstitch.cli.predict import classifier
 
 MULTI = "multi_label_classification"
 CASES = {

@@ -12,7 +12,7 @@ from launching import PROCESSES, launch
 from safetensors.torch import load_file
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
-from hf_relstitch.recommending import recommend
+from hf_relstitch.cli.recommend import recommend
 
 BEGINNING = """
 import sys
@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
-from hf_relstitch.devices import accelerate_state
+from hf_relstitch.encoders.devices import accelerate_state
 
 state, out = accelerate_state(), Path(sys.argv[1])
 assert state.num_processes == 2
@@ -76,7 +76,7 @@ def test_a_candidate_that_one_cannot_load_is_none_for_all(
 ) -> None:
     body = (
         "import json\n"
-        "from hf_relstitch import recommending\n"
+        "from hf_relstitch.cli import recommend as recommending\n"
         "class Failing(Encoder):\n"
         "    @classmethod\n"
         "    def from_pretrained(cls, place):\n"

@@ -12,7 +12,7 @@ from trained import trained_head
 from transformers import pipeline
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
-from hf_relstitch.inputs import input_ids
+from hf_relstitch.data.ids import input_ids
 
 pytestmark = pytest.mark.slow
 

@@ -19,9 +19,9 @@ from trained import trained_chain, trained_head
 from transformers import pipeline
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher
-from hf_relstitch.core.confidence import apply_head
+from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.core.relative import directions
-from hf_relstitch.inputs import input_ids
+from hf_relstitch.data.ids import input_ids
 
 pytestmark = pytest.mark.slow
 

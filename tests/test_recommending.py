@@ -12,9 +12,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_relstitch.cli import app
+from hf_relstitch.cli.recommend import rank, recommend
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.heads import load_target
-from hf_relstitch.recommending import rank, recommend
+from hf_relstitch.heads.loading import load_target
 
 
 def test_the_heads_own_encoder_comes_first_and_a_failing_candidate_last(

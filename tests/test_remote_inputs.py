@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from hf_relstitch import StitchError
 from hf_relstitch.bulk import translate_files
-from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.translation import Translation
 
 ROWS, DIM = 100_000, 64  # 25 MB
 

@@ -24,7 +24,7 @@ from moto.server import ThreadedMotoServer
 from hf_relstitch import StitchError
 from hf_relstitch.bulk import translate_files
 from hf_relstitch.bulk.manifest import MANIFEST_NAME
-from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.translation import Translation
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of asyncore
@@ -152,8 +152,8 @@ def test_remote_files_that_are_gone_or_altered_are_mended(
 
 KILLED = """
 import os, signal, sys, torch
-from hf_relstitch.bulk import running, translate_files
-from hf_relstitch.core.inversion import Translation
+from hf_relstitch.bulk import translate as running, translate_files
+from hf_relstitch.core.translation import Translation
 point, inputs, output, saved = sys.argv[1:]
 translation = Translation(16, 16, scale="carry")
 translation.load_state_dict(torch.load(saved, weights_only=True))

@@ -16,8 +16,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError
-from hf_relstitch.checkpoints import read_config
-from hf_relstitch.exporting import plain_classifier, to_onnx
+from hf_relstitch.model.exporting import plain_classifier, to_onnx
+from hf_relstitch.model.persistence import read_config
 
 LONG = " ".join(pico.WORDS)  # 36 words, of which the tokenizer takes 30
 INPUTS = [*pico.texts(8), "storm", LONG, "STORM hits Ships"]

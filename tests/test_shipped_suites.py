@@ -117,8 +117,8 @@ def test_shipped_suites_run(name: str, hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_rows_of_another_config_are_matched(hub: HubServer, tmp_path: Path) -> None:
-    from hf_relstitch.benchmarks.schema import Document
-    from hf_relstitch.benchmarks.tables import read_rows
+    from hf_relstitch.benchmarks.rows import read_rows
+    from hf_relstitch.benchmarks.yaml_schema import Document
 
     spec = load_suite("cross-lingual-stitching")[0].data["massive"]
     data(hub, spec, tmp_path, images=set())

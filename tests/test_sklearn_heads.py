@@ -28,8 +28,8 @@ from sklearn.svm import SVC, LinearSVC
 from transformers import pipeline
 
 from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError
-from hf_relstitch.core.confidence import apply_head
-from hf_relstitch.sklearn_heads import is_estimator
+from hf_relstitch.core.head_outputs import apply_head
+from hf_relstitch.heads.from_sklearn import is_estimator
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

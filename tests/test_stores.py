@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from hf_relstitch import Encoder, StitchError
 from hf_relstitch.bulk import move_collection, move_table, translation_between
-from hf_relstitch.core.inversion import Translation
+from hf_relstitch.core.translation import Translation
 
 ROWS, D_OLD, D_NEW = 600, 12, 20
 QUIET = Settings(anonymized_telemetry=False)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_relstitch.core.decomposition import Frame
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fidelity import mean_cosine, relative_error
-from hf_relstitch.core.foretelling import scale_invariance
-from hf_relstitch.core.geometry import angle_correlation, linear_cka
-from hf_relstitch.core.inversion import Frame, TranslationSettings, anchor_subsets, fit_translation
+from hf_relstitch.core.expected_agreement import scale_invariance
+from hf_relstitch.core.measures import angle_correlation, linear_cka, mean_cosine, relative_error
 from hf_relstitch.core.relative import directions, precision_of, to_working
+from hf_relstitch.core.translation import TranslationSettings, anchor_subsets, fit_translation
 
 PAPER = TranslationSettings(alpha=0.0, ridge=0.0)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

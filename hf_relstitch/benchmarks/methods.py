@@ -9,17 +9,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from hf_relstitch.anchors import AnchorSet
-from hf_relstitch.benchmarks.latents import Space
-from hf_relstitch.benchmarks.peers import PEERS
-from hf_relstitch.core.confidence import apply_head
+from hf_relstitch.benchmarks.baselines import PEERS
+from hf_relstitch.benchmarks.latent_cache import Space
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fitting import fit
-from hf_relstitch.core.inversion import TranslationSettings
+from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.core.relative import relative_projection
 from hf_relstitch.core.selection import Prefer
-from hf_relstitch.heads import Head
-from hf_relstitch.stitching import stitch
+from hf_relstitch.core.translation import TranslationSettings, fit
+from hf_relstitch.heads.head import Head
+from hf_relstitch.model.anchors import AnchorSet
+from hf_relstitch.model.stitching import stitch
 
 CHOSEN: dict[str, Prefer] = {"auto": "linear", "accuracy": "accuracy"}
 FIXED = {

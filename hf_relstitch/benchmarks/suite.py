@@ -5,9 +5,9 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from hf_relstitch.anchor_checks import MIN_ANCHORS
-from hf_relstitch.benchmarks.schema import Document, Path_, many, named, nested, number, one_of, text
-from hf_relstitch.pooling import POOLINGS
+from hf_relstitch.benchmarks.yaml_schema import Document, Path_, many, named, nested, number, one_of, text
+from hf_relstitch.encoders.pooling import POOLINGS
+from hf_relstitch.model.anchors import MIN_ANCHORS
 
 METHODS = (
     "auto",

@@ -9,7 +9,7 @@ from hf_relstitch.bulk.outputs import Output
 from hf_relstitch.bulk.sources import Source
 from hf_relstitch.bulk.translator import Translator
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.files import check_format, write_json
+from hf_relstitch.hub.files import check_format, write_json
 from hf_relstitch.version import __version__
 
 MANIFEST_NAME = ".translation.json"  # hidden, so that `load_dataset` of the folder reads the shards alone

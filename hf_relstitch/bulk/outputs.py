@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.files import checksum, only_run, whole_file
+from hf_relstitch.hub.files import checksum, only_run, whole_file
 
 LOCK_NAME = ".translation.lock"
 

@@ -10,18 +10,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_relstitch.anchor_checks import MIN_ANCHORS
+from hf_relstitch.core.cross_validation import folds_of
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fitting import empty_translation, fit
-from hf_relstitch.core.folds import folds_of
-from hf_relstitch.core.inversion import Translation, TranslationSettings
 from hf_relstitch.core.relative import check_latents
-from hf_relstitch.core.retrieval import Role, SearchJudge, check_role
+from hf_relstitch.core.scoring import Role, SearchJudge, check_role
 from hf_relstitch.core.selection import Prefer, check_prefer, choose_settings
-from hf_relstitch.core.sharpening import SharpenedTranslation
-from hf_relstitch.devices import fingerprint
-from hf_relstitch.files import read_tensors, write_tensors
-from hf_relstitch.stored_latents import as_tensor
+from hf_relstitch.core.translation import SharpenedTranslation, Translation, TranslationSettings, empty_translation, fit
+from hf_relstitch.data.latents import as_tensor
+from hf_relstitch.encoders.devices import fingerprint
+from hf_relstitch.hub.files import read_tensors, write_tensors
+from hf_relstitch.model.anchors import MIN_ANCHORS
 
 FORMAT_VERSION = 1
 KIND = "search_translation"

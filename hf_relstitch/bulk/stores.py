@@ -15,7 +15,7 @@ from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.bulk.tables import translated_batches, translated_schema
 from hf_relstitch.bulk.translator import AnyModel, AnyTranslation, Translator, load_translation
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.files import only_run
+from hf_relstitch.hub.files import only_run
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI

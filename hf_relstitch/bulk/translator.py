@@ -9,16 +9,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_relstitch.bulk.search import SearchTranslation, sharpness_of
-from hf_relstitch.checkpoints import INDEX, read_config
-from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fitting import empty_translation
-from hf_relstitch.core.inversion import Translation
-from hf_relstitch.core.sharpening import SharpenedTranslation
-from hf_relstitch.devices import fingerprint
-from hf_relstitch.files import verify_checksum, weight_map
-from hf_relstitch.hub import Repo, locate
-from hf_relstitch.modeling_relative_stitcher import RelativeStitcher
+from hf_relstitch.core.translation import SharpenedTranslation, Translation, empty_translation
+from hf_relstitch.encoders.devices import fingerprint
+from hf_relstitch.hub.files import verify_checksum, weight_map
+from hf_relstitch.hub.repo import Repo, locate
+from hf_relstitch.model.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
+from hf_relstitch.model.persistence import INDEX, read_config
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 

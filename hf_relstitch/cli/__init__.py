@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_relstitch.cli.showing import AsJson, print_table, show
-from hf_relstitch.cli.stitching import Column, recommend_command, stitch_command
-from hf_relstitch.core.retrieval import Role
+from hf_relstitch.cli.printing import AsJson, print_table, show
+from hf_relstitch.cli.stitch import Column, recommend_command, stitch_command
+from hf_relstitch.core.scoring import Role
 from hf_relstitch.core.selection import Prefer
 from hf_relstitch.version import __version__
 
@@ -50,7 +50,7 @@ def quickstart_command(
     label_column: Annotated[str, typer.Option(help="Its column of labels.")] = "label",
 ) -> None:
     """Stitch two networks that never met and look at what comes out; needs no network and no download."""
-    from hf_relstitch.quickstart import quickstart
+    from hf_relstitch.cli.quickstart import quickstart
 
     quickstart(
         out,
@@ -76,7 +76,7 @@ def predict_command(
     as_json: AsJson = False,
 ) -> None:
     """Classify inputs with a stitched model."""
-    from hf_relstitch.prediction import predict
+    from hf_relstitch.cli.predict import predict
 
     rows = predict(model, inputs, column=column)
     if as_json:
@@ -94,7 +94,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show sizes, provenance, condition numbers and effective ranks of a stitched model or an anchor set."""
-    from hf_relstitch.inspection import describe
+    from hf_relstitch.cli.describe import describe
 
     description = describe(place)
     if as_json:
@@ -110,9 +110,9 @@ def card_command(
     write: Annotated[bool, typer.Option("--write", help="Write it to the folder's README.md.")] = False,
 ) -> None:
     """Show the card of a stitched model or an anchor set, with the edits of the README.md that is there."""
-    from hf_relstitch.cards import CARD_NAME
-    from hf_relstitch.files import whole_file
-    from hf_relstitch.inspection import card
+    from hf_relstitch.cli.describe import card
+    from hf_relstitch.hub.cards import CARD_NAME
+    from hf_relstitch.hub.files import whole_file
 
     if write and not Path(place).is_dir():
         raise typer.BadParameter(f"{place} is no folder here, so its README.md cannot be written: pull it first")
@@ -133,7 +133,7 @@ def push_command(
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
 ) -> None:
     """Push a folder to the Hub as one commit."""
-    from hf_relstitch.sharing import push
+    from hf_relstitch.cli.push_pull import push
 
     typer.echo(push(folder, repo, share=share, private=private, revision=revision))
 
@@ -145,7 +145,7 @@ def pull_command(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
 ) -> None:
     """Copy a repo from the Hub into a folder, whole and checked."""
-    from hf_relstitch.sharing import pull
+    from hf_relstitch.cli.push_pull import pull
 
     pull(repo, folder, revision=revision)
 
@@ -155,7 +155,7 @@ def find_command(
     anchors: Annotated[str, typer.Argument(help="An anchor set: folder or Hub id.")], as_json: AsJson = False
 ) -> None:
     """List the anchor sets on the Hub that were made of the same inputs."""
-    from hf_relstitch.sharing import find
+    from hf_relstitch.cli.push_pull import find
 
     rows = find(anchors)
     if as_json:
@@ -181,7 +181,7 @@ def pair_command(
 ) -> None:
     """Make the translation between two encoders' latents, for a vector index; say what recall to expect."""
     from hf_relstitch.bulk import translation_between
-    from hf_relstitch.stored_latents import as_latents
+    from hf_relstitch.data.latents import as_latents
 
     sides = as_latents(source, column=column), as_latents(target, column=target_column or column)
     made = translation_between(*sides, translates=translates, prefer=prefer)
@@ -238,7 +238,7 @@ def benchmark_command(
 ) -> None:
     """Measure encoders, heads, translations and numbers of anchors against each other, and report."""
     from hf_relstitch.benchmarks import push_results, run_suite, write_report
-    from hf_relstitch.devices import accelerate_state
+    from hf_relstitch.encoders.devices import accelerate_state
 
     failures = run_suite(suite, out, models=[push] if push else [])["failures"]
     if accelerate_state().is_main_process:

@@ -6,34 +6,24 @@ from itertools import product
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from hf_relstitch.core.confidence import answer_probability, apply_head, logits_of, read_by, temperature_for
+from hf_relstitch.core.cross_validation import Fold, folds_of
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fidelity import held_out_translations
-from hf_relstitch.core.folds import Fold, View, centres_of, folds_of, readings
-from hf_relstitch.core.inversion import Scale, TranslationSettings, mean_norm
-from hf_relstitch.core.relative import directions
-from hf_relstitch.core.retrieval import Role, SearchJudge
+from hf_relstitch.core.scoring import Judge, Role, SearchJudge
+from hf_relstitch.core.translation import Scale, TranslationSettings
 
 Prefer = Literal["linear", "accuracy"]
 Criterion = Literal["head", "cosine", "recall"]
-
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 RIDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 SHARPNESS = 1.0
 SHARP_RIDGES = (0.03, 0.1, 0.3, 1.0)
 SHARP_BETAS = (0.3, 0.45)
 SHARP_TARGET_RIDGES = (0.3, 1.0)
-CONFIDENCE = 0.8
-"""Mean confidence that the head is brought to on translated latents, so that neither's scale matters."""
 MARGIN = 2.0
 """Standard errors by which a candidate that is not sharpened has to beat the best sharpened one."""
-LENGTHS = (1.0, 1.2, 1.4, 1.7, 2.0, 2.8, 4.0)
-"""Mean norms that translated latents may get, relative to that of the target anchors."""
-LENGTH_MATTERS = 0.005
-"""What a longer latent has to score more than a shorter one."""
 
 
 @dataclass(frozen=True)
@@ -146,96 +136,3 @@ def grid(prefer: Prefer, base: TranslationSettings) -> list[list[TranslationSett
         members = product(SHARP_RIDGES, SHARP_BETAS, SHARP_TARGET_RIDGES)
         groups += [[replace(sharp, ridge=ridge, beta=beta, target_ridge=other) for ridge, beta, other in members]]
     return groups
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Scores translated latents, row by row: by the head's answers, or by cosine where there are none."""
-
-    target: Float[Tensor, "k d_target"]
-    head: nn.Module | None
-    logits: Float[Tensor, "k classes"]
-    weights: Float[Tensor, " k"]
-    multi_label: bool
-
-    @classmethod
-    def of(cls, head: nn.Module | None, target: Float[Tensor, "k d_target"], *, multi_label: bool) -> "Judge":
-        """A head with a single logit answers nothing, and judges nothing."""
-        logits = target if head is None else apply_head(head, target)
-        if not logits.isfinite().all():
-            raise StitchError("the head gives logits that are not finite for the target's anchors: look at its weights")
-        even = torch.ones_like(target[:, 0])
-        if head is None or logits.shape[1] < 2:
-            return cls(target, None, target, even, multi_label)
-        weights = even if multi_label else balanced(logits.argmax(-1), dtype=even.dtype)
-        return cls(target, head, logits, weights, multi_label)
-
-    @property
-    def criterion(self) -> Literal["head", "cosine"]:
-        """Its name."""
-        return "cosine" if self.head is None else "head"
-
-    def readout(self, view: View) -> Float[Tensor, "r_target width"]:
-        """What coordinates in the target space become in the head's first layer, or as latents where there is none."""
-        return view.basis if self.head is None else read_by(self.head, view.basis)
-
-    def scores(
-        self,
-        folds: Sequence[Fold],
-        views: Sequence[View],
-        settings: TranslationSettings,
-        *,
-        readouts: Sequence[Float[Tensor, "_ width"]],
-    ) -> Float[Tensor, " k"]:
-        """One score for each anchor, translated by the fit on the folds that it is not in.
-
-        No latent of `d_target` is made for a head that begins linear.
-        """
-        made = torch.empty_like(self.logits)
-        for fold, read in readings(folds, views, settings, readouts=readouts):
-            made[fold.held_out] = read if self.head is None else logits_of(self.head, read, fold.centre)
-        return self.cosines(made, centres_of(folds)) if self.head is None else self.answers(made)
-
-    def unchanged(self, source: Float[Tensor, "k d_target"]) -> Float[Tensor, " k"]:
-        """One score for each source latent taken for a target latent as it is."""
-        if self.head is None:
-            centre = self.target.mean(0)
-            return self.cosines(source - centre, centre.expand_as(self.target))
-        return self.answers(apply_head(self.head, source))
-
-    def cosines(
-        self, centred: Float[Tensor, "k d_target"], centres: Float[Tensor, "k d_target"]
-    ) -> Float[Tensor, " k"]:
-        """Between translated latents and the true ones, both seen from the centres."""
-        origin = torch.zeros_like(self.target[0])
-        return (directions(centred, centre=origin) * directions(self.target - centres, centre=origin)).sum(-1)
-
-    def answers(self, logits: Float[Tensor, "k classes"]) -> Float[Tensor, " k"]:
-        """Probabilities of the head's own answers, weighted, once the logits have the mean confidence `CONFIDENCE`."""
-        temperature = temperature_for(logits, confidence=CONFIDENCE, multi_label=self.multi_label)
-        given = answer_probability(logits, self.logits, temperature=temperature, multi_label=self.multi_label)
-        return self.weights * given
-
-    def stretch(self, folds: Sequence[Fold], settings: TranslationSettings) -> float:
-        """What makes held-out latents as long, in the mean, as target anchors, times one of `LENGTHS`.
-
-        It is the shortest that scores within `LENGTH_MATTERS` of the best: most heads hardly tell lengths apart, and
-        the target's own length is what else the latents are good for.
-        """
-        centres = centres_of(folds)
-        away = held_out_translations(folds[0].x, folds[0].y, settings=settings, folds=folds) - centres
-        stretch = sum(float(fold.target_norm / mean_norm(away[fold.held_out])) for fold in folds) / len(folds)
-        if self.head is None or self.multi_label:
-            return stretch
-        scores = {
-            length: float(self.answers(apply_head(self.head, centres + length * stretch * away)).mean())
-            for length in LENGTHS
-        }
-        enough = max(scores.values()) - LENGTH_MATTERS
-        return stretch * next(length for length in LENGTHS if scores[length] >= enough)
-
-
-def balanced(answers: Int[Tensor, " k"], *, dtype: torch.dtype) -> Float[Tensor, " k"]:
-    """Weights, 1 in the mean, that give every answer that occurs the same in all."""
-    _, which, counts = answers.unique(return_inverse=True, return_counts=True)
-    return len(answers) / (len(counts) * counts[which].to(dtype))

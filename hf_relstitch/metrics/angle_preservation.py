@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.geometry import angle_correlation, linear_cka
+from hf_relstitch.core.measures import angle_correlation, linear_cka
 from hf_relstitch.metrics import checking
 
 DESCRIPTION = """Whether two spaces, of any widths, have the same shape: the correlation over pairs of inputs of their

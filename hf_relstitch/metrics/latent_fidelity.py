@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fidelity import mean_cosine, relative_error, retrieval_ranks
+from hf_relstitch.core.measures import mean_cosine, relative_error, retrieval_ranks
 from hf_relstitch.metrics import checking
 
 DESCRIPTION = """How near translated latents (predictions) come to the true ones (references), seen from their mean:

@@ -3,7 +3,7 @@ import torch
 from spaces import clusters, gaussian, isometry
 from torch.testing import assert_close
 
-from hf_relstitch.core.anchor_choice import choose_anchors, squared_distances
+from hf_relstitch.core.anchor_sampling import choose_anchors, squared_distances
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.relative import directions
 

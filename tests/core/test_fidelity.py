@@ -7,11 +7,10 @@ from sklearn.metrics import accuracy_score, hamming_loss, label_ranking_average_
 from sklearn.metrics.pairwise import cosine_similarity, paired_cosine_distances
 from torch.testing import assert_close
 
-from hf_relstitch.core.fidelity import agreement, held_out_translations, mean_cosine, mean_reciprocal_rank
-from hf_relstitch.core.fitting import fit
-from hf_relstitch.core.folds import assigned_folds
-from hf_relstitch.core.inversion import TranslationSettings, fit_translation
+from hf_relstitch.core.cross_validation import assigned_folds
+from hf_relstitch.core.measures import agreement, held_out_translations, mean_cosine, mean_reciprocal_rank
 from hf_relstitch.core.relative import BLOCK
+from hf_relstitch.core.translation import TranslationSettings, fit, fit_translation
 
 examples = settings(deadline=None, max_examples=25, derandomize=True)
 seeds = st.integers(0, 2**16)

@@ -4,18 +4,7 @@ from sklearn.metrics import cohen_kappa_score
 from spaces import CLASSES, clusters, gaussian, isometry, linear, nearest_mean_head
 from torch.testing import assert_close
 
-from hf_relstitch.core.confidence import (
-    answer_probability,
-    answers_of,
-    apply_head,
-    matching_temperature,
-    mean_confidence,
-    stretch_for_values,
-    temperature_for,
-    values_explained,
-)
-from hf_relstitch.core.fidelity import held_out_translations
-from hf_relstitch.core.foretelling import (
+from hf_relstitch.core.expected_agreement import (
     Foretold,
     anchor_coverage,
     answers_used,
@@ -25,6 +14,17 @@ from hf_relstitch.core.foretelling import (
     share_near,
     verdict,
 )
+from hf_relstitch.core.head_outputs import (
+    answer_probability,
+    answers_of,
+    apply_head,
+    matching_temperature,
+    mean_confidence,
+    stretch_for_values,
+    temperature_for,
+    values_explained,
+)
+from hf_relstitch.core.measures import held_out_translations
 from hf_relstitch.core.relative import BLOCK
 from hf_relstitch.core.selection import choose_settings
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_relstitch.core.geometry import angle_correlation, linear_cka
+from hf_relstitch.core.measures import angle_correlation, linear_cka
 
 examples = settings(deadline=None, max_examples=25, derandomize=True)
 

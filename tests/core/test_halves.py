@@ -2,9 +2,8 @@ import pytest
 from spaces import clusters, gaussian, isometry
 from torch.testing import assert_close
 
-from hf_relstitch.core.fitting import fit
-from hf_relstitch.core.halves import relative_half, target_half
-from hf_relstitch.core.inversion import TranslationSettings
+from hf_relstitch.core.projection import relative_half, target_half
+from hf_relstitch.core.translation import TranslationSettings, fit
 
 EVERY_KIND = [
     {},

@@ -8,10 +8,11 @@ from scipy.stats import entropy
 from sklearn.linear_model import Ridge
 from torch.testing import assert_close
 
+from hf_relstitch.core.anchor_sampling import farthest_point_subsets
+from hf_relstitch.core.decomposition import Frame
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.inversion import Frame, Translation, TranslationSettings, fit_translation, fold, mean_norm
-from hf_relstitch.core.pruning import farthest_point_subsets
 from hf_relstitch.core.relative import directions, relative_projection
+from hf_relstitch.core.translation import Translation, TranslationSettings, fit_translation, fold, mean_norm
 
 examples = settings(deadline=None, max_examples=25, derandomize=True)
 seeds = st.integers(0, 2**16)

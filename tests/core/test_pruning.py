@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_relstitch.core.anchor_sampling import farthest_point_sampling, farthest_point_subsets
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.pruning import farthest_point_sampling, farthest_point_subsets
 
 examples = settings(deadline=None, max_examples=25, derandomize=True)
 

@@ -6,13 +6,13 @@ from spaces import clusters, gaussian, isometry
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from hf_relstitch.core import retrieval
+from hf_relstitch.core import scoring as retrieval
+from hf_relstitch.core.cross_validation import FOLDS, assigned_folds, folds_of
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fidelity import held_out_translations
-from hf_relstitch.core.fitting import fit
-from hf_relstitch.core.folds import FOLDS, assigned_folds, folds_of
-from hf_relstitch.core.retrieval import FIRST_LENGTH, LENGTHS, SearchJudge
+from hf_relstitch.core.measures import held_out_translations
+from hf_relstitch.core.scoring import FIRST_LENGTH, LENGTHS, SearchJudge
 from hf_relstitch.core.selection import choose_settings
+from hf_relstitch.core.translation import fit
 
 roles = pytest.mark.parametrize("translates", ["documents", "queries"])
 
@@ -79,7 +79,7 @@ def test_the_length_is_the_one_that_finds_most(noisy, translates, monkeypatch):
         how = replace(choice.settings, stretch=length)
         return float(judge.recalls(held_out_translations(x, y, settings=how, folds=folds)).mean())
 
-    monkeypatch.setattr(retrieval, "LENGTHS", (1.0,))
+    monkeypatch.setattr(retrieval, "SEARCH_LENGTHS", (1.0,))
     one = choose_settings(x, y, translates=translates, folds=folds).settings.stretch
     recalls = [recall(one * length) for length in LENGTHS]
     assert min(recalls) < max(recalls) == recall(choice.settings.stretch)

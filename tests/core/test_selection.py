@@ -8,15 +8,16 @@ from sklearn.linear_model import LogisticRegression
 from spaces import clusters, gaussian, isometry, linear, nearest_mean_head
 from torch.testing import assert_close
 
-from hf_relstitch.core import folds
-from hf_relstitch.core.confidence import temperature_for
+from hf_relstitch.core import cross_validation as folds
+from hf_relstitch.core.cross_validation import FOLDS, Fold, assigned_folds
+from hf_relstitch.core.decomposition import Frame, quick_frame
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fidelity import held_out_translations
-from hf_relstitch.core.fitting import fit
-from hf_relstitch.core.folds import FOLDS, Fold, assigned_folds, quick_frame
-from hf_relstitch.core.inversion import Frame, TranslationSettings, mean_norm
+from hf_relstitch.core.head_outputs import temperature_for
+from hf_relstitch.core.measures import held_out_translations
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.selection import balanced, choose_settings, grid, settled
+from hf_relstitch.core.scoring import balanced
+from hf_relstitch.core.selection import choose_settings, grid, settled
+from hf_relstitch.core.translation import TranslationSettings, fit, mean_norm
 
 examples = settings(deadline=None, max_examples=5, derandomize=True)
 seeds = st.integers(0, 2**16)

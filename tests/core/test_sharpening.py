@@ -5,10 +5,18 @@ from spaces import clusters, gaussian, isometry
 from torch.testing import assert_close
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.fitting import empty_translation, fit
-from hf_relstitch.core.inversion import Translation, TranslationSettings, fit_translation
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.sharpening import SharpenedTranslation, fit_sharpened, sharpen, sharpened_spectrum
+from hf_relstitch.core.translation import (
+    SharpenedTranslation,
+    Translation,
+    TranslationSettings,
+    empty_translation,
+    fit,
+    fit_sharpened,
+    fit_translation,
+    sharpen,
+    sharpened_spectrum,
+)
 
 
 @pytest.fixture

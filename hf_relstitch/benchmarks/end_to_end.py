@@ -1,0 +1,87 @@
+"""A stitched model on raw inputs, driven by `evaluate`'s own evaluators."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from evaluate import EvaluationModule, evaluator
+from torch import Tensor
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.head_outputs import apply_head
+from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.heads.head import Head
+from hf_relstitch.hub.cards import TASKS
+from hf_relstitch.metrics import Accuracy
+from hf_relstitch.model.anchors import AnchorSet
+from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
+
+SUPPORTED = ("text", "image")
+
+
+def evaluate_model(
+    model: RelativeStitcher,
+    data: Dataset,
+    metric: str | EvaluationModule,
+    *,
+    inputs: str,
+    label: str = "label",
+) -> dict[str, Any]:
+    """Scores of a stitched model from raw inputs to answers, as `evaluate.evaluator` counts them.
+
+    Args:
+        model: a stitched model of texts or images.
+        data: a data set with a column of inputs and one of labels, which are the numbers of the head's classes.
+        metric: a metric of predictions and references: a module, a path of one, or a name on the Hub.
+        inputs: the column of inputs.
+        label: the column of labels.
+
+    Raises:
+        StitchError: a model of sounds, which `evaluate` cannot drive, or a column that is not there.
+    """
+    modality = model.config.modality
+    if modality not in SUPPORTED:
+        raise StitchError(f"the model takes {modality}: `evaluate` drives models of {' and '.join(SUPPORTED)} here")
+    for column in (inputs, label):
+        if column not in data.column_names:
+            raise StitchError(f"the data have no column {column!r}: they have {', '.join(data.column_names)}")
+    processor = {"tokenizer": model.processor} if modality == "text" else {"feature_extractor": model.processor}
+    return evaluator(TASKS[modality]).compute(
+        model_or_pipeline=model,
+        data=data,
+        metric=metric,
+        input_column=inputs,
+        label_column=label,
+        label_mapping=model.config.label2id,
+        **processor,
+    )
+
+
+@torch.no_grad()
+def raw_accuracy(
+    encoder: Encoder,
+    anchors: Sequence[AnchorSet],
+    head: Head,
+    *,
+    inputs: Sequence[Any],
+    latents: Tensor,
+    labels: Tensor,
+) -> dict[str, Any]:
+    """Accuracy of the stitched model on raw inputs, and of its translation and head on their latents.
+
+    `anchors` are the source's and the target's.
+
+    Raises:
+        StitchError: anchors and head that cannot be stitched, or a model that `evaluate` cannot drive.
+    """
+    source, target = anchors
+    model = RelativeStitcher.from_anchor_sets(encoder, source, target, head)
+    data = Dataset.from_dict({"input": list(inputs), "label": labels.tolist()})
+    found = evaluate_model(model, data, Accuracy(keep_in_memory=True), inputs="input")
+    answers = apply_head(model.head, model.translate(latents.to(model.device))).argmax(-1).cpu()
+    return {
+        "rows": len(labels),
+        "accuracy": float(found["accuracy"]),
+        "accuracy_from_latents": float((answers == labels).double().mean()),
+    }

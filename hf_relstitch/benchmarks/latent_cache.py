@@ -1,0 +1,199 @@
+"""Latents of a suite: computed once a model and its inputs, kept in files named by what they are of."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_relstitch.benchmarks.rows import Rows
+from hf_relstitch.benchmarks.suite import EncoderSpec, Suite
+from hf_relstitch.benchmarks.yaml_schema import Document
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.ids import input_ids
+from hf_relstitch.data.provenance import NOT_KNOWN, Provenance
+from hf_relstitch.encoders.devices import accelerate_state, placement
+from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.heads.head import Head
+from hf_relstitch.heads.loading import load_target
+from hf_relstitch.hub.files import whole_file
+from hf_relstitch.hub.repo import locate
+from hf_relstitch.model.anchors import first_of_each
+
+logger = logging.get_logger(__name__)
+TOKENIZER_SETTINGS = ("model_max_length", "padding_side", "truncation_side", "pad_token", "model_input_names")
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """A data set as one encoder sees it: latents `(n, d)`, and a key that stands for all that they depend on."""
+
+    latents: Tensor
+    provenance: Provenance
+    key: str
+    head: Head | None = None
+
+
+def key_of(*content: object) -> str:
+    """A hash of plain values."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def digest_of(tensor: Tensor) -> str:
+    """A hash of a tensor's values."""
+    return hashlib.blake2b(tensor.numpy().tobytes(), digest_size=12).hexdigest()
+
+
+def check_models(suite: Suite, document: Document, given: Mapping[str, Encoder]) -> None:
+    """See that the models of a suite are there, before anything is computed.
+
+    Raises:
+        StitchError: one is not; the error names the line.
+    """
+    for name, spec in suite.encoders.items():
+        if name in given:
+            continue
+        place = spec.model or spec.classifier
+        if place is None:
+            raise document.error(
+                ("encoders", name),
+                f"encoder {name!r} has no model: give model (an encoder) or classifier (with its head), a folder or a "
+                "Hub id; or the encoder itself by run_suite(encoders=…)",
+            )
+        try:
+            if locate(place, revision=spec.revision).file("config.json") is None:
+                raise StitchError(f"{place} has no config.json")
+        except StitchError as error:
+            raise _unloadable(name, spec, document, error) from error
+
+
+def all_spaces(
+    suite: Suite,
+    document: Document,
+    data: Mapping[str, Rows],
+    folder: Path,
+    *,
+    given: Mapping[str, Encoder],
+    progress: bool,
+) -> dict[tuple[str, str], Space]:
+    """The space of each data set and encoder of a suite; one model at a time is in memory.
+
+    Raises:
+        StitchError: a model that cannot be loaded, or inputs that it does not take; the error names the line.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    spaces = {}
+    for name, rows in data.items():
+        for encoder in suite.encoders_of(name) if rows.latents else ():
+            latents = rows.latents[encoder]
+            digest = digest_of(latents)
+            origin = Provenance(encoder, f"latents:{digest}", "stored")
+            spaces[name, encoder] = Space(latents, origin, digest)
+    for encoder, spec in suite.encoders.items():
+        wanted = [rows for name, rows in data.items() if rows.inputs and encoder in suite.encoders_of(name)]
+        if not wanted:
+            continue
+        model, head = load(encoder, spec, document, given)
+        for rows in wanted:
+            spaces[rows.name, encoder] = replace(
+                space_of(model, rows, encoder, spec, document, folder, progress=progress), head=head
+            )
+        del model  # before the next one loads
+    return spaces
+
+
+def load(name: str, spec: EncoderSpec, document: Document, given: Mapping[str, Encoder]) -> tuple[Encoder, Head | None]:
+    """An encoder of a suite, with its head where it is a classifier's."""
+    if name in given:
+        return given[name], None
+    try:
+        if spec.classifier:
+            return load_target(spec.classifier, revision=spec.revision)
+        return Encoder.from_pretrained(str(spec.model), pooling=spec.pooling, revision=spec.revision), None
+    except (StitchError, OSError, ValueError) as error:
+        raise _unloadable(name, spec, document, error) from error
+
+
+class Sources:
+    """The encoders of a suite, one at a time in memory."""
+
+    def __init__(self, suite: Suite, document: Document, given: Mapping[str, Encoder]) -> None:
+        self.suite, self.document, self.given = suite, document, given
+        self.loaded: tuple[str, Encoder] | None = None
+
+    def load(self, name: str) -> Encoder:
+        """The encoder of this name.
+
+        Raises:
+            StitchError: it does not load.
+        """
+        if self.loaded is None or self.loaded[0] != name:
+            self.loaded = None
+            self.loaded = (name, load(name, self.suite.encoders[name], self.document, self.given)[0])
+        return self.loaded[1]
+
+
+def space_of(
+    model: Encoder, rows: Rows, name: str, spec: EncoderSpec, document: Document, folder: Path, *, progress: bool
+) -> Space:
+    """Latents from the cache, or computed and cached; those of a callable without a revision are computed each time."""
+    column = spec.input or model.modality
+    if column not in rows.inputs:
+        raise document.error(
+            ("data", rows.name),
+            f"data {rows.name!r} has no input {column!r}, which encoder {name!r} reads: it has "
+            f"{', '.join(rows.inputs)}; add it to inputs, say input: of the encoder, or name the pairs",
+        )
+    inputs, state = rows.inputs[column], accelerate_state()
+    try:
+        ids = digest_of(input_ids(inputs))
+    except StitchError as error:
+        raise document.error(("data", rows.name, "inputs", column), f"{rows.name}: {error}") from error
+    key = key_of("latents", asdict(model.provenance), settings_of(model), ids)
+    file = folder / f"{key}.safetensors"
+    unnamed = model.provenance.revision == NOT_KNOWN
+    there = file.is_file() and not unnamed
+    state.wait_for_everyone()  # all look before one writes
+    if not there:
+        logger.info(f"encoding {len(inputs)} inputs of {rows.name} with {name}")
+        latents = model.encode(inputs, batch_size=spec.batch_size, progress=progress).float().contiguous()
+        if unnamed:
+            return Space(latents, model.provenance, digest_of(latents))
+        if state.is_main_process:
+            with whole_file(file) as written:
+                save_file({"latents": latents}, written, {"encoder": name, "data": rows.name})
+        state.wait_for_everyone()
+    return Space(load_file(file)["latents"], model.provenance, key)
+
+
+def settings_of(encoder: Encoder) -> list[object]:
+    """What latents depend on besides the provenance: the model's dtype and what the processor does, as plain values."""
+    processor, dtype = encoder.processor, str(placement(encoder.model)[1])
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return [dtype, processor.to_json_string() if processor else None]  # a callable has none
+    if backend := getattr(processor, "backend_tokenizer", None):
+        rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}  # as the last call left them
+    else:
+        rules = {"vocabulary": processor.get_vocab(), "options": repr(processor.init_kwargs)}
+    return [dtype, type(processor).__name__, rules, *(getattr(processor, name) for name in TOKENIZER_SETTINGS)]
+
+
+def distinct(spaces: list[Tensor]) -> Tensor:
+    """Rows, in order, whose latents are unlike those of all earlier rows, in every space."""
+    rows = set.intersection(*(set(first_of_each(latents)) for latents in spaces))
+    return torch.tensor(sorted(rows), dtype=torch.int64)
+
+
+def _unloadable(name: str, spec: EncoderSpec, document: Document, error: Exception) -> StitchError:
+    field = "classifier" if spec.classifier else "model"
+    return document.error(
+        ("encoders", name, field),
+        f"the {field} of encoder {name!r}, {spec.classifier or spec.model}, does not load ({error}): expected a folder "
+        "that save_pretrained wrote, or a Hub id",
+    )

@@ -1,0 +1,168 @@
+"""The rows of a data set, shuffled and divided into those for heads, for tests and for anchors."""
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hf_relstitch.benchmarks.suite import DataSpec
+from hf_relstitch.benchmarks.yaml_schema import Document, Path_
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.inputs import TABLES
+from hf_relstitch.hub.cards import dataset_id
+from hf_relstitch.hub.repo import HUB_ERRORS, is_commit
+
+CANDIDATES = 4
+"""How many rows anchors are drawn from, relative to the largest number of anchors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of one data set: first those for heads, then those for tests, then those for anchors.
+
+    `inputs` and `latents` have the rows of each name in the suite; one of them is empty. `revision` is the commit of a
+    data set on the Hub.
+    """
+
+    name: str
+    labels: Tensor
+    classes: list[str]
+    inputs: dict[str, list[Any]]
+    latents: dict[str, Tensor]
+    head_rows: int
+    test_rows: int
+    revision: str | None = None
+
+    @property
+    def heads(self) -> slice:
+        """Rows that heads are trained on."""
+        return slice(0, self.head_rows)
+
+    @property
+    def tests(self) -> slice:
+        """Rows that are tested on."""
+        return slice(self.head_rows, self.head_rows + self.test_rows)
+
+    @property
+    def candidates(self) -> slice:
+        """Rows that anchors are drawn from."""
+        return slice(self.head_rows + self.test_rows, len(self.labels))
+
+
+def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: int, given: Dataset | None) -> Rows:
+    """Read the rows that a suite needs of one data set.
+
+    Raises:
+        StitchError: no such data, column or tensor, or too few rows; the error names the line.
+    """
+    at: Path_ = ("data", name)
+    if spec.latents:
+        return _stored(name, spec, document, at, most_anchors=most_anchors)
+    if given is None and spec.path is None:
+        raise document.error(at, f"data {name!r} has no path: give one, or the rows by run_suite(data=…)")
+    spec = replace(spec, revision=_commit(spec) or spec.revision) if given is None else spec
+    train = given if given is not None else _split(spec, spec.split, document, at)
+    columns = {(*at, "inputs", key): column for key, column in spec.inputs.items()}
+    for place, column in {**columns, (*at, "label"): spec.label}.items():
+        _needs(train, column, document, place, of=spec.path or name)
+    train = train.shuffle(seed=0)
+    if spec.test_split is None:
+        tests, rest = _some(train, spec.head_rows, spec.test_rows), spec.head_rows + spec.test_rows
+    else:
+        tests, rest = (
+            _some(_split(spec, spec.test_split, document, at).shuffle(seed=0), 0, spec.test_rows),
+            spec.head_rows,
+        )
+    parts = [_some(train, 0, spec.head_rows), tests, _some(train, rest, CANDIDATES * most_anchors)]
+    if len(parts[0]) < spec.head_rows or len(tests) < spec.test_rows:
+        raise document.error(
+            at, f"{spec.path or name} has too few rows: {len(parts[0])} for heads and {len(tests)} for tests"
+        )
+    inputs = {key: [one for part in parts for one in part[column]] for key, column in spec.inputs.items()}
+    labels, classes = _labels([one for part in parts for one in part[spec.label]], train.features[spec.label])
+    revision = spec.revision if is_commit(spec.revision or "") else None
+    return Rows(name, labels, classes, inputs, {}, spec.head_rows, spec.test_rows, revision)
+
+
+def _stored(name: str, spec: DataSpec, document: Document, at: Path_, *, most_anchors: int) -> Rows:
+    """Rows of a safetensors file with latents and labels."""
+    try:
+        tensors = load_file(spec.path or "")
+    except (OSError, SafetensorError) as error:
+        raise document.error((*at, "path"), f"{spec.path} is no safetensors file of latents: {error}") from error
+    for place, key in {(*at, "label"): spec.label, **{(*at, "latents", k): v for k, v in spec.latents.items()}}.items():
+        if key not in tensors:
+            raise document.error(place, f"{spec.path} has no tensor {key!r}: it has {', '.join(sorted(tensors))}")
+    order = torch.randperm(len(tensors[spec.label]), generator=torch.Generator().manual_seed(0))
+    order = order[: spec.head_rows + spec.test_rows + CANDIDATES * most_anchors]
+    if len(order) < spec.head_rows + spec.test_rows:
+        raise document.error(at, f"{spec.path} has {len(order)} rows: too few for heads and tests")
+    latents = {key: tensors[tensor][order].float() for key, tensor in spec.latents.items()}
+    labels, classes = _labels(tensors[spec.label][order].tolist(), None)
+    return Rows(name, labels, classes, {}, latents, spec.head_rows, spec.test_rows)
+
+
+def _commit(spec: DataSpec) -> str | None:
+    """The commit that a data set on the Hub is at; None for files, folders, and where the Hub cannot be asked."""
+    place = str(spec.path)
+    if Path(place).suffix in TABLES or Path(place).exists() or dataset_id(place) is None:
+        return None
+    with suppress(*HUB_ERRORS):
+        return HfApi().dataset_info(place, revision=spec.revision).sha
+    return None
+
+
+def _split(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
+    """A split, with the columns of other configs that are wanted; rows that are not in all of these are left out."""
+    table = _load(spec, split, document, at)
+    for key, column in spec.inputs.items():
+        if ":" not in column:
+            continue
+        config, name = column.split(":", 1)
+        other, match = _load(replace(spec, config=config), split, document, at), str(spec.match)
+        _needs(table, match, document, (*at, "match"), of=f"{spec.path}")
+        _needs(other, match, document, (*at, "match"), of=f"{spec.path}, {config},")
+        _needs(other, name, document, (*at, "inputs", key), of=f"{spec.path}, {config},")
+        values = dict(zip(other[match], other[name], strict=True))
+        table = table.select([row for row, one in enumerate(table[match]) if one in values])
+        table = table.add_column(column, [values[one] for one in table[match]])
+    return table
+
+
+def _needs(table: Dataset, column: str, document: Document, at: Path_, *, of: str) -> None:
+    if column not in table.column_names:
+        raise document.error(at, f"{of} has no column {column!r}: it has {', '.join(table.column_names)}")
+
+
+def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
+    place = str(spec.path)
+    suffix = Path(place).suffix
+    try:
+        if suffix in TABLES:
+            return load_dataset(TABLES[suffix], data_files={split: place}, split=split)
+        return load_dataset(place, spec.config, split=split, revision=spec.revision)
+    except (DatasetsError, ValueError, OSError) as error:
+        raise document.error((*at, "path"), f"{place} (split {split!r}) cannot be loaded: {error}") from error
+
+
+def _some(table: Dataset, start: int, count: int) -> Dataset:
+    return table.select(range(start, min(start + count, len(table))) if start < len(table) else [])
+
+
+def _labels(values: list[Any], feature: Any) -> tuple[Tensor, list[str]]:
+    """Labels as numbers from 0, and the names of the classes."""
+    if any(value is None or (isinstance(feature, ClassLabel) and value < 0) for value in values):
+        raise StitchError("some rows have no label: leave them out of the data")
+    if isinstance(feature, ClassLabel):
+        return torch.tensor(values), list(feature.names)
+    names = sorted(set(values))
+    place = {value: index for index, value in enumerate(names)}
+    return torch.tensor([place[value] for value in values]), [str(value) for value in names]

@@ -1,0 +1,113 @@
+"""Running a suite: cells, each computed once and kept, and what comes out as one file."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from filelock import FileLock
+from transformers.utils import logging
+
+from hf_relstitch.benchmarks.hub_results import Stitched
+from hf_relstitch.benchmarks.latent_cache import Sources, all_spaces, check_models
+from hf_relstitch.benchmarks.plan import KINDS, Bench, Task
+from hf_relstitch.benchmarks.report import FORMAT_VERSION, RESULTS_NAME
+from hf_relstitch.benchmarks.rows import read_rows
+from hf_relstitch.benchmarks.suite import check_suite, load_suite
+from hf_relstitch.benchmarks.yaml_schema import Document
+from hf_relstitch.encoders.devices import accelerate_state, gathered
+from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.hub.files import check_output, only_run, read_json, whole_file, write_json
+
+logger = logging.get_logger(__name__)
+
+
+def run_suite(
+    suite: str | Path | dict[str, Any],
+    out: str | Path,
+    *,
+    encoders: Mapping[str, Encoder] | None = None,
+    data: Mapping[str, Dataset] | None = None,
+    models: Sequence[str] = (),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure all that a suite asks for, and write `results.json`; gives its content.
+
+    What is there from a run that was stopped, or of another suite in the same folder, is not computed again: latents
+    are kept by the model and the inputs that they are of, cells by all that they depend on. A cell that fails is
+    reported, and tried again the next time. Under `accelerate launch` the processes share the encoding, and the
+    first one computes the cells.
+
+    Args:
+        suite: a YAML file, the name of a suite that is shipped, or the same as a dict.
+        out: the folder.
+        encoders: encoders of the suite that are given here, by name, whatever they are made of.
+        data: data sets of the suite that are given here, by name.
+        models: stitched models, folders or Hub ids, to be measured as they are on the data that their encoders read.
+        progress: whether to show progress bars, with the time left.
+
+    Raises:
+        StitchError: a suite, data or models that cannot be used, of which the error names the line; or a folder that
+            cannot be written. In the other processes of `accelerate launch`, also that the first one failed.
+    """
+    if isinstance(suite, dict):
+        document = Document(suite)
+        plan = check_suite(document)
+    else:
+        plan, document = load_suite(suite)
+    folder, given = Path(out), encoders or {}
+    check_output(folder)
+    found = [Stitched.find(place) for place in models]
+    check_models(plan, document, given)
+    tables = {
+        name: read_rows(name, spec, document, most_anchors=max(plan.anchors), given=(data or {}).get(name))
+        for name, spec in plan.data.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    state, results = accelerate_state(), folder / RESULTS_NAME
+    lock = only_run(folder / ".lock", doing=f"writing to {folder}", instead="give another folder")
+    with lock if state.is_main_process else nullcontext():
+        spaces = all_spaces(plan, document, tables, folder / "latents", given=given, progress=progress)
+        bench = Bench(plan, tables, spaces, Sources(plan, document, given), found)
+
+        def write_results() -> None:
+            numbers, failures = compute(bench.tasks(), folder / "cells", progress=progress)
+            content = {"format_version": FORMAT_VERSION, **bench.about(), **numbers, "failures": failures}
+            with whole_file(results) as written:
+                write_json(written, content)
+
+        gathered(lambda: by_first(write_results, FileLock(folder / ".computing")))
+    return read_json(results)
+
+
+def by_first(work: Callable[[], None], lock: FileLock) -> list[None]:
+    """Let the first process work while the others wait for its lock, which a long collective would not survive."""
+    state = accelerate_state()
+    with lock if state.is_main_process else nullcontext():
+        state.wait_for_everyone()  # until the first has the lock
+        if state.is_main_process:
+            work()
+    with lock.acquire(poll_interval=1):
+        return []
+
+
+def compute(tasks: Iterable[Task], folder: Path, *, progress: bool) -> tuple[dict[str, list[Any]], list[Any]]:
+    """Compute the tasks that are not in the folder; gives all numbers by their kind, and what failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {task: folder / f"{task.key}.json" for task in tasks}
+    failures: dict[Task, str] = {}
+    todo = [task for task, file in files.items() if not file.is_file()]
+    for task in logging.tqdm(todo, desc="cells", unit="cell", disable=not progress):
+        try:
+            content = task.measure()
+            with whole_file(files[task]) as written:
+                write_json(written, content)
+        except Exception as error:
+            failures[task] = f"{type(error).__name__}: {error}"
+            logger.warning(f"{task} failed: {failures[task]}")
+    found: dict[str, list[Any]] = {kind: [] for kind in KINDS}
+    for task, file in files.items():
+        if task not in failures:
+            found[task.kind].append(task.about | read_json(file))
+    return found, [task.about | {"error": error} for task, error in failures.items()]

@@ -1,0 +1,61 @@
+"""Files over the nodes of a Ray cluster, each as one task that is begun again on another node if its own is lost."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from hf_relstitch.core.errors import StitchError
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+USAGE = "RAY_USAGE_STATS_ENABLED"
+
+
+def each_on_cluster(
+    make: Callable[..., Made], items: Iterable[Item], *shared: Any, retries: int = 10
+) -> Iterator[tuple[Item, Made]]:
+    """Each item with `make(item, *shared)`, as they get done, over the cluster that Ray knows or else this machine.
+
+    That is the cluster of `RAY_ADDRESS`, or one that runs here; `ray.init` says it otherwise. A task has one core, and
+    is begun again where its node or its process was lost.
+
+    Raises:
+        StitchError: Ray is not installed, or what `make` raises; other tasks are given up then.
+    """
+    try:
+        import ray  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise StitchError("a cluster needs Ray: pip install 'hf-relstitch[ray]'") from error
+    if not ray.is_initialized():
+        with _no_usage_statistics():
+            ray.init(log_to_driver=False)
+    task = ray.remote(num_cpus=1, max_retries=retries)(make)
+    places = [ray.put(one) for one in shared]
+    waiting = {task.remote(item, *places): item for item in items}
+    try:
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            yield waiting[done], ray.get(done)
+            del waiting[done]
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        lost = getattr(waiting[done], "path", waiting[done])
+        raise StitchError(f"the task of {lost} was lost {retries + 1} times ({error}): run again") from error
+    finally:
+        for unfinished in waiting:
+            ray.cancel(unfinished)
+
+
+@contextmanager
+def _no_usage_statistics() -> Iterator[None]:
+    """Let a cluster that is begun meanwhile report nothing to Ray's makers, unless the environment says otherwise."""
+    if USAGE in os.environ:
+        yield
+        return
+    os.environ[USAGE] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[USAGE]

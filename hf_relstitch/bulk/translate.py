@@ -1,0 +1,234 @@
+"""Running a translation over many files: what is there already stays, what is missing is made, whole files only."""
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import xxhash
+from huggingface_hub.errors import HfHubHTTPError
+from transformers.utils import logging
+
+from hf_relstitch.bulk.manifest import Manifest, Shard
+from hf_relstitch.bulk.matrices import translate_npy, translate_safetensors
+from hf_relstitch.bulk.outputs import Output
+from hf_relstitch.bulk.ray_cluster import each_on_cluster
+from hf_relstitch.bulk.sources import Source, find_sources
+from hf_relstitch.bulk.tables import retype_features, translate_arrow, translate_parquet
+from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.encoders.devices import fingerprint
+from hf_relstitch.hub.files import checksum
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class BulkResult:
+    """What a run did.
+
+    Attributes:
+        rows: translated in this run.
+        files: written in this run.
+        kept: files that were there already, as they had been written, by checksum or, if remote, by size.
+        seconds: that the run took.
+    """
+
+    rows: int
+    files: int
+    kept: int
+    seconds: float
+
+    @property
+    def rows_per_second(self) -> float:
+        """The rate of this run."""
+        return self.rows / self.seconds
+
+    def __str__(self) -> str:
+        made = (
+            f"{self.rows:,} rows in {self.files} files, {self.rows_per_second:,.0f} rows/s" if self.files else "nothing"
+        )
+        return f"translated {made}; {self.kept} files were there already"
+
+
+def translate_files(
+    model: AnyModel,
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    column: str = "latents",
+    batch_size: int = 16384,
+    dtype: str | None = None,
+    keep_nonfinite: bool = False,
+    revision: str | None = None,
+    verify: bool = False,
+    ray: bool = False,
+    progress: bool = True,
+) -> BulkResult:
+    """Translate stored latents into the target's space: files to a folder with the same files, in constant memory.
+
+    Every other column, tensor and row stays as it is. A file appears whole or not at all, and a manifest in the
+    folder says what is done: a run that was stopped goes on with the first file that is missing or damaged, and
+    the files are the same as of a run that was not.
+
+    Args:
+        model: a stitched model: a folder, a Hub id (its encoder is not loaded), or one in memory; or a translation
+            alone, as of `translation_between`, or its file.
+        inputs: Parquet, Arrow, Feather, safetensors or npy files: paths, folders (of a saved `datasets` data set
+            too), globs, anything that fsspec opens, such as `hf://` and `s3://`, or a data set's name on the Hub.
+        output: a folder, or a URL of one that fsspec can write to, such as `s3://` and `hf://datasets/ME/REPO`.
+        column: the column, or the tensor of a safetensors file, that holds the latents.
+        batch_size: rows to translate at a time, and of a row group in Parquet.
+        dtype: of the translated latents, `float16`, `bfloat16`, `float32` or `float64`; None for the stored one.
+        keep_nonfinite: let rows through that have not-a-number or infinite values, instead of refusing them.
+        revision: of the model, where it is on the Hub.
+        verify: translate nothing, and raise an error unless all is there and as it was written: remote files are read
+            again for it, where other runs compare their sizes.
+        ray: translate the files on a Ray cluster, whose nodes all see the inputs and the output folder and have this
+            package; the files and the manifest are the same.
+        progress: whether to show a progress bar.
+
+    Raises:
+        StitchError: no such model or inputs, latents that cannot be translated, an output folder that was begun with
+            another model, other settings or other inputs, or that cannot be written.
+    """
+    begun = time.perf_counter()
+    translation, which = load_translation(model, revision=revision)
+    translator = Translator(translation, column, batch_size, dtype, keep_nonfinite)
+    folder = Output.at(output)
+    sources = find_sources([inputs] if isinstance(inputs, str | Path) else inputs, folder)
+
+    def look(*, read: bool) -> tuple[Manifest, dict[Source, str]]:
+        there = folder.sizes()
+        manifest = Manifest.open(folder, which, translator, sources, there=there)
+        return manifest, _missing(manifest, sources, folder, there, read=read)
+
+    manifest, missing = look(read=verify)
+    if not missing and folder.is_local and not verify:
+        manifest, missing = look(read=True)
+    if verify and missing:
+        faults = "; ".join(f"{source.name}: {fault}" for source, fault in missing.items())
+        raise StitchError(f"{folder} is not what was translated: {faults}: run again without verify to mend it")
+    if missing:  # what is done needs no lock, and may be where nobody can write
+        with folder.only_run():
+            if folder.is_local:  # another run may have written until now
+                manifest, missing = look(read=True)
+            for source, fault in missing.items():
+                if source.name in manifest.shards:
+                    logger.warning(f"{folder.place(source.name)}: {fault}")
+            if missing:
+                manifest.write(folder)
+                translate = _translate_on_cluster if ray else _translate_missing
+                translate(manifest, missing, translator, folder, progress=progress)
+    rows = sum(manifest.shards[source.name].rows for source in missing)
+    return BulkResult(rows, len(missing), len(sources) - len(missing), time.perf_counter() - begun)
+
+
+def _missing(
+    manifest: Manifest, sources: Sequence[Source], folder: Output, there: Mapping[str, int], *, read: bool
+) -> dict[Source, str]:
+    """The inputs whose translation is not there, or not as it was written, and why."""
+    faults = {}
+    for source in sources:
+        shard = manifest.shards.get(source.name)
+        size = there.get(source.name)
+        fault = shard.fault(source.name, folder, size=size, read=read) if shard else "it is not translated yet"
+        if fault:
+            faults[source] = fault
+    return faults
+
+
+def _translate_missing(
+    manifest: Manifest, missing: Collection[Source], translator: Translator, folder: Output, *, progress: bool
+) -> None:
+    """Translate each file, and write it down in the manifest as soon as it is in its place."""
+    total = sum(source.size for source in missing)
+    with logging.tqdm(total=total, desc="translating", unit="B", unit_scale=True, disable=not progress) as bar:
+        begun, rows, size, shown = time.perf_counter(), 0, 0, 0
+
+        def advance(more_rows: int, more_bytes: int) -> None:
+            nonlocal rows, shown
+            rows += more_rows
+            bar.set_postfix_str(f"{rows / (time.perf_counter() - begun):,.0f} rows/s", refresh=False)
+            step = min(more_bytes, size - shown)  # compressed, a file is smaller than what is in it
+            bar.update(step)
+            shown += step
+
+        for source in missing:
+            size += source.size
+            manifest.shards[source.name] = translate_file(source, folder, translator, advance=advance)
+            bar.update(size - shown)
+            shown = size
+            manifest.write(folder)
+
+
+def _translate_on_cluster(
+    manifest: Manifest, missing: Collection[Source], translator: Translator, folder: Output, *, progress: bool
+) -> None:
+    """The same on a Ray cluster, in whatever order the files get done; its nodes need not have the model's GPU."""
+    translator = replace(translator, translation=deepcopy(translator.translation).cpu())
+    total = sum(source.size for source in missing)
+    with logging.tqdm(total=total, desc="translating", unit="B", unit_scale=True, disable=not progress) as bar:
+        for source, shard in each_on_cluster(translate_file, missing, folder, translator):
+            manifest.shards[source.name] = shard
+            manifest.write(folder)
+            bar.update(source.size)
+
+
+def translate_file(
+    source: Source, folder: Output, translator: Translator, *, advance: Callable[[int, int], None] | None = None
+) -> Shard:
+    """Translate one file into a folder, where it appears whole or not at all; `advance` gets rows and bytes done.
+
+    Raises:
+        StitchError: the file cannot be read or translated, or its translation cannot be written.
+    """
+    rows = 0
+    with _explained(source.path, folder.place(source.name)), folder.whole(source.name) as written:
+        with written.open("wb") as sink:
+            for more_rows, more_bytes in FORMATS[source.suffix](source, sink, translator):
+                rows += more_rows
+                if advance:
+                    advance(more_rows, more_bytes)
+        return Shard(rows, written.stat().st_size, checksum(written))
+
+
+def translate_sidecar(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
+    """What `Dataset.save_to_disk` writes beside its shards, with the latents' new width and dtype."""
+    with source.open() as stream:
+        content = json.load(stream)
+    retype_features(content, translator, translator.dtype)
+    if "_fingerprint" in content:
+        digest = f"{content['_fingerprint']} {fingerprint(translator.translation)}"
+        content["_fingerprint"] = xxhash.xxh64(digest.encode()).hexdigest()
+    sink.write(json.dumps(content, indent=2, sort_keys=True).encode())
+    yield 0, source.size
+
+
+FORMATS = {
+    ".parquet": translate_parquet,
+    ".arrow": translate_arrow,
+    ".feather": translate_arrow,
+    ".safetensors": translate_safetensors,
+    ".npy": translate_npy,
+    ".json": translate_sidecar,
+}
+
+
+@contextmanager
+def _explained(reading: str, writing: str) -> Iterator[None]:
+    """Say of every error which file it is about."""
+    try:
+        yield
+    except StitchError as error:
+        raise StitchError(f"{reading}: {error}") from error
+    except (OSError, ValueError, pa.ArrowException, HfHubHTTPError) as error:
+        raise StitchError(
+            f"{reading} cannot be translated to {writing} ({error}): check that the one is whole and that the other "
+            "can be written, and run again"
+        ) from error

@@ -1,0 +1,82 @@
+"""What a stitched model or an anchor set is, read from its files: sizes, provenance, conditioning."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hf_relstitch.cli.push_pull import locate_artifact
+from hf_relstitch.core.decomposition import Frame
+from hf_relstitch.hub.cards import anchor_card, model_card, read_card
+from hf_relstitch.hub.files import read_json
+from hf_relstitch.model.anchors import CONFIG_NAME, AnchorSet
+from hf_relstitch.model.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.model.persistence import read_config
+from hf_relstitch.model.stitching import conditioning
+
+SHOWN = 8
+"""Candidates of the choice that are shown, the best first."""
+
+
+def describe(place: str | Path) -> dict[str, Any]:
+    """Everything that a folder or a Hub repo says of itself, as nested plain values.
+
+    Raises:
+        StitchError: it holds neither a stitched model nor an anchor set, or a damaged one.
+    """
+    repo, is_anchor_set = locate_artifact(str(place))
+    folder = repo.folder()
+    if is_anchor_set:
+        return describe_anchors(AnchorSet.from_pretrained(folder))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return describe_model(read_config(folder)) | {"megabytes": round(size / 1e6, 1)}
+
+
+def card(place: str | Path, *, repo_id: str | None = None) -> str:
+    """The card of a folder or a Hub repo as this version makes it, with the edits of the README.md that is there.
+
+    Raises:
+        StitchError: it holds neither a stitched model nor an anchor set, or its README.md cannot be read.
+    """
+    repo, is_anchor_set = locate_artifact(str(place))
+    folder, repo_id = repo.folder(), repo_id or (repo.name if repo.commit else None)
+    if is_anchor_set:
+        return anchor_card(read_json(folder / CONFIG_NAME), existing=read_card(folder), repo_id=repo_id)
+    read_config(folder)
+    return model_card(read_json(folder / "config.json"), existing=read_card(folder), repo_id=repo_id)
+
+
+def describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
+    """Size, provenance and conditioning of an anchor set."""
+    return {
+        "kind": "anchor set",
+        "num_anchors": len(anchors),
+        "inputs": anchors.inputs,
+        "keyed": anchors.key is not None,
+        "provenance": asdict(anchors.provenance),
+        "conditioning": conditioning(Frame.of_anchors(anchors.latents)),
+    }
+
+
+def describe_model(config: RelativeStitcherConfig) -> dict[str, Any]:
+    """Parts, provenance, settings, the choice of these and report of a stitched model."""
+    report = dict(config.report)
+    architecture = config.source_config and config.source_config.model_type
+    selection = dict(config.selection or {"criterion": "none: the settings were given"})
+    best = selection.pop("candidates", [])[:SHOWN]
+    return {
+        "kind": "stitched model",
+        "modality": config.modality,
+        "source": {"architecture": architecture, **config.source, **report.pop("source", {})},
+        "target": {**config.target, **report.pop("target", {})},
+        "head": {**config.head, "num_labels": config.num_labels, "logit_temperature": config.logit_temperature},
+        "translation": config.translation,
+        "share": config.share,
+        "selection": selection,
+        "best candidates": {name_of(candidate): candidate["score"] for candidate in best},
+        "report": report,
+    }
+
+
+def name_of(candidate: dict[str, Any]) -> str:
+    """What sets a candidate apart, in a line."""
+    return ", ".join(f"{name} {value}" for name, value in candidate.items() if name != "score")

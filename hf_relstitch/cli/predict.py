@@ -1,0 +1,75 @@
+"""Classifying inputs with a stitched model, through the stock pipelines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import Pipeline, pipeline
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.inputs import check_kinds, load_audio, load_image
+from hf_relstitch.data.reading import is_here, names_file, read_inputs
+from hf_relstitch.hub.cards import TASKS
+from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
+
+FUNCTIONS = {"multi_label_classification": ("sigmoid", "none"), "regression": ("none",)}
+"""What a pipeline may make of the logits of a kind of head; the first is what it makes of them by itself."""
+PROCESSORS = {"text": "tokenizer", "image": "image_processor", "audio": "feature_extractor"}
+"""What a pipeline calls the processor of a modality."""
+
+
+def classifier(model: str, *, function_to_apply: str | None = None) -> Pipeline:
+    """The stock transformers pipeline of a stitched model, a folder or a Hub id.
+
+    Raises:
+        StitchError: no such model, one that is not stitched, or `function_to_apply` ("softmax", "sigmoid", "none")
+            makes no sense of this head's logits.
+    """
+    loaded = RelativeStitcher.from_pretrained(model)
+    config = loaded.config
+    allowed = FUNCTIONS.get(config.problem_type, ("softmax", "sigmoid", "none"))
+    if function_to_apply is not None and function_to_apply.lower() not in allowed:
+        raise StitchError(
+            f"function_to_apply is {function_to_apply!r} and the head is for {config.problem_type}: supported are "
+            f"{' and '.join(allowed)}; left out, it is {allowed[0]}"
+        )
+    options = {} if function_to_apply is None else {"function_to_apply": function_to_apply}
+    return pipeline(TASKS[config.modality], model=loaded, **{PROCESSORS[config.modality]: loaded.processor}, **options)
+
+
+def predict(model: str, arguments: Sequence[str], *, column: str | None = None) -> list[dict[str, Any]]:
+    """The likeliest class of each input, an argument being a text, a file of texts, an image or a folder of images.
+
+    Of tables, `column` names that of the inputs, see `read_inputs`.
+
+    Raises:
+        StitchError: no stitched model, or an argument that names a file which is not there, cannot be read or is of
+            another kind than the model takes.
+    """
+    classify = classifier(model)
+    modality = classify.model.config.modality
+    inputs = [one for argument in arguments for one in inputs_of(argument, modality=modality, column=column)]
+    options = {"truncation": True} if classify.task == TASKS["text"] else {}
+    given: Any = inputs
+    if modality == "image":
+        given = (one if isinstance(one, str) else load_image(one) for one in inputs)  # a URL is a text
+    if modality == "audio":
+        given = [load_audio(one, sampling_rate=classify.feature_extractor.sampling_rate) for one in inputs]
+    answers = classify(given, top_k=1, **options)
+    return [{"input": str(one), **answer[0]} for one, answer in zip(inputs, answers, strict=True)]
+
+
+def inputs_of(argument: str, *, modality: str, column: str | None = None) -> list[Any]:
+    """The inputs that an argument names, or the text that it is.
+
+    Raises:
+        StitchError: it names a file that is not there, or inputs of another kind than the model takes.
+    """
+    if is_here(argument):
+        inputs = read_inputs(argument, column=column)
+        check_kinds(inputs, modality=modality)
+        return inputs
+    if modality == "image" and argument.startswith(("http://", "https://")):
+        return [argument]
+    if modality != "text" or names_file(argument):
+        raise StitchError(f"there is no file or folder {argument}: check the path")
+    return [argument]

@@ -1,0 +1,118 @@
+"""Pushing, pulling and finding what a folder or a Hub repo holds, a stitched model or an anchor set."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import EntryNotFoundError
+from transformers.utils import logging
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.hub.card_edits import edits
+from hf_relstitch.hub.cards import CARD_NAME, read_card
+from hf_relstitch.hub.files import PARTIAL, check_kind, read_json, whole_folder, write_json
+from hf_relstitch.hub.repo import Repo, locate, push_folder
+from hf_relstitch.model.anchors import CONFIG_NAME, LATENTS_NAME, AnchorSet
+from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
+from hf_relstitch.model.persistence import OWNED
+
+logger = logging.get_logger(__name__)
+SHARED = Path(".cache", "huggingface", "hf_relstitch.json")
+"""Where a folder notes which edits of its card a repo has had; the Hub's client pushes nothing of these folders."""
+
+
+def locate_artifact(place: str, *, revision: str | None = None) -> tuple[Repo, bool]:
+    """Where a stitched model or an anchor set is, and whether it is an anchor set.
+
+    Raises:
+        StitchError: there is neither such a folder nor such a repo.
+    """
+    try:
+        repo = locate(place, config=CONFIG_NAME, revision=revision)
+    except StitchError as error:
+        if not isinstance(error.__cause__, EntryNotFoundError):
+            raise
+        repo = locate(place, revision=revision)
+    return repo, repo.file(CONFIG_NAME) is not None
+
+
+def push(place: str, repo_id: str, *, share: str, private: bool | None, revision: str | None) -> str:
+    """Push a folder's model or anchor set, whole and checked, and give the commit's address.
+
+    The folder's card goes with it where people have edited it since it was pulled from the repo or pushed to it; else
+    the edits of the repo's card stay.
+
+    Raises:
+        StitchError: nothing is there, the Hub refuses, or both cards were edited.
+    """
+    repo, is_anchor_set = locate_artifact(place)
+    load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
+    artifact, card, shared = load(place), read_card(repo.folder()), shared_edits(repo.folder())
+    how: dict[str, Any] = {} if is_anchor_set else {"share": share}
+    sent: dict[str, Any] = {}
+
+    def write(folder: Path, name: str) -> None:
+        theirs, branch = read_card(folder), f"{name}@{revision}" if revision else name
+        before = edits(None) if theirs is None else shared.get(branch, shared.get(name, edits(None)))
+        if card is not None and edits(card) != before:
+            if edits(theirs) not in (before, edits(card)):
+                raise StitchError(
+                    f"{CARD_NAME} was edited both in {repo.name} and on the Hub: move the folder's away, push, and add "
+                    "its edits to the one on the Hub"
+                )
+            (folder / CARD_NAME).write_text(card, encoding="utf-8")
+            sent[branch] = edits(card)
+        artifact.save_pretrained(folder, repo_id=name, **how)
+
+    owned, message = ([LATENTS_NAME], "Push an anchor set") if is_anchor_set else (OWNED, "Push a stitched model")
+    address = push_folder(write, repo_id, owned=owned, message=message, private=private, revision=revision)
+    if sent and repo.commit is None:
+        with suppress(OSError):  # of a folder that cannot be written, nor can its card be edited
+            (repo.folder() / SHARED).parent.mkdir(parents=True, exist_ok=True)
+            write_json(repo.folder() / SHARED, shared | sent)
+    return address
+
+
+def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:
+    """Copy a repo's model or anchor set, whole and checked, into a folder.
+
+    Raises:
+        StitchError: there is none, the folder holds another model, or its card has edits that neither the repo's has
+            nor a push has sent.
+    """
+    repo, is_anchor_set = locate_artifact(repo_id, revision=revision)
+    check_kind(folder, model_type=None if is_anchor_set else RelativeStitcher.config_class.model_type)
+    card, mine = read_card(repo.folder()), read_card(folder)
+    if edits(mine) not in (edits(None), edits(card), *shared_edits(folder).values()):
+        raise StitchError(f"{folder / CARD_NAME} has edits that pulling would lose: push them, or move the file away")
+    load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
+    load(repo.place, revision=repo.commit)
+    last, owned = (CONFIG_NAME, [LATENTS_NAME]) if is_anchor_set else ("config.json", OWNED)
+    with whole_folder(folder, last=last, owned=owned) as written:
+        shutil.copytree(repo.folder(), written, ignore=shutil.ignore_patterns(f"{PARTIAL}*"), dirs_exist_ok=True)
+        (written / SHARED).parent.mkdir(parents=True, exist_ok=True)
+        write_json(written / SHARED, {repo.name: edits(card)})
+
+
+def shared_edits(folder: Path) -> dict[str, Any]:
+    """The edits of a folder's card when it was pulled from a repo or pushed to it, by repo or branch."""
+    return read_json(folder / SHARED) if (folder / SHARED).is_file() else {}
+
+
+def find(place: str) -> list[dict[str, Any]]:
+    """Published anchor sets over the same inputs as this one: their repos, models and sizes."""
+    like = AnchorSet.from_pretrained(place)
+    rows = []
+    for repo_id in AnchorSet.find(like):
+        try:
+            found = AnchorSet.from_pretrained(repo_id)
+            if (found.inputs, found.key) != (like.inputs, like.key):
+                raise StitchError("its inputs are not those that it is tagged with")
+        except StitchError as error:  # anyone can give a repo the tag
+            logger.warning(f"{repo_id} is left out: {error}")
+            continue
+        rows.append({"repo": repo_id, "anchors": len(found), "dim": found.dim, **asdict(found.provenance)})
+    return rows

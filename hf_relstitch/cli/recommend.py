@@ -1,0 +1,120 @@
+"""Which encoder to put in front of a head: candidates ranked by foretold agreement, speed and size, without labels."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.ids import input_ids
+from hf_relstitch.data.inputs import check_kinds, inputs_at, side_of, sides_of
+from hf_relstitch.encoders.devices import gathered
+from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.heads.head import Head
+from hf_relstitch.heads.loading import load_target
+from hf_relstitch.model.anchors import AnchorSet
+from hf_relstitch.model.stitching import stitch
+
+WARM_UP = 2
+"""Inputs encoded before the clock starts, so that what a first call costs is not counted."""
+
+
+def recommend(
+    target: str,
+    candidates: Sequence[str],
+    anchors: Sequence[Any],
+    *,
+    cut: str | None = None,
+    num_anchors: int | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Candidate encoders for a target's head, the best first, from anchor inputs alone; or pairs, see `from_parts`.
+
+    A row has the `candidate`, the `agreement` that its report foretells with `agreement_interval`, the `verdict`,
+    `inputs_per_second` (measured while it encoded the anchors, on this machine), `parameters`, `megabytes` of
+    weights, and `error`, which is None, or why it could not be stitched; then all else is None, and it comes last.
+    Rows are ranked by foretold agreement, then by speed, then by size; of a head with one logit, by `cosine`.
+
+    Raises:
+        StitchError: the target cannot be loaded or cut, or does not take these inputs; no candidates.
+    """
+    if not candidates:
+        raise StitchError("there are no candidates: name at least one encoder")
+    encoder, head = load_target(target, cut=cut)
+    sides = sides_of(anchors)
+    check_kinds(side_of(anchors, sides[1]), modality=encoder.modality, who="target")
+    ids = input_ids(anchors)
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    target_anchors = AnchorSet.encode(encoder, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
+    del encoder
+    rows_kept = target_anchors.rows_of(ids)
+    taken = side_of(inputs_at(anchors, rows_kept), sides[0])
+    rows = []
+    for candidate in candidates:
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        try:
+            row |= measured(candidate, target_anchors, head, taken, **options)
+        except Exception as error:
+            row["error"] = str(error) or type(error).__name__
+        rows.append(row | {"candidate": candidate})
+    return sorted(rows, key=rank)
+
+
+COLUMNS = (
+    "candidate",
+    "agreement",
+    "agreement_interval",
+    "verdict",
+    "cosine",
+    "inputs_per_second",
+    "parameters",
+    "megabytes",
+    "error",
+)
+
+
+def loaded(candidate: str) -> Encoder:
+    """A candidate, once every process has it: one that fails alone would be a candidate behind the others."""
+    made: list[Encoder] = []
+
+    def load() -> list[None]:
+        made.append(Encoder.from_pretrained(candidate))
+        return []
+
+    gathered(load)
+    return made[0]
+
+
+def measured(
+    candidate: str, target_anchors: AnchorSet, head: Head, inputs: Sequence[Any], *, batch_size: int, progress: bool
+) -> dict[str, Any]:
+    """What is known of one candidate, once its translation is fitted; `inputs` are its own of the target's anchors.
+
+    Raises:
+        StitchError: it cannot be loaded, does not take these inputs, or cannot be stitched.
+    """
+    source = loaded(candidate)
+    check_kinds(inputs, modality=source.modality, who="source")
+    source.encode(inputs[:WARM_UP], batch_size=batch_size, progress=False)
+    start = time.perf_counter()
+    source_anchors = AnchorSet.encode(source, inputs, ids=target_anchors.ids, batch_size=batch_size, progress=progress)
+    seconds = time.perf_counter() - start
+    report = stitch(source_anchors, target_anchors, head, source=source.provenance).report
+    weights = list(source.model.parameters())
+    return {
+        "agreement": report["agreement"],
+        "agreement_interval": report.get("agreement_interval"),
+        "verdict": report["verdict"]["grade"] if "verdict" in report else None,
+        "cosine": report["cosine"],
+        "inputs_per_second": len(source_anchors) / seconds,
+        "parameters": sum(each.numel() for each in weights),
+        "megabytes": sum(each.numel() * each.element_size() for each in weights) / 1e6,
+    }
+
+
+def rank(row: dict[str, Any]) -> tuple[float, ...]:
+    """Sorts the best first, and what failed last."""
+    if row["error"] is not None:
+        return (1.0,)
+    agreement = row["cosine"] if row["agreement"] is None else row["agreement"]
+    return (0.0, -agreement, -row["inputs_per_second"], row["megabytes"])

@@ -1,0 +1,122 @@
+"""The commands that take anchors: stitching, and ranking encoders for a head."""
+
+import json
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from hf_relstitch.cli.printing import AsJson, print_table, show
+from hf_relstitch.core.selection import Prefer
+
+Target = Annotated[str, typer.Argument(help="The classifier whose head is kept: folder or Hub id.")]
+Cut = Annotated[str | None, typer.Option(help="Cut the target at this module, instead of at its last layer.")]
+Anchors = Annotated[
+    str,
+    typer.Option(
+        help="Unlabeled inputs: a text file, a folder of images or sounds; or, with --column, a Parquet, CSV or JSON "
+        "file or a data set's name."
+    ),
+]
+Column = Annotated[str | None, typer.Option(help="Column of the inputs: texts, or paths of images or sounds.")]
+TargetColumn = Annotated[
+    str | None, typer.Option(help="Column of what the target takes, where it takes another input: anchors are pairs.")
+]
+Split = Annotated[str, typer.Option(help="Split of the data set.")]
+BatchSize = Annotated[int, typer.Option(help="Inputs to encode at a time.", min=1)]
+
+
+def stitch_command(
+    source: Annotated[str, typer.Argument(help="The new encoder: folder or Hub id.")],
+    target: Target,
+    out: Annotated[Path, typer.Argument(help="Folder to write the stitched model to.")],
+    anchors: Anchors,
+    column: Column = None,
+    target_column: TargetColumn = None,
+    split: Split = "train",
+    limit: Annotated[
+        int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times as many at random.", min=32)
+    ] = 1000,
+    cut: Cut = None,
+    prefer: Annotated[Prefer | None, typer.Option(help="linear is one matrix; accuracy takes earlier layers.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="α of the family, instead of choosing.", min=0, max=1)] = None,
+    ridge: Annotated[float | None, typer.Option(help="λ of the family, instead of choosing.", min=0)] = None,
+    scale: Annotated[Literal["carry", "mean"], typer.Option(help="carry: each latent keeps its norm.")] = "carry",
+    batch_size: BatchSize = 32,
+) -> None:
+    """Stitch a source encoder to a target's head and write the model."""
+    from hf_relstitch.cli.describe import describe
+    from hf_relstitch.data.reading import read_inputs
+    from hf_relstitch.encoders.devices import accelerate_state
+    from hf_relstitch.hub.files import check_kind, check_output
+    from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
+
+    check_output(out)
+    check_kind(out, model_type=RelativeStitcher.config_class.model_type)
+    inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
+    settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "scale": scale}
+    given = {name: value for name, value in settings.items() if value is not None}
+    model = RelativeStitcher.from_parts(
+        source, target, inputs, cut=cut, num_anchors=limit, data=anchors, batch_size=batch_size, **given
+    )
+    model.save_pretrained(out)
+    if accelerate_state().is_main_process:
+        show(describe(out))
+        typer.echo(f'Written to {out}. Go on with: hf-relstitch predict {quote(str(out))} "…"')
+
+
+def recommend_command(
+    target: Target,
+    candidates: Annotated[
+        list[str], typer.Option("--candidates", "-c", help="An encoder to try: folder or Hub id; may be repeated.")
+    ],
+    anchors: Anchors,
+    more: Annotated[list[str] | None, typer.Argument(help="More encoders to try.", metavar="[CANDIDATES]")] = None,
+    column: Column = None,
+    target_column: TargetColumn = None,
+    split: Split = "train",
+    limit: Annotated[int, typer.Option(help="Use at most this many inputs.", min=32)] = 1000,
+    cut: Cut = None,
+    batch_size: BatchSize = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Rank encoders for a head by foretold agreement, speed and size, from unlabeled inputs alone."""
+    from hf_relstitch.cli.recommend import recommend
+    from hf_relstitch.data.reading import read_inputs
+    from hf_relstitch.encoders.devices import accelerate_state
+
+    inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
+    encoders = [*candidates, *(more or [])]
+    rows = recommend(target, encoders, inputs, cut=cut, num_anchors=limit, batch_size=batch_size)
+    stitched = [row for row in rows if row["error"] is None]
+    if accelerate_state().is_main_process:
+        if as_json:
+            typer.echo(json.dumps(rows, indent=2))
+        else:
+            show_ranking(stitched, failed=rows[len(stitched) :])
+    if not stitched:
+        raise typer.Exit(1)
+
+
+def show_ranking(stitched: list[dict[str, Any]], *, failed: list[dict[str, Any]]) -> None:
+    """The candidates that could be stitched as a table, and under it why the others could not."""
+    table = Table()
+    for name in ("candidate", "agreement", "95 %", "verdict", "inputs/s", "parameters", "MB"):
+        table.add_column(name, overflow="fold")
+    for row in stitched:
+        low, high = row["agreement_interval"] or (None, None)
+        table.add_row(
+            row["candidate"],
+            "–" if row["agreement"] is None else f"{row['agreement']:.3f}",
+            "–" if low is None else f"{low:.3f}–{high:.3f}",
+            row["verdict"] or "–",
+            f"{row['inputs_per_second']:.1f}",
+            f"{row['parameters']:,}",
+            f"{row['megabytes']:.1f}",
+        )
+    if stitched:
+        print_table(table)
+    for row in failed:
+        typer.echo(f"{row['candidate']} could not be stitched: {row['error']}", err=True)

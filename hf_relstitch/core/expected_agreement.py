@@ -1,0 +1,173 @@
+"""What a stitched model will be worth, told from held-out anchors before any label is seen."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hf_relstitch.core.head_outputs import answers_of, apply_head, matching_temperature, mean_confidence
+from hf_relstitch.core.measures import agreement
+from hf_relstitch.core.relative import BLOCK, directions
+
+Grade = Literal["good", "usable", "do not use"]
+Z = 1.96
+GOOD_KAPPA = 0.75
+USABLE_KAPPA = 0.25
+FEW_ANSWERS = 0.25
+COVERED = 0.7
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Expected share of answers that the head gives alike on translated and on true latents, with a 95 % interval.
+
+    `chance` is the agreement of answers that are as frequent but unrelated. The interval is for inputs like the
+    anchors, and for no others.
+    """
+
+    agreement: float
+    low: float
+    high: float
+    chance: float
+
+    def kappa(self, agreement: float) -> float:
+        """Agreement beyond chance: 0 for unrelated answers, 1 for the same ones (Cohen 1960)."""
+        return (agreement - self.chance) / (1 - self.chance) if self.chance < 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to use a stitched model, why, and what is likely to help."""
+
+    grade: Grade
+    reason: str
+    remedy: str
+
+
+def foretell(
+    translated_logits: Float[Tensor, "k classes"],
+    true_logits: Float[Tensor, "k classes"],
+    *,
+    multi_label: bool = False,
+) -> Foretold:
+    """The agreement to expect, from the head's logits on anchors held out of the translation's fit.
+
+    It is the mean of the share of anchors that are answered alike and of the head's mean confidence on translated
+    latents, once one temperature has made that confidence right (Guo et al. 2017, with the head's own answers as
+    labels): a confidence has less noise than a yes or no. The interval is Wilson's, for k independent inputs.
+    """
+    answers, truth = (answers_of(each, multi_label=multi_label) for each in (translated_logits, true_logits))
+    temperature = matching_temperature(translated_logits, truth, multi_label=multi_label)
+    confidence = mean_confidence(translated_logits / temperature, multi_label=multi_label)
+    same = agreement(translated_logits, true_logits, multi_label=multi_label)
+    expected, count = (same + confidence) / 2, len(truth)
+    centre = (expected + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * (expected * (1 - expected) / count + Z**2 / (4 * count**2)) ** 0.5
+    p, q = answers.double().mean(0), truth.double().mean(0)
+    chance = float((p * q + (1 - p) * (1 - q)).mean() if multi_label else p @ q)
+    return Foretold(expected, max(0.0, centre - half), min(1.0, centre + half), chance)
+
+
+def answers_used(true_logits: Float[Tensor, "k classes"], *, multi_label: bool = False) -> float:
+    """Classes that the head really uses on the anchors, as a share of all that it can: exp of the answers' entropy."""
+    if multi_label:
+        return 1.0
+    shares = answers_of(true_logits).double().mean(0)
+    return float(torch.special.entr(shares).sum().exp()) / min(true_logits.shape)
+
+
+def scale_invariance(
+    head: nn.Module, latents: Float[Tensor, "k d_target"], *, multi_label: bool = False
+) -> dict[str, float]:
+    """Share of answers that a head keeps when true latents are scaled, about their mean, by a factor.
+
+    The paper's inversion drops the norm of a latent and relies on these being near 1.
+    """
+    centre = latents.mean(0)
+    logits = apply_head(head, latents)
+    scaled = {factor: apply_head(head, centre + factor * (latents - centre)) for factor in FACTORS}
+    return {str(factor): agreement(each, logits, multi_label=multi_label) for factor, each in scaled.items()}
+
+
+def anchor_coverage(latents: Float[Tensor, "n d_source"], anchors: Float[Tensor, "k d_source"]) -> float:
+    """How much of other latents the anchors are like: about 1 for inputs of their kind, towards 0 for others.
+
+    The share of latents as near to their nearest anchor as 90 % of the anchors are to theirs, over that 90 % (as in
+    Sun et al. 2022, Deep Nearest Neighbors), by distance or by angle, whichever is less.
+    """
+    centre = anchors.mean(0)
+    by_distance = share_near(latents, anchors)
+    by_angle = share_near(directions(latents, centre=centre), directions(anchors, centre=centre))
+    return min(1.0, by_distance / 0.9, by_angle / 0.9)
+
+
+def share_near(latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"]) -> float:
+    """Share of latents as near to their nearest anchor as 90 % of the anchors are to theirs."""
+    among = nearest(anchors, anchors, themselves=True)
+    return float((nearest(latents, anchors) <= among.quantile(0.9)).double().mean())
+
+
+def nearest(
+    latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"], *, themselves: bool = False
+) -> Float[Tensor, " n"]:
+    """Distance of each latent to its nearest anchor, to another than itself where the latents are the anchors."""
+    found = []
+    for start in range(0, len(latents), BLOCK):
+        distances = torch.cdist(latents[start : start + BLOCK], anchors)
+        if themselves:
+            distances.diagonal(offset=start).fill_(torch.inf)
+        found.append(distances.amin(-1))
+    return torch.cat(found)
+
+
+def verdict(
+    foretold: Foretold,
+    *,
+    num_anchors: int,
+    rank: int,
+    answers_used: float,
+    coverage: float | None = None,
+    accurate: bool = False,
+    of: str = "inputs",
+) -> Verdict:
+    """A plain word on a stitched model.
+
+    Args:
+        foretold: what `foretell` gave.
+        num_anchors: anchors of the translation.
+        rank: directions that the source anchors span.
+        answers_used: what `answers_used` gave.
+        coverage: what `anchor_coverage` gave for inputs that the model is for; None where there are none.
+        accurate: whether the translation was chosen with `prefer="accuracy"` already.
+        of: what the agreement is a share of: for several labels, of the yes and no to each class.
+    """
+    reason = f"the head is expected to answer as on its own encoder on {foretold.agreement:.0%} of {of}"
+    sure = foretold.kappa(foretold.low)
+    if coverage is not None and coverage < COVERED:
+        return Verdict(
+            "do not use",
+            f"only {coverage:.0%} of the inputs that the model is for lie as near to the anchors as anchors do",
+            "take the anchors from the inputs that the model is for",
+        )
+    if sure < USABLE_KAPPA:
+        unrelated = foretold.kappa(foretold.agreement) < 0.1 or num_anchors >= 2 * rank
+        return Verdict(
+            "do not use",
+            f"{reason}, where unrelated answers would agree on {foretold.chance:.0%}",
+            "check that both encoders saw the same inputs in the same order; if they did, they do not share what the "
+            "head looks at: take another encoder"
+            if unrelated
+            else "more anchors",
+        )
+    if answers_used < FEW_ANSWERS:
+        return Verdict(
+            "usable",
+            f"{reason}, but on these anchors it uses only {answers_used:.0%} of its classes",
+            "anchors that cover the head's classes; inputs of another domain do not",
+        )
+    if sure >= GOOD_KAPPA:
+        return Verdict("good", reason, "none needed")
+    return Verdict("usable", reason, "more anchors" if accurate else "more anchors, or the preference 'accuracy'")

@@ -1,0 +1,115 @@
+"""How good a translation is, measured on anchors that it was not fitted on: no labels needed."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hf_relstitch.core.cross_validation import FOLDS, Fold, folds_of
+from hf_relstitch.core.relative import BLOCK, directions
+from hf_relstitch.core.translation import TranslationSettings
+
+
+def held_out_translations(
+    source_anchors: Float[Tensor, "k d_source"],
+    target_anchors: Float[Tensor, "k d_target"],
+    *,
+    settings: TranslationSettings,
+    folds: int | Sequence[Fold] = FOLDS,
+) -> Float[Tensor, "k d_target"]:
+    """Each source anchor translated by a fit on the folds that it is not in; folds are drawn from the seed.
+
+    `folds` may be these anchors in `folds_of` already, so that nothing is decomposed twice.
+    """
+    if isinstance(folds, int):
+        folds = folds_of(source_anchors, target_anchors, scale=settings.scale, seed=settings.seed, folds=folds)
+    translated = torch.empty_like(folds[0].y)
+    for fold in folds:
+        translated[fold.held_out] = fold.translated(settings)
+    return translated
+
+
+def mean_cosine(
+    translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
+) -> float:
+    """Mean cosine between translated and true latents, both seen from `centre`; 1 is perfect."""
+    cosines = directions(translated, centre=centre) * directions(target, centre=centre)
+    return float(cosines.sum(-1).mean())
+
+
+def mean_reciprocal_rank(
+    translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
+) -> float:
+    """Mean of 1/rank of the true latent among all targets, by cosine to the translated one; 1 is perfect."""
+    return float((1 / retrieval_ranks(translated, target, centre=centre)).mean())
+
+
+def retrieval_ranks(
+    translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
+) -> Int[Tensor, " n"]:
+    """Rank of the true latent among all targets, by cosine to the translated one: 1 is first, ties count against it."""
+    queries, keys = directions(translated, centre=centre), directions(target, centre=centre)
+    ranks = []
+    for start in range(0, len(queries), BLOCK):
+        similarity = queries[start : start + BLOCK] @ keys.T
+        ranks.append((similarity >= similarity.diagonal(start)[:, None]).sum(-1))
+    return torch.cat(ranks)
+
+
+def relative_error(
+    translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
+) -> float:
+    """`‖Ŷ − Y‖ / ‖Y − μ‖` over all rows: 0 is perfect, and 1 is no better than giving the centre μ for every row."""
+    return float((translated - target).norm() / (target - centre).norm())
+
+
+def agreement(
+    translated_logits: Float[Tensor, "n classes"],
+    target_logits: Float[Tensor, "n classes"],
+    *,
+    multi_label: bool = False,
+) -> float:
+    """Share of answers that the head gives alike on translated and on true latents.
+
+    An answer is the class of the largest logit or, with `multi_label`, each class's yes (logit above 0) or no.
+    """
+    if multi_label:
+        return float(((translated_logits > 0) == (target_logits > 0)).double().mean())
+    return float((translated_logits.argmax(-1) == target_logits.argmax(-1)).double().mean())
+
+
+def angle_correlation(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
+    """Pearson correlation, over all pairs of rows, of the pair's cosine in one space and in the other.
+
+    Each space is seen from its mean. By `Σ_ij (x_i·x_j)(y_i·y_j) = ‖XᵀY‖²` no `(n, n)` matrix is made. NaN where all
+    cosines of a space are the same.
+    """
+    x_unit, y_unit = (directions(each, centre=each.mean(0)) for each in (x, y))
+    x_self, y_self = (each.square().sum(-1) for each in (x_unit, y_unit))
+    pairs = len(x) * (len(x) - 1)
+
+    def mean_product(a: Tensor, b: Tensor, self_product: Tensor) -> Tensor:
+        return ((a.T @ b).square().sum() - self_product.sum()) / pairs
+
+    x_mean, y_mean = (
+        (unit.sum(0).square().sum() - own.sum()) / pairs for unit, own in ((x_unit, x_self), (y_unit, y_self))
+    )
+    covariance = mean_product(x_unit, y_unit, x_self * y_self) - x_mean * y_mean
+    variances = [
+        (mean_product(unit, unit, own.square()) - mean**2).clamp(min=0)
+        for unit, own, mean in ((x_unit, x_self, x_mean), (y_unit, y_self, y_mean))
+    ]
+    if min(float(variance) for variance in variances) < torch.finfo(x.dtype).eps:
+        return float("nan")
+    return float((covariance / (variances[0] * variances[1]).sqrt()).clamp(-1, 1))
+
+
+def linear_cka(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
+    """Linear centred kernel alignment, `‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖)` of centred latents (Kornblith et al. 2019).
+
+    1 where one isometry, one scale and one shift make one space of the other; these change nothing in either. NaN
+    where a space's latents are all the same.
+    """
+    a, b = x - x.mean(0), y - y.mean(0)
+    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))

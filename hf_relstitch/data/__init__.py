@@ -1,0 +1,1 @@
+"""Inputs, their ids, pairs, provenance, modalities."""

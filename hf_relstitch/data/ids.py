@@ -1,0 +1,65 @@
+"""Inputs, texts, images or sounds: reading them from where people keep them, and naming each by a hash."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.inputs import SOUNDS, encoded, load_audio, load_image
+
+
+def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
+    """A 64-bit id for each input, `(n,)` int64.
+
+    It is the BLAKE2b of a text's UTF-8, of an image's size and RGB pixels, or of a sound's float32 samples; that of a
+    pair is one of both ids.
+
+    The same input has the same id everywhere, so two people can pair their anchor sets without showing the
+    inputs. Whoever has an input can compute its id, and so can find out whether it is in a set; with a secret
+    `key` only those who have it can.
+
+    Raises:
+        StitchError: an input that is neither a text, an image, a sound, the path of one, nor a pair of these.
+    """
+    secret = _secret(key)
+    return torch.tensor([_input_id(one, secret, row) for row, one in enumerate(inputs)], dtype=torch.int64)
+
+
+def ids_fingerprint(ids: Tensor) -> str:
+    """A fingerprint of a set of inputs by their ids, whatever their order and however often one comes."""
+    return hashlib.blake2b(ids.unique().numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def key_fingerprint(key: str | None) -> str | None:
+    """Tells keys apart without showing them; None for no key."""
+    return hashlib.blake2b(b"key", key=_secret(key), digest_size=8).hexdigest() if key is not None else None
+
+
+def _secret(key: str | None) -> bytes:
+    """BLAKE2b's key, of 64 bytes whatever the length of ours; empty for no key."""
+    if key == "":
+        raise StitchError("the key is empty: give a secret, or no key")
+    return hashlib.blake2b(key.encode()).digest() if key else b""
+
+
+def _input_id(one: Any, secret: bytes, row: int) -> int:
+    if isinstance(one, str):
+        content = b"text:" + encoded(one, row=row)
+    elif isinstance(one, np.ndarray) or (isinstance(one, Path) and one.suffix.lower() in SOUNDS):
+        content = b"audio:" + load_audio(one).tobytes()
+    elif isinstance(one, Path | Image.Image):
+        image = load_image(one)
+        content = b"image:%dx%d:" % image.size + image.tobytes()
+    elif isinstance(one, tuple) and len(one) == 2:
+        content = b"pair:" + b"".join(_input_id(part, secret, row).to_bytes(8, "little", signed=True) for part in one)
+    else:
+        raise StitchError(
+            f"an input is a {type(one).__name__}: expected a text, a PIL image, a numpy array of sound, or a Path"
+        )
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=secret).digest(), "little", signed=True)

@@ -1,0 +1,221 @@
+"""What inputs have to be: a list, with no empty cells, of the kind that a model takes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hf_relstitch.core.errors import StitchError
+
+INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "text": ("texts", (str,)),
+    "image": ("PIL images or Paths of images", (Image.Image, Path)),
+    "audio": ("numpy arrays of sound or Paths of sound files", (np.ndarray, Path)),
+}
+
+
+def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
+    """Refuse an empty list, a text or a generator where a list is expected, and batches of nothing.
+
+    Raises:
+        StitchError: there is such a one.
+    """
+    if isinstance(inputs, str):
+        raise StitchError(f"the inputs are one text, {inputs[:40]!r}, where a list of inputs is expected: give [text]")
+    kind = type(inputs).__name__
+    if isinstance(inputs, Mapping) or hasattr(inputs, "columns") or hasattr(inputs, "column_names"):
+        raise StitchError(f"the inputs are a {kind}, which has columns: give one of them, a list of inputs")
+    if isinstance(inputs, (Path, Image.Image)):
+        raise StitchError(f"the inputs are one {kind}, where a list of inputs is expected: give [it]")
+    if not hasattr(inputs, "__len__"):
+        raise StitchError(f"the inputs are a {kind}, which is read once: give a list of them")
+    if not hasattr(inputs, "__getitem__"):
+        raise StitchError(f"the inputs are a {kind}, which has no order: give a list of them")
+    if not len(inputs):
+        raise StitchError("there are no inputs to encode: give at least one")
+    if batch_size < 1:
+        raise StitchError(f"batch_size is {batch_size}: expected 1 or more")
+
+
+def check_filled(inputs: Sequence[Any], *, what: str, rows: Sequence[int] | None = None) -> None:
+    """Refuse empty cells of tables, None and not a number; `rows` are the numbers of rows drawn from more.
+
+    Raises:
+        StitchError: there is such a one.
+    """
+    numbered = zip(rows or range(len(inputs)), inputs, strict=True)
+    if empty := [row for row, one in numbered if one is None or (isinstance(one, float) and math.isnan(one))]:
+        raise StitchError(f"{what} empty in {row_names(empty)}: fill in or remove them")
+
+
+def row_names(rows: Sequence[int]) -> str:
+    """The first of these rows, and how many others there are."""
+    others = {1: "", 2: " and 1 other"}.get(len(rows), f" and {len(rows) - 1} others")
+    return f"row {rows[0]} (counted from 0){others}"
+
+
+def encoded(text: str, *, row: int) -> bytes:
+    """A text's UTF-8.
+
+    Raises:
+        StitchError: it has half a character, a surrogate, as of a file that was read with another encoding.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise StitchError(
+            f"the text in {row_names([row])} has half a character, {text[error.start]!r}, which UTF-8 cannot say: read "
+            "it with its own encoding, or remove it"
+        ) from error
+
+
+def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "model") -> None:
+    """Refuse inputs of another kind than a model of this modality takes; None stands for one that is not known.
+
+    Raises:
+        StitchError: there is such an input.
+    """
+    check_filled(inputs, what=f"the {who}'s inputs are")
+    expected, kinds = INPUTS.get(modality or "", ("anything", (object,)))
+    strange = {row: one for row, one in enumerate(inputs) if not isinstance(one, kinds)}
+    if strange:
+        names = sorted({type(one).__name__ for one in strange.values()})
+        came = " or ".join(f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}" for name in names)
+        known = tuple(kind for _, kinds in INPUTS.values() for kind in kinds)
+        anchors = who != "model" and any(isinstance(one, known) for one in strange.values())
+        pairs = "; anchors of two kinds are pairs, (what the source takes, what the target takes)" if anchors else ""
+        raise StitchError(
+            f"the {who} takes {expected} and what came in {row_names(list(strange))} is {came}: give it its own kind "
+            f"of input{pairs}"
+        )
+
+
+Side = Literal["first", "second"]
+TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"}
+
+
+def load_image(image: Path | Image.Image) -> Image.Image:
+    """An image in RGB and upright, from memory or from a file, as transformers' pipelines read it.
+
+    Raises:
+        StitchError: the file is not there or is not an image.
+    """
+    try:
+        if isinstance(image, Image.Image):
+            return ImageOps.exif_transpose(image).convert("RGB")
+        with Image.open(image) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except OSError as error:
+        raise StitchError(f"{image} cannot be read as an image: {error}") from error
+
+
+def load_audio(audio: Path | np.ndarray, *, sampling_rate: int | None = None) -> np.ndarray:
+    """A sound as samples `(n,)`, float32 from -1 to 1, from memory or from a file (its channels' mean).
+
+    An array has to be at the sampling rate already.
+
+    Raises:
+        StitchError: a file that cannot be read or has another sampling rate, or no array of one axis of floats.
+    """
+    if isinstance(audio, np.ndarray):
+        samples = audio
+    else:
+        with open_sound(audio) as opened:
+            rate, samples = opened.samplerate, opened.read(dtype="float32", always_2d=True).mean(1)
+        if sampling_rate not in (None, rate):
+            raise StitchError(f"{audio} has {rate} samples a second and the model takes {sampling_rate}: resample it")
+    if samples.ndim != 1 or not samples.size or not np.issubdtype(samples.dtype, np.floating):
+        raise StitchError(
+            f"a sound is a {samples.dtype} array of shape {samples.shape}: expected the samples of one channel, (n,), "
+            "floats from -1 to 1"
+        )
+    return samples.astype("<f4")
+
+
+def open_sound(path: Path) -> Any:
+    """A sound file, opened by soundfile.
+
+    Raises:
+        StitchError: soundfile is not installed, or cannot read the file.
+    """
+    try:
+        import soundfile  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise StitchError(
+            f"reading {path} needs soundfile: pip install soundfile, or give the samples as a numpy array"
+        ) from error
+    try:
+        return soundfile.SoundFile(path)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise StitchError(f"{path} cannot be read as a sound: {error}") from error
+
+
+def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    """The inputs in these rows, by place: a pandas Series would give them by its index."""
+    by_place = getattr(inputs, "iloc", inputs)
+    return [by_place[row] for row in rows]
+
+
+def length_of(one: Any, *, modality: str) -> int:
+    """Characters of a text, samples of a sound; 0 for an image, and for what is no input of this kind."""
+    if modality == "audio" and isinstance(one, Path):
+        with open_sound(one) as opened:
+            return opened.frames
+    return len(one) if isinstance(one, str | np.ndarray) else 0
+
+
+def probe_inputs(modality: str) -> list[Any]:
+    """Two inputs that differ, in length too where they have one."""
+    if modality == "text":
+        return ["storm", "A storm hits the northern coast, and the harbour is closed until the morning."]
+    if modality == "image":
+        return [Image.radial_gradient("L"), Image.linear_gradient("L")]
+    return [np.sin(np.linspace(0, 500, length, dtype=np.float32) ** 1.2) for length in (8_000, 16_000)]
+
+
+def are_pairs(inputs: Sequence[Any]) -> bool:
+    """Whether inputs are pairs, tuples of two, such as (image, text).
+
+    Raises:
+        StitchError: some are and some are not, tuples of another length, or inputs that are no list.
+    """
+    check_some(inputs)
+    tuples = [row for row, one in enumerate(inputs) if isinstance(one, tuple)]
+    if not tuples:
+        return False
+    if len(tuples) < len(inputs):
+        raise StitchError(
+            f"{len(tuples)} of {len(inputs)} inputs are pairs, row {tuples[0]} is one: give pairs only, or none"
+        )
+    if strange := [row for row in tuples if len(inputs[row]) != 2]:
+        raise StitchError(
+            f"the input of row {strange[0]} is a tuple of {len(inputs[strange[0]])}: expected pairs, tuples of two"
+        )
+    return True
+
+
+def sides_of(inputs: Sequence[Any]) -> tuple[Side | None, Side | None]:
+    """Which side of each input the source takes, and which the target; None where inputs are not pairs."""
+    return ("first", "second") if are_pairs(inputs) else (None, None)
+
+
+def side_of(inputs: Sequence[Any], side: Side | None) -> Sequence[Any]:
+    """Of pairs the first or the second of each; inputs that are not pairs have no sides.
+
+    Raises:
+        StitchError: pairs without a side, or a side of what are no pairs.
+    """
+    sides = get_args(Side)
+    if side not in (None, *sides):
+        raise StitchError(f"side is {side!r}: expected {' or '.join(map(repr, sides))}")
+    if are_pairs(inputs) == (side is None):
+        raise StitchError(
+            "the inputs are pairs: say with side='first' or side='second' which of each the encoder takes"
+            if side is None
+            else f"side is {side!r} and the inputs are not pairs: give tuples of two, or leave side out"
+        )
+    return inputs if side is None else [one[sides.index(side)] for one in inputs]

@@ -1,0 +1,141 @@
+"""Folders and files that appear whole or not at all, and checksums of what is in them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_dataset
+from datasets.exceptions import DatasetsError
+from PIL import Image
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.inputs import SOUNDS, TABLES, check_filled, inputs_at
+
+
+def reads_as_path(name: str) -> bool:
+    """Whether a name begins as that of a file or folder does, and as no id on the Hub can."""
+    return name.startswith(("./", "../", "/", "~"))
+
+
+def read_inputs(
+    place: str,
+    *,
+    column: str | None = None,
+    target_column: str | None = None,
+    split: str = "train",
+    count: int | None = None,
+) -> list[Any]:
+    """Inputs from a text file (one a line), an image or a sound, a folder of them, or a column, see `read_columns`.
+
+    Text files have no columns, and `column` is nothing to them. With `target_column` they are pairs: what the source
+    takes, of `column`, and what the target takes. Of more than `count` so many are drawn, each time the same, in order.
+
+    Raises:
+        StitchError: nothing is there, or it holds no input.
+    """
+    path = Path(place)
+    inputs: list[Any]
+    if target_column is not None:
+        inputs = list(zip(*read_columns(place, [column, target_column], split=split, count=count), strict=True))
+    elif not path.exists() or (column is not None and (path.is_dir() or path.suffix.lower() in TABLES)):
+        inputs = read_columns(place, [column], split=split, count=count)[0]
+    elif path.is_dir():
+        inputs = sorted(file for file in path.rglob("*") if is_media(file))
+    elif is_media(path):
+        inputs = [path]
+    elif path.suffix.lower() in TABLES:
+        raise StitchError(f"{place} is a table: name its column of inputs, or give a text file with one a line")
+    else:
+        inputs = [line for line in read_text(path).split("\n") if line.strip()]
+    if not inputs:
+        raise StitchError(
+            f"{place} holds no input: expected a text file with one a line or a folder of images or sounds; of a "
+            "table or a data set name the column"
+        )
+    return inputs_at(inputs, drawn_rows(len(inputs), count))
+
+
+def drawn_rows(total: int, count: int | None) -> list[int]:
+    """At most `count` of so many rows, drawn with a fixed seed, in their order; None draws all."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values.tolist()
+
+
+def is_media(path: str | Path) -> bool:
+    """Whether a path names an image or a sound, by its suffix."""
+    return Path(path).suffix.lower() in Image.registered_extensions().keys() | SOUNDS
+
+
+def is_here(name: str) -> bool:
+    """Whether there is such a file or folder; a text of any length may be asked for."""
+    return os.path.exists(name)  # noqa: PTH110  (Path.exists has an error for a long name)
+
+
+def names_file(text: str) -> bool:
+    """Whether a text reads as the name of a file of inputs, one word with the suffix of one, or of a folder."""
+    known = is_media(text) or Path(text).suffix.lower() in {*TABLES, ".txt"} or text.endswith("/")
+    return known and not any(letter.isspace() for letter in text)
+
+
+def read_text(path: Path) -> str:
+    """The text in a file.
+
+    Raises:
+        StitchError: it is not text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StitchError(
+            f"{path} is not text in UTF-8 ({error}): expected a text with one input a line, an image or a sound"
+        ) from error
+
+
+def data_name(data: str | None) -> str | None:
+    """The name of data as it may be published: of a path that is here, its last part."""
+    if data is None or not is_here(data):
+        return data
+    return Path(data).resolve().name
+
+
+def read_columns(name: str, columns: Sequence[str | None], *, split: str, count: int | None = None) -> list[list[Any]]:
+    """Columns of a Parquet, CSV or JSON file, or of a `datasets` data set; `None` stands for one that was not named.
+
+    A column of paths of images or sounds is read as Paths, relative to what names them; for `count` see `read_inputs`.
+
+    Raises:
+        StitchError: there is no such file, data set, split or column, it cannot be read, or the column has empty cells.
+    """
+    if not is_here(name) and (names_file(name) or reads_as_path(name)):
+        raise StitchError(f"there is no file or folder {name}: check the path")
+    path = Path(name)
+    reader = TABLES.get(path.suffix.lower()) if path.is_file() else None
+    try:
+        table = _read_table(name, reader, columns, split) if reader else load_dataset(name, split=split)
+    except (DatasetsError, ValueError, OSError) as error:
+        unread = f"is empty or cannot be read as {reader or 'a data set'}: {str(error.__cause__ or error).strip()}"
+        unknown = f"is no text file, no folder, and no data set that could be loaded: {error}"
+        raise StitchError(f"{name} {unread if path.exists() else unknown}") from error
+    for column in columns:
+        if column not in table.column_names:
+            raise StitchError(f"{name} has no column {column!r}: it has {', '.join(table.column_names)}")
+    rows = drawn_rows(len(table), count)
+    table = table.select(rows)
+    folder, read = path.parent if reader else path, [list(table[column]) for column in columns]
+    for column, values in zip(columns, read, strict=True):
+        check_filled(values, rows=rows, what=f"column {column!r} of {name} is")
+    return [_paths(values, folder) for values in read] if path.exists() else read
+
+
+def _read_table(name: str, reader: str, columns: Sequence[str | None], split: str) -> Any:
+    table = load_dataset(reader, data_files=name, split=split)
+    if reader == "csv" and any(table.data[one].null_count for one in columns if one in table.column_names):
+        as_texts = {"keep_default_na": False, "na_values": [""]}  # NA, null, None, which pandas takes for empty cells
+        return load_dataset(reader, data_files=name, split=split, **as_texts)
+    return table
+
+
+def _paths(values: list[Any], folder: Path) -> list[Any]:
+    named = all(isinstance(one, str) and is_media(one) for one in values)
+    return [folder / one for one in values] if named else values

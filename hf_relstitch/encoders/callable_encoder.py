@@ -1,0 +1,126 @@
+"""Any callable from inputs to vectors as an encoder, and what stands in the place of one that is not here."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.inputs import check_some
+from hf_relstitch.data.latents import as_tensor
+from hf_relstitch.data.provenance import NOT_KNOWN, Provenance
+from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.encoders.processors import LOADERS
+
+
+class Function(nn.Module):
+    """A callable in the place of a model: it takes raw inputs, and no tensors that a processor has made."""
+
+    def __init__(self, function: Callable[[list[Any]], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, **batch: Tensor) -> NoReturn:
+        """Nothing.
+
+        Raises:
+            StitchError: always; it says what takes raw inputs.
+        """
+        raise StitchError(
+            f"the source encoder is a callable of raw inputs and got {', '.join(batch)}: use model.predict(inputs)"
+        )
+
+    def latents(self, inputs: Sequence[Any], *, batch_size: int, progress: bool = False) -> Tensor:
+        """Latents `(n, d)` float32 on the CPU, row for row with the inputs.
+
+        Raises:
+            StitchError: no inputs, or a callable that does not give one vector for each.
+        """
+        check_some(inputs, batch_size=batch_size)
+        starts = range(0, len(inputs), batch_size)
+        bar = logging.tqdm(starts, desc="encoding", unit="batch", disable=not progress)
+        made = [self._vectors(list(inputs[start : start + batch_size])) for start in bar]
+        if len(widths := {one.shape[1] for one in made}) > 1:
+            raise StitchError(f"the callable gave vectors of {' and '.join(map(str, sorted(widths)))} numbers")
+        return torch.cat(made)
+
+    @torch.no_grad()
+    def _vectors(self, inputs: list[Any]) -> Tensor:
+        given = self.function(inputs)
+        try:
+            made = as_tensor(given, np.float32)
+        except (TypeError, ValueError) as error:
+            raise StitchError(
+                f"the callable gave a {type(given).__name__} that is no matrix of numbers ({error}): expected one "
+                "vector for each of the list of inputs"
+            ) from error
+        if made.ndim != 2 or len(made) != len(inputs) or not made.is_floating_point():
+            raise StitchError(
+                f"the callable gave {made.dtype} of shape {tuple(made.shape)} for {len(inputs)} inputs: expected one "
+                f"vector for each, ({len(inputs)}, d) floats"
+            )
+        return made.float()
+
+
+class CallableEncoder(Encoder):
+    """Any callable from a list of inputs to their vectors, as an encoder of a source or of a target.
+
+    A stitched model with it takes raw inputs, by `predict`, or latents; it cannot be saved. Under `accelerate launch`
+    every process encodes all inputs.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[list[Any]], Any],
+        *,
+        model_id: str,
+        revision: str = NOT_KNOWN,
+        modality: str = "text",
+        license: str | None = None,  # noqa: A002  (the name that it has on the Hub)
+    ) -> None:
+        """`model_id` and `revision` tell its latents from those of others, and `modality` is what it takes.
+
+        Raises:
+            StitchError: an unknown modality.
+        """
+        if modality not in LOADERS:
+            raise StitchError(f"modality is {modality!r}: expected one of {', '.join(LOADERS)}")
+        self.model = self.function = Function(function)
+        self.processor = None
+        self.modality = modality
+        self.pooling = "none"
+        self.after_pooling = nn.Sequential()
+        self.provenance = Provenance(model_id, revision, "none", license=license)
+
+    def with_earlier_layers(self) -> NoReturn:
+        """Nothing.
+
+        Raises:
+            StitchError: always; a callable shows no layers.
+        """
+        raise StitchError(f"{self.provenance.model_id} is a callable, which shows no layers: take it as it is")
+
+    def encode(self, inputs: Sequence[Any], *, batch_size: int = 32, progress: bool = True) -> Tensor:
+        """Latents `(n, d)` float32 on the CPU, row for row with the inputs; `batch_size` go to the callable at a time.
+
+        Raises:
+            StitchError: no inputs, or a callable that does not give one vector for each.
+        """
+        return self.function.latents(inputs, batch_size=batch_size, progress=progress)
+
+
+def absent_encoder(provenance: Provenance) -> CallableEncoder:
+    """What stands for the model of latents that were computed elsewhere."""
+
+    def absent(_: list[Any]) -> NoReturn:
+        raise StitchError(
+            f"the model was stitched from stored latents of {provenance.model_id}, without its encoder: give latents "
+            "to model.classify or model.translate"
+        )
+
+    encoder = CallableEncoder(absent, model_id=provenance.model_id)
+    encoder.provenance = provenance
+    return encoder

@@ -1,0 +1,185 @@
+"""One latent an input, out of what an encoder gives for it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.encoders.dual_encoders import FEATURES, check_side, tensor_of, towers_of
+
+POOLINGS = {
+    "mean": "the mean over tokens or frames that are not padding, or over an image's patches",
+    "cls": "the first token",
+    "max": "the greatest of each number over the tokens that are not padding",
+    "weighted_mean": "the mean over tokens weighted by their place, 1 for the first, 2 for the next",
+    "pooler": "the model's own pooler_output",
+    "last": "the last token that is not padding",
+    **FEATURES,
+    "none": "the output itself, of a model that gives one vector an input",
+}
+
+
+def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
+    """Latents `(n, d)` from an encoder's output, by one of `POOLINGS`.
+
+    Raises:
+        StitchError: the output has not what this pooling needs.
+    """
+    if pooling in FEATURES:
+        return tensor_of(output)
+    if pooling == "none":
+        return require(output, ndim=(2,), pooling=pooling)
+    if pooling == "pooler":
+        pooled = getattr(output, "pooler_output", None)
+        return require(pooled, ndim=(2, 4), pooling=pooling).flatten(1)
+    hidden = getattr(output, "last_hidden_state", None)
+    if attention_mask is not None and isinstance(hidden, Tensor):
+        attention_mask = attention_mask.to(hidden.device)
+    if pooling == "mean":
+        return mean_of_places(hidden, attention_mask)
+    hidden = require(hidden, ndim=(3,), pooling=pooling)
+    return OF_TOKENS[pooling](hidden, attention_mask)
+
+
+def with_earlier(latents: Tensor, output: Any, *, attention_mask: Tensor | None, is_text: bool) -> Tensor:
+    """Latents `(n, d)` brought to norm 1, and beside them the token means of m earlier layers, each of norm m^(−½).
+
+    The layers are the embeddings and every other one up to the last, which the latents are made of. What a layer of a
+    text has more rows than the mask is padding, as block-sparse models add at the end and take off their last layer.
+
+    Raises:
+        StitchError: the output has no hidden states before the last, or some that the mask does not fit.
+    """
+    layers = (getattr(output, "hidden_states", None) or ())[:-1:2]
+    if not layers:
+        raise StitchError("the encoder gives no hidden states before its last, so it has no earlier layers to take")
+    exact = torch.promote_types(latents.dtype, torch.float32)
+    parts = [normalize(latents.to(exact), dim=-1)]
+    for layer in layers:
+        hidden = layer[:, : attention_mask.shape[1]] if attention_mask is not None and is_text else layer
+        if attention_mask is not None and hidden.shape[:2] != attention_mask.shape:
+            raise StitchError(
+                f"an earlier layer of the encoder has shape {tuple(hidden.shape)} and the attention mask "
+                f"{tuple(attention_mask.shape)}: which of its rows are padding is not known"
+            )
+        mean = mean_of_places(hidden, attention_mask).to(latents.device, exact)
+        parts.append(normalize(mean, dim=-1) / len(layers) ** 0.5)
+    return torch.cat(parts, -1).to(latents.dtype)
+
+
+def token_mask(model: nn.Module, output: Any, attention_mask: Tensor | None) -> Tensor | None:
+    """The attention mask of an output's rows, fewer than the samples where a model of sound downsamples.
+
+    Raises:
+        StitchError: the model does not say which of its rows are padding.
+    """
+    hidden = getattr(output, "last_hidden_state", None)
+    if attention_mask is None or hidden is None or hidden.ndim != 3 or hidden.shape[1] == attention_mask.shape[1]:
+        return attention_mask
+    lengths: Any = getattr(model, "_get_feat_extract_output_lengths", None)
+    if lengths is None:
+        raise StitchError(
+            f"{type(model).__name__} makes {hidden.shape[1]} rows of {attention_mask.shape[1]} inputs and does not say "
+            "which are padding: give a feature extractor with return_attention_mask=False"
+        )
+    rows = torch.arange(hidden.shape[1], device=attention_mask.device)
+    return (rows < lengths(attention_mask.sum(1))[:, None]).int()
+
+
+def require(output: Any, *, ndim: tuple[int, ...], pooling: str) -> Tensor:
+    """The output, if it is a tensor of one of these numbers of axes."""
+    if isinstance(output, Tensor) and output.ndim in ndim:
+        return output
+    came = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise StitchError(
+        f"pooling {pooling!r} takes {POOLINGS[pooling]}, a tensor of {' or '.join(map(str, ndim))} axes, and the "
+        f"encoder gave {came}: choose another of {', '.join(POOLINGS)}"
+    )
+
+
+def mean_of_places(hidden: Any, attention_mask: Tensor | None) -> Tensor:
+    """Mean over the tokens `(n, t, d)` that are not padding, or over the places of a feature map `(n, d, h, w)`."""
+    hidden = require(hidden, ndim=(3, 4), pooling="mean")
+    return hidden.mean((2, 3)) if hidden.ndim == 4 else mean_of_tokens(hidden, attention_mask)
+
+
+def mean_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Mean over the tokens `(n, t, d)` that are not padding."""
+    return hidden.mean(1) if attention_mask is None else weighted_mean(hidden, attention_mask)
+
+
+def weighted_mean(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the tokens `(n, t, d)`, of half precision in float32."""
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    shares = weights.unsqueeze(-1).to(hidden.device, exact)
+    return ((hidden * shares).sum(1) / shares.sum(1).clamp_min(1)).to(hidden.dtype)
+
+
+def mean_by_place(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Mean over the tokens `(n, t, d)` that are not padding, each weighted by its place among them."""
+    mask = torch.ones(hidden.shape[:2], device=hidden.device) if attention_mask is None else attention_mask
+    return weighted_mean(hidden, mask.cumsum(1) * mask)
+
+
+def max_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The greatest of each number over the tokens `(n, t, d)` that are not padding."""
+    kept = hidden if attention_mask is None else hidden.masked_fill(attention_mask.unsqueeze(-1) == 0, -torch.inf)
+    return kept.amax(1)
+
+
+def first_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The first token of `(n, t, d)` that is not padding, whichever side the padding is on."""
+    if attention_mask is None:
+        return hidden[:, 0]
+    return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.int().argmax(1)]
+
+
+def last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The last token of `(n, t, d)` that is not padding, whichever side the padding is on."""
+    if attention_mask is None:
+        return hidden[:, -1]
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    last = (attention_mask * positions).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+OF_TOKENS = {"cls": first_token, "last": last_token, "max": max_of_tokens, "weighted_mean": mean_by_place}
+
+
+def resolve_pooling(pooling: str, *, model: nn.Module) -> str:
+    """One of `POOLINGS`, where `auto` knows the architecture.
+
+    Raises:
+        StitchError: an unknown pooling, or of a two-tower model a side that it has not, or none.
+    """
+    if pooling != "auto":
+        if pooling not in POOLINGS:
+            raise StitchError(f"pooling is {pooling!r}: expected 'auto' or one of {', '.join(POOLINGS)}")
+        if pooling in FEATURES:
+            check_side(model, pooling)
+        return pooling
+    if sides := towers_of(model):
+        raise StitchError(
+            f"{type(model).__name__} has two towers: say by pooling= which side to take, "
+            f"{' or '.join(map(repr, sides))}"
+        )
+    return usual_pooling(model)
+
+
+def usual_pooling(model: nn.Module) -> str:
+    """The field's usual choice: last token of decoders, first of ViTs with a class token, timm's own, else the mean."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return "none"
+    if config.model_type == "timm_wrapper":
+        return "pooler"
+    decoder = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if decoder and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "last"
+    has_class_token = any(
+        name.split(".")[-1] in ("cls_token", "class_embedding") for name, _ in model.named_parameters()
+    )
+    return "cls" if has_class_token else "mean"

@@ -1,0 +1,122 @@
+"""Processors: tokenizers, image processors and feature extractors of sound; from raw inputs to a model's batches."""
+
+from collections.abc import Collection, Sequence
+from inspect import signature
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.image_processing_base import ImageProcessingMixin
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.inputs import INPUTS, check_kinds, check_some, length_of, load_audio, load_image
+from hf_relstitch.encoders.devices import on_device, placement
+from hf_relstitch.encoders.sentence_transformers_repo import SentenceModules
+from hf_relstitch.hub.repo import Repo
+
+MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
+LOADERS = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
+KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin, "audio": SequenceFeatureExtractor}
+
+
+def load_processor(repo: Repo, *, modality: str) -> Any:
+    """The processor of a repo; a tokenizer without padding token pads with its end token."""
+    processor = LOADERS[modality].from_pretrained(repo.place, **repo.loading)
+    if modality == "text" and processor.pad_token is None:
+        processor.pad_token = processor.eos_token
+    return processor
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, modules: SentenceModules | None, *, model: Any) -> None:
+    """Make a tokenizer cut texts where the repo says, or else where the model's positions end."""
+    text = model.config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if modules is not None:
+        modules.prepare(tokenizer)
+    if (modules is None or modules.max_length is None) and isinstance(positions, int) and positions > 0:
+        embeddings = (each for name, each in model.named_modules() if name.endswith("position_embeddings"))
+        padding = getattr(next(embeddings, None), "padding_idx", None)  # where RoBERTa and its like begin
+        unused = 0 if padding is None else padding + 1
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions - unused)
+
+
+def main_modality(model: nn.Module) -> str:
+    """`text`, `image` or `audio`, by a transformers model's main input."""
+    name = getattr(model, "main_input_name", None)
+    if name not in MODALITIES:
+        raise StitchError(
+            f"{type(model).__name__} takes {name}: supported are {', '.join(MODALITIES)} (text, image and audio models)"
+        )
+    return MODALITIES[name]
+
+
+def modality_of(processor: Any) -> str:
+    """`text` for a tokenizer, `image` for an image processor, `audio` for a feature extractor of sound."""
+    for modality, kind in KINDS.items():
+        if isinstance(processor, kind):
+            return modality
+    raise StitchError(
+        f"the processor is a {type(processor).__name__}: expected a tokenizer, an image processor or a "
+        "feature extractor of sound"
+    )
+
+
+def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[str, Tensor]:
+    """What the processor makes of a batch of texts, images or sounds, on the model's device and in its dtype.
+
+    Raises:
+        StitchError: inputs of another kind than the processor takes.
+    """
+    modality = modality_of(processor)
+    check_kinds(inputs, modality=modality)
+    if modality == "text":
+        batch = processor(list(inputs), padding=True, truncation=True, return_tensors="pt")
+    elif modality == "image":
+        batch = processor(images=[load_image(one) for one in inputs], return_tensors="pt")
+    else:
+        rate = processor.sampling_rate
+        sounds = [load_audio(one, sampling_rate=rate) for one in inputs]
+        padding = {} if pads_by_itself(processor) else {"padding": True}
+        batch = processor(sounds, sampling_rate=rate, return_tensors="pt", **padding)
+    device, dtype = placement(model)
+    return {name: on_device(tensor, device, dtype) for name, tensor in batch.items()}
+
+
+def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[list[int]]:
+    """The rows of the inputs that go into each batch: by length, so that little of a batch is padding.
+
+    Sounds of different lengths come together only where the processor pads on its own account: in many speech models
+    the first layers normalise over the padding too, and a latent must not depend on what else is in its batch.
+
+    Raises:
+        StitchError: no inputs, or inputs of another kind than the processor takes.
+    """
+    check_some(inputs, batch_size=batch_size)
+    check_kinds(inputs, modality=modality_of(processor))
+    lengths = [length_of(one, modality=modality_of(processor)) for one in inputs]
+    order = sorted(range(len(inputs)), key=lambda row: -lengths[row])
+    alike = modality_of(processor) == "audio" and not pads_by_itself(processor)
+    groups = [list(rows) for _, rows in groupby(order, key=lambda row: lengths[row] if alike else None)]
+    return [rows[start : start + batch_size] for rows in groups for start in range(0, len(rows), batch_size)]
+
+
+def pads_by_itself(processor: Any) -> bool:
+    """Whether a feature extractor pads a batch without being told to, as those of fixed length do."""
+    padding = signature(processor.__call__).parameters.get("padding")
+    return padding is None or padding.default is not False
+
+
+def check_inputs(given: Collection[str], *, modality: str) -> None:
+    """Refuse what another kind of processor made.
+
+    Raises:
+        StitchError: there is no main input of this modality, or one of another.
+    """
+    main = {name for name in given if name in MODALITIES}
+    if not main or any(MODALITIES.get(name, modality) != modality for name in main):
+        raise StitchError(
+            f"the model takes {INPUTS[modality][0]}, and what came is {', '.join(sorted(main or given)) or 'nothing'}: "
+            "make its inputs with model.processor, and use the pipeline of its modality"
+        )

@@ -1,0 +1,165 @@
+"""A sentence-transformers repo's own files: its pooling, what comes after it, and how long a text may be."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers.normalizers import Lowercase, Sequence
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.hub.files import read_json
+from hf_relstitch.hub.repo import Repo
+from hf_relstitch.layers import Normalize
+
+MODULES = "modules.json"
+POOLING_MODES = {  # sentence-transformers' name, old and new, and ours
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "cls": "cls",
+    "cls_token": "cls",
+    "lasttoken": "last",
+    "max": "max",
+    "max_tokens": "max",
+    "weightedmean": "weighted_mean",
+    "weightedmean_tokens": "weighted_mean",
+}
+NOT_HERE = (
+    "name a pooling to use the transformer alone, without what comes after it, or give the whole model as a callable, "
+    "CallableEncoder(SentenceTransformer(…).encode, model_id=…)"
+)
+USUAL = {  # of a Transformer's settings, what changes nothing, None and empty ones aside
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "unpad_inputs": True,
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+}
+DENSE_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (nn.Tanh, nn.ReLU, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ReLU6, nn.LeakyReLU, nn.Mish, nn.Hardswish)
+}
+NAMES = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
+
+
+@dataclass(frozen=True)
+class SentenceModules:
+    """What a sentence-transformers repo does to a text and to the transformer's output.
+
+    Attributes:
+        pooling: our name of its pooling.
+        after_pooling: its Dense and Normalize modules, in their order, as layers.
+        max_length: tokens after which a text is cut; None for as many as the tokenizer says.
+        lower_case: whether texts are made lower case, whatever the tokenizer does.
+    """
+
+    pooling: str
+    after_pooling: nn.Sequential
+    max_length: int | None
+    lower_case: bool
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make a tokenizer cut and lower texts as the repo says."""
+        if self.max_length is not None:
+            tokenizer.model_max_length = self.max_length
+        normaliser = tokenizer.backend_tokenizer.normalizer if self.lower_case else None
+        if self.lower_case and "Lowercase" not in repr(normaliser):
+            tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *([normaliser] if normaliser else [])])
+
+
+def read_sentence_modules(repo: Repo) -> SentenceModules | None:
+    """The modules of a sentence-transformers repo; None for any other repo.
+
+    Raises:
+        StitchError: modules, or settings of them, that are not read here.
+    """
+    if (file := repo.file(MODULES)) is None:
+        return None
+    try:
+        modules = [(module["type"], module["path"]) for module in json.loads(file.read_text(encoding="utf-8"))]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StitchError(f"{repo.name}: {MODULES} lists no modules ({error!r}): download it again") from error
+    kinds = [kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind for kind, _ in modules]
+    if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize")]:
+        raise _refused(repo, f"has the module {unknown[0]}; read are Transformer, Pooling, Dense and Normalize")
+    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
+        raise _refused(repo, f"has the modules {', '.join(kinds)}; Transformer and Pooling have to come first, once")
+    _check_prompt(repo)
+    settings = _read(repo, "sentence_bert_config.json")
+    max_length, lower_case = settings.pop("max_seq_length", None), settings.pop("do_lower_case", False)
+    if odd := [name for name, value in settings.items() if value not in (None, {}, False, USUAL.get(name))]:
+        raise _refused(repo, f"has a Transformer with {odd[0]} {settings[odd[0]]!r}")
+    (_, pooling), *others = [(kind, path) for kind, (_, path) in zip(kinds, modules, strict=True)][1:]
+    layers = [_dense(repo, path) if kind == "Dense" else _normalize(repo, path) for kind, path in others]
+    after = nn.Sequential(*[layer for some in layers for layer in some])
+    return SentenceModules(_pooling(repo, pooling), after.eval().requires_grad_(False), max_length, bool(lower_case))
+
+
+def _read(repo: Repo, name: str) -> dict[str, Any]:
+    file = repo.file(name)
+    return dict(read_json(file)) if file else {}
+
+
+def _refused(repo: Repo, what: str) -> StitchError:
+    return StitchError(f"{repo.name} is a sentence-transformers model that {what}: {NOT_HERE}")
+
+
+def _check_prompt(repo: Repo) -> None:
+    """Refuse a text that is put before every input, since pipelines would leave it out."""
+    config = _read(repo, "config_sentence_transformers.json")
+    if prompt := (config.get("prompts") or {}).get(config.get("default_prompt_name")):
+        raise _refused(repo, f"puts the prompt {prompt!r} before each text")
+
+
+def _pooling(repo: Repo, path: str) -> str:
+    """Our name for the mode in a `1_Pooling/config.json`, old form or new."""
+    config = _read(repo, f"{path}/config.json")
+    modes = [
+        name.removeprefix("pooling_mode_")
+        for name, value in config.items()
+        if name.startswith("pooling_mode_") and value
+    ]
+    if (mode := config.get("pooling_mode")) is not None:
+        modes = [mode] if isinstance(mode, str) else list(mode)
+    if len(modes) != 1 or modes[0] not in POOLING_MODES:
+        raise _refused(repo, f"pools by {' and '.join(modes) or 'nothing'}")
+    return POOLING_MODES[modes[0]]
+
+
+def _normalize(repo: Repo, path: str) -> list[nn.Module]:
+    _check_names(repo, "Normalize", _read(repo, f"{path}/config.json"))
+    return [Normalize()]
+
+
+def _check_names(repo: Repo, kind: str, config: dict[str, Any]) -> None:
+    for name, usual in NAMES.items():
+        if config.get(name) not in (None, usual):
+            raise _refused(repo, f"has a {kind} whose {name} is {config[name]!r}")
+
+
+def _dense(repo: Repo, path: str) -> list[nn.Module]:
+    """A Dense module as a linear layer and its activation."""
+    config, file = _read(repo, f"{path}/config.json"), repo.file(f"{path}/model.safetensors")
+    _check_names(repo, "Dense", config)
+    if config.get("use_residual"):
+        raise _refused(repo, "has a Dense with a residual")
+    if file is None:
+        raise _refused(repo, f"has no {path}/model.safetensors, and nothing else is read")
+    try:
+        linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+        linear.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in load_file(file).items()})
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise StitchError(f"{repo.name}: {path} is no whole Dense module ({error}): download it again") from error
+    return [linear, *_activation(repo, config.get("activation_function", "torch.nn.modules.activation.Tanh"))]
+
+
+def _activation(repo: Repo, path: str) -> list[nn.Module]:
+    """The activation that a Dense names; looked up among those known here, never imported by the name."""
+    module, _, name = path.rpartition(".")
+    if path == "torch.nn.modules.linear.Identity":
+        return []
+    if module != "torch.nn.modules.activation" or name not in DENSE_ACTIVATIONS:
+        raise _refused(repo, f"has a Dense with the activation {path}")
+    return [DENSE_ACTIVATIONS[name]()]

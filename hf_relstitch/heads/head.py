@@ -1,0 +1,186 @@
+"""Head: what a target model does to a latent to get logits, as a module and as data."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.head_outputs import apply_head
+from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.heads.from_sklearn import is_estimator, layers_of_estimator
+from hf_relstitch.layers import (
+    CHAIN,
+    Prototypes,
+    describe_head,
+    own_copy,
+    widths_of,
+)
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+SETFIT_HEAD = "model_head.pkl"
+"""Where SetFit pickles a head; the file's being there is all that is looked at."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a target model does to a latent to get logits.
+
+    Attributes:
+        module: from latents `(n, d_target)` to logits: its last linear layer, or the chain from an earlier cut on; of
+            one in training mode a copy that is not.
+        id2label: the name of each class.
+        problem_type: as in a transformers config; None leaves it to the loss.
+        provenance: the target model and where it was cut; None for a layer that came without a model.
+
+    Raises:
+        StitchError: another problem type, or a class whose name is no text.
+    """
+
+    module: nn.Module
+    id2label: dict[int, str]
+    problem_type: str | None = None
+    provenance: Provenance | None = None
+
+    def __post_init__(self) -> None:
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise StitchError(f"problem_type is {self.problem_type!r}: expected one of {', '.join(PROBLEM_TYPES)}")
+        if strange := [name for name in self.id2label.values() if not isinstance(name, str)]:
+            raise StitchError(f"a class is named {strange[0]!r}, a {type(strange[0]).__name__}: give names as texts")
+        if any(each.training for each in self.module.modules()):
+            object.__setattr__(self, "module", deepcopy(self.module).eval())
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each class is answered yes or no by itself."""
+        return self.problem_type == "multi_label_classification"
+
+    @property
+    def answers(self) -> bool:
+        """Whether its logits are answers; a single one, or those of a regression, are values."""
+        return len(self.id2label) > 1 and self.problem_type != "regression"
+
+    @classmethod
+    def of(cls, head: Any, *, labels: list[str] | None = None, dim: int | None = None) -> "Head":
+        """A head as it is, or one made of a module, a fitted scikit-learn estimator or a SetFit model's `model_head`.
+
+        `labels` are the names of the classes; `dim` is the width of the latents, for modules that do not say it. A
+        module that is no chain of linear, activation and layer-norm layers works, but cannot be saved.
+
+        Raises:
+            StitchError: what can be no head, or not as many names as classes.
+        """
+        head = getattr(head, "model_head", head)  # of a SetFit model
+        head = getattr(head, "best_estimator_", head)  # of a search over scikit-learn's settings
+        if isinstance(head, cls):
+            made, classes = head, len(head.id2label)
+        elif is_estimator(head):
+            module, known, problem_type = layers_of_estimator(head)
+            classes = num_logits(module, dim=dim)
+            made = cls(module, dict(enumerate(known or _plain_names(classes))), problem_type)
+        elif isinstance(head, nn.Module):
+            module = own_copy(head) if describe_head(head) else deepcopy(head).eval()
+            classes = num_logits(module, dim=dim)
+            made = cls(module, dict(enumerate(_plain_names(classes))))
+        else:
+            raise StitchError(f"the head is a {type(head).__name__}: expected a Head, {CHAIN}; any nn.Module in memory")
+        if labels is not None and (len(labels) != classes or len(set(labels)) < classes):
+            raise StitchError(
+                f"{len(set(labels))} different labels for a head of {classes} classes: name each class once"
+            )
+        return replace(made, id2label=dict(enumerate(labels))) if labels else made
+
+    @classmethod
+    def of_class_names(
+        cls,
+        encoder: Encoder,
+        names: Sequence[str],
+        *,
+        template: str | Sequence[str] = "{}",
+        temperature: float = 0.01,
+    ) -> "Head":
+        """A zero-shot head: the cosine to each class's name, as the target's encoder or its text side encodes it.
+
+        `template`, or each of several, has `{}` where the name goes, as "a photo of a {}"; of several, the mean of the
+        normalised latents is taken, as CLIP does. The logits are cosines over `temperature`, which is CLIP's.
+
+        Raises:
+            StitchError: no names, a template without `{}`, or an encoder that takes no texts.
+        """
+        templates = [template] if isinstance(template, str) else list(template)
+        if not templates or any("{}" not in one for one in templates):
+            raise StitchError(f"the template is {template!r}: it needs {{}} where the name of the class goes")
+        if encoder.modality != "text":
+            raise StitchError(f"class names are texts and the encoder takes {encoder.modality}s: give latents instead")
+        if len(set(names)) < len(names):
+            raise StitchError(f"{len(names)} class names and {len(set(names))} different ones: name each class once")
+        inputs = [one.replace("{}", name) for name in names for one in templates]
+        latents = encoder.encode(inputs, progress=False)
+        return cls.of_examples(dict(zip(names, latents.split(len(templates)), strict=True)), temperature=temperature)
+
+    @classmethod
+    def of_examples(cls, latents: Mapping[str, Any], *, temperature: float = 0.01) -> "Head":
+        """A head of class prototypes: the mean of a few normalised target latents `(n, d_target)` of each class.
+
+        Raises:
+            StitchError: fewer than two classes, one without latents or with none that has a direction, or latents of
+                different widths.
+        """
+        module = Prototypes.of(class_means(latents), temperature=temperature)
+        return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")
+
+
+def class_names(config: Any) -> dict[int, str]:
+    """The names of a classifier's classes as texts; some configs on the Hub have numbers."""
+    return {index: str(name) for index, name in config.id2label.items()}
+
+
+def _plain_names(count: int) -> list[str]:
+    return [f"LABEL_{index}" for index in range(count)]
+
+
+def class_means(latents: Mapping[str, Any]) -> Tensor:
+    """The mean of the normalised latents of each class, `(classes, d)`.
+
+    Raises:
+        StitchError: fewer than two classes, one without latents, or latents of different widths.
+    """
+    rows = {name: [*map(torch.as_tensor, one)] for name, one in latents.items()}
+    if len(rows) < 2 or not all(one and all(row.ndim == 1 for row in one) for one in rows.values()):
+        raise StitchError(f"{len(rows)} classes: prototypes need two or more, with latents (n, d_target) each")
+    first, width = next((name, len(one[0])) for name, one in rows.items())
+    for name, one in rows.items():
+        if other := next((len(row) for row in one if len(row) != width), None):
+            raise StitchError(
+                f"the latents of class {name!r} are {other} wide and those of {first!r} {width}: give latents of one "
+                "model"
+            )
+    return torch.stack([functional.normalize(torch.stack(one).float(), dim=-1).mean(0) for one in rows.values()])
+
+
+def num_logits(module: nn.Module, *, dim: int | None) -> int:
+    """How many logits a head gives for a latent.
+
+    Raises:
+        StitchError: it does not take latents of that width, or gives no row of logits for each.
+    """
+    _, gives = widths_of(module)
+    if gives is not None:
+        return gives
+    if dim is None:
+        raise StitchError(f"the head is a {type(module).__name__}, which does not say its width: give dim")
+    try:
+        logits = apply_head(module, torch.zeros(2, dim))
+        rows, gives = logits.shape
+    except Exception as error:  # whatever a module of the user's raises
+        raise StitchError(
+            f"the head, a {type(module).__name__}, makes no (n, classes) logits of latents (n, {dim}): {error}"
+        ) from error
+    if rows != 2:
+        raise StitchError(f"the head, a {type(module).__name__}, makes {rows} rows of logits of 2 latents")
+    return gives

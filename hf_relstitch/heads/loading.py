@@ -1,0 +1,186 @@
+"""Loading classifiers and splitting them, at the input of their last linear layer, into encoder and head."""
+
+import re
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.inputs import probe_inputs
+from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.encoders.processors import load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
+from hf_relstitch.heads.cutting import BY_HAND, THEN, Body, find_chain, find_cut, folded, linear_of, pad_token_id
+from hf_relstitch.heads.head import SETFIT_HEAD, Head, class_names
+from hf_relstitch.hub.files import weight_map
+from hf_relstitch.hub.repo import Repo, hub_options, is_commit, locate
+from hf_relstitch.layers import ACTIVATIONS, built_activation
+
+TASKS = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForImageClassification": AutoModelForImageClassification,
+    "ForAudioClassification": AutoModelForAudioClassification,
+}
+
+
+def read_linear(repo: Repo, name: str) -> nn.Linear:
+    """A linear layer of a repo's safetensors.
+
+    Raises:
+        StitchError: they do not hold it.
+    """
+    weight, bias = (read_tensor(repo, f"{name}.{part}") for part in ("weight", "bias"))
+    if weight is None or weight.ndim != 2:
+        raise StitchError(f"{repo.name} has no linear {name} in its safetensors: give the head")
+    return linear_of(weight, bias)
+
+
+def read_tensor(repo: Repo, name: str) -> Tensor | None:
+    """One tensor of a repo's safetensors, or None where they do not hold it."""
+    file = "model.safetensors"
+    if (index := repo.file(f"{file}.index.json")) is not None:
+        file = weight_map(index).get(name, file)
+    if (weights := repo.file(file)) is None:
+        return None
+    with safe_open(weights, "pt") as opened:
+        return opened.get_tensor(name) if name in opened.keys() else None  # noqa: SIM118  (it is no mapping)
+
+
+def load_head(provenance: Provenance, **options: Any) -> Head:
+    """Load the head of a classifier on the Hub without its encoder: only its last layers are read.
+
+    `provenance` is that of target anchors, which says where the model was cut; `options` are `token`,
+    `cache_dir`, `local_files_only` and `force_download`.
+
+    Raises:
+        StitchError: the anchors were not cut from a classifier on the Hub, or it is not there any more.
+    """
+    cut_at = re.fullmatch(r"input of (\S+(?: (?:and|then) \S+)*), \w+", provenance.pooling)
+    if cut_at is None or not is_commit(provenance.revision):
+        raise StitchError(
+            f"the target anchors come from {provenance.model_id} ({provenance.pooling}), which is no classifier on "
+            "the Hub that its head could be read from: give the head"
+        )
+    repo = locate(provenance.model_id, revision=provenance.revision, **options)
+    if repo.commit != provenance.revision:
+        raise StitchError(f"{repo.name} is a folder here, and the anchors are of the Hub's model: give the head")
+    if THEN in cut_at[1]:
+        names = cut_at[1].split(THEN)
+        layers = [built_activation(one) if one in ACTIVATIONS else read_linear(repo, one) for one in names]
+        module: nn.Module = nn.Sequential(*layers)
+    else:
+        module = folded([read_linear(repo, name) for name in cut_at[1].split(" and ")])
+    config = AutoConfig.from_pretrained(repo.place, **repo.loading)
+    return Head(module.requires_grad_(False), class_names(config), config.problem_type, provenance)
+
+
+def load_target(
+    model_id: str, *, revision: str | None = None, cut: str | None = None, **model_kwargs: Any
+) -> tuple[Encoder, Head]:
+    """Load a text, image or audio classifier from a folder or the Hub and cut it, as `hf_relstitch.cut` does.
+
+    Raises:
+        StitchError: no such model, not a classifier that can be cut, or one whose head was never trained.
+    """
+    repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
+    architecture = architecture_of(repo)
+    loader = auto_class(architecture)
+    if loader is None and repo.file(SETFIT_HEAD) is not None:
+        raise StitchError(
+            f"{repo.name} is a SetFit model whose head is a pickle, which would run code if it were read: load it with "
+            "setfit where you trust it, and give target=, the encoder, and head=model.model_head"
+        )
+    if loader is None:
+        raise StitchError(
+            f"{repo.name} is {architecture}: the target has to be a …{', …'.join(TASKS)} model, with one row of logits "
+            f"an input; {BY_HAND}"
+        )
+    model, loading = loader.from_pretrained(repo.place, output_loading_info=True, **repo.loading | model_kwargs)
+    if loading["missing_keys"]:
+        raise StitchError(
+            f"{repo.name} lacks trained weights for {', '.join(sorted(loading['missing_keys']))}: train it first"
+        )
+    processor = load_processor(repo, modality=main_modality(model))
+    if isinstance(processor, PreTrainedTokenizerBase):
+        prepare_tokenizer(processor, None, model=model)
+    return take_apart(model, processor, at=cut, repo=repo)
+
+
+def architecture_of(repo: Repo) -> str:
+    """The architecture that a repo's config names.
+
+    Raises:
+        StitchError: it has no config that transformers reads.
+    """
+    try:
+        return str((AutoConfig.from_pretrained(repo.place, **repo.loading).architectures or ["no architecture"])[0])
+    except (OSError, ValueError) as error:
+        raise StitchError(f"{repo.name} holds no model that transformers knows: {error}") from error
+
+
+def is_classifier(place: str) -> bool:
+    """Whether a folder or a Hub repo holds a classifier, by its config alone."""
+    return auto_class(architecture_of(locate(place))) is not None
+
+
+def auto_class(architecture: str) -> Any:
+    """The Auto class of a classifier, None for what is none; many audio ones are called ForSequenceClassification."""
+    task = next((name for name in TASKS if name in architecture), None)
+    if task == "ForSequenceClassification" and architecture in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values():
+        task = "ForAudioClassification"
+    return TASKS[task] if task else None
+
+
+@torch.no_grad()
+def cut(
+    model: PreTrainedModel, processor: Any, *, at: str | None = None, repo: Repo | None = None
+) -> tuple[Encoder, Head]:
+    """Take a classifier apart into the encoder of its latents and its head, and prove it.
+
+    The last modules that a forward pass calls have to be the linear layer that makes the logits, or two whose mean
+    they are. Its input is the latent: pooled already, or of each input one row, the one that gives the model's own
+    logits on a probe batch with padding.
+
+    `at` is the name of a module to cut at instead, "classifier.dense" say: the latent is its input, and the head is the
+    chain of linear, layer-norm and activation layers from there to the logits, proved in the same way.
+
+    Raises:
+        StitchError: the last module is not linear, no row of its input gives the logits to 1e-5 (in half precision, to
+            its rounding), or other layers follow the module to cut at.
+    """
+    model = model.eval().requires_grad_(False)
+    if isinstance(processor, PreTrainedTokenizerBase) and pad_token_id(model) is None:
+        model.config.get_text_config().pad_token_id = processor.pad_token_id
+    probe = preprocess(model, processor, probe_inputs(modality_of(processor)))
+    head: nn.Module
+    if at is None:
+        layers, rows = find_cut(model, probe)
+        named, head = " and ".join(layers), folded([model.get_submodule(name) for name in layers])
+    else:
+        layers, rows, head = find_chain(model, at, probe)
+        named = THEN.join(layers)
+    encoder = Encoder(
+        Body(model, layers=layers if at is None else layers[:1], rows=rows),
+        processor,
+        pooling="none",
+        cut=f"input of {named}, {rows}",
+        model_id=repo.name if repo else None,
+        revision=repo.commit if repo else None,
+        license=repo.license() if repo else None,
+    )
+    return encoder, Head(head, class_names(model.config), model.config.problem_type, encoder.provenance)
+
+
+take_apart = cut
+"""Its name where `cut` is the name of a module."""

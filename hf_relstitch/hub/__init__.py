@@ -1,0 +1,1 @@
+"""Files, repos and cards."""

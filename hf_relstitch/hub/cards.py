@@ -1,0 +1,285 @@
+"""Cards: the README.md of a stitched model or an anchor set, made from its config file alone."""
+
+import mimetypes
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from yaml import safe_dump
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.provenance import EARLIER_LAYERS
+from hf_relstitch.hub.card_edits import Generated
+from hf_relstitch.hub.repo import is_commit
+
+CARD_NAME = "README.md"
+RESULTS_NAME = ".eval_results/hf_relstitch.yaml"
+TEMPLATES = Path(__file__).with_name("templates")
+TASKS = {"text": "text-classification", "image": "image-classification", "audio": "audio-classification"}
+ANCHORS_TAG = "relative-anchors"
+TAGS = ["model-stitching", "relative-representations"]
+NAMESPACE, NAME = "[A-Za-z0-9][A-Za-z0-9._-]*/", "[A-Za-z0-9._-]+"
+
+
+def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
+    """The card of a stitched model, from the content of its `config.json`.
+
+    `existing` is an earlier README.md, whose edits stay: see `hf_relstitch.edits`.
+
+    Raises:
+        StitchError: metadata of `existing` that cannot be read, or a result without its value or names.
+    """
+    bases = [Base.of(config.get(side, {})) for side in ("source", "target")]
+    license_keys, license_note = licensing(bases)
+    results = eval_results(config)
+    hub_ids = [base.name for base in bases if base.on_hub]
+    metadata = ModelCardData(
+        library_name="hf_relstitch",
+        pipeline_tag=TASKS[config.get("modality", "text")],
+        base_model=list(dict.fromkeys(hub_ids)) or None,
+        base_model_relation=("adapter" if config.get("share") == "adapter" else "merge") if hub_ids else None,
+        datasets=dataset_ids(bases),
+        tags=TAGS,
+        eval_results=results or None,
+        model_name=(repo_id or f"{bases[0].name} with a head made for {bases[1].name}") if results else None,
+        **license_keys,
+    )
+    template = {
+        "bases": bases,
+        "license_note": license_note,
+        "classes": list(config.get("id2label", {}).values()),
+        "report": {"source": {}, "target": {}} | config.get("report", {}),
+        "results": results,
+        "repo_id": repo_id,
+    }
+    return render("model_card.md", metadata, template, config=config, existing=existing)
+
+
+def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
+    """The card of an anchor set, from the content of its `anchor_config.json`; `existing` is as in `model_card`.
+
+    Raises:
+        StitchError: metadata of `existing` that cannot be read.
+    """
+    base = Base.of(config.get("provenance", {}))
+    license_keys, license_note = licensing([base])
+    metadata = ModelCardData(
+        library_name="hf_relstitch",
+        base_model=[base.name] if base.on_hub else None,
+        base_model_relation="adapter" if base.on_hub else None,
+        datasets=dataset_ids([base]),
+        tags=[ANCHORS_TAG, *([inputs_tag(config["inputs"])] if config.get("inputs") else []), *TAGS],
+        **license_keys,
+    )
+    template = {"base": base, "license_note": license_note, "repo_id": repo_id}
+    return render("anchor_card.md", metadata, template, config=config, existing=existing)
+
+
+def write_card(config: dict[str, Any], written: Path, *, folder: str | Path, repo_id: str | None = None) -> None:
+    """Write card and results into `written`, which is to become `folder`, whose own card may hold edits to keep.
+
+    Raises:
+        StitchError: as in `model_card`.
+    """
+    make = anchor_card if "provenance" in config else model_card
+    card = make(config, existing=read_card(Path(folder)), repo_id=repo_id)
+    (written / CARD_NAME).write_text(card, encoding="utf-8")
+    for name, content in eval_result_files(config).items():
+        (written / name).parent.mkdir(exist_ok=True)
+        (written / name).write_text(content, encoding="utf-8")
+
+
+def inputs_tag(fingerprint: str) -> str:
+    """The tag on the Hub by which anchor sets over the same inputs are found."""
+    return f"anchor-inputs-{fingerprint}"
+
+
+def read_card(folder: Path) -> str | None:
+    """The README.md of a folder, if it has one.
+
+    Raises:
+        StitchError: it is not text in UTF-8.
+    """
+    card = folder / CARD_NAME
+    try:
+        return card.read_text(encoding="utf-8-sig") if card.is_file() else None
+    except UnicodeDecodeError as error:
+        raise StitchError(f"{card} is not text in UTF-8 ({error}): repair or remove it") from error
+
+
+def eval_results(config: Mapping[str, Any]) -> list[EvalResult]:
+    """The measured results of a config, as the Hub's model-index has them.
+
+    Raises:
+        StitchError: a result without its value or names.
+    """
+    try:
+        return [
+            EvalResult(
+                task_type=one["task_type"],
+                dataset_type=public_data_name(one.get("dataset_id") or one["dataset_name"]),
+                dataset_name=public_data_name(one["dataset_name"]),
+                dataset_config=one.get("config"),
+                dataset_split=one.get("split"),
+                dataset_revision=one.get("revision"),
+                metric_type=one["metric"],
+                metric_value=one["value"],
+                metric_name=f"{one['metric']} on {one['rows']} rows" if one.get("rows") else None,
+            )
+            for one in config.get("results") or []
+        ]
+    except KeyError as error:
+        raise StitchError(
+            f"a result of the config has no {error}: results need task, data, metric and value"
+        ) from error
+
+
+def eval_result_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """Name and content of the `.eval_results/` file: the results on data sets of the Hub, if there are any.
+
+    The Hub shows those whose data set is a benchmark there and has the task `task_id`; `default` if none is given. A
+    leaderboard has one value for a task, so of several metrics on one the first is written.
+    """
+    entries: dict[tuple[str, str], EvalResultEntry] = {}
+    for one in config.get("results") or []:
+        if dataset_id(one.get("dataset_id")):
+            entry = EvalResultEntry(
+                dataset_id=one["dataset_id"],
+                task_id=one.get("task_id", "default"),
+                value=one["value"],
+                dataset_revision=one.get("revision"),
+                notes=", ".join(notes(one)),
+            )
+            entries.setdefault((entry.dataset_id, entry.task_id), entry)
+    content = eval_result_entries_to_yaml(list(entries.values()))
+    return {RESULTS_NAME: safe_dump(content, sort_keys=False)} if entries else {}
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What a result was measured by and on, as far as it is known."""
+    on = [f"{name} {result[name]}" for name in ("config", "split") if result.get(name)]
+    return [result["metric"], *on, *([f"{result['rows']} rows"] if result.get("rows") else [])]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model that went into a card's subject, by names that may be published: none is a path of this machine."""
+
+    name: str
+    on_hub: bool
+    revision: str
+    pooling: str
+    data: str | None
+    license: str | None
+
+    @property
+    def link(self) -> str:
+        """The name, and where the Hub has the model."""
+        shown = inline(self.name)
+        return f"[{shown}](https://huggingface.co/{self.name}/tree/{self.revision})" if self.on_hub else shown
+
+    @property
+    def data_link(self) -> str:
+        """The name of the data, and where the Hub has them."""
+        shown = inline(self.data or "data without a name")
+        found = dataset_id(self.data)
+        return f"[{shown}](https://huggingface.co/datasets/{found})" if found else shown
+
+    @property
+    def arguments(self) -> str:
+        """Name, revision and an earlier cut as Python arguments; only the Hub has revisions."""
+        given = f"{self.name!r}, revision={self.revision!r}" if self.on_hub else repr(self.name)
+        earlier = re.match(r"input of (\S+) then ", self.pooling)
+        return f"{given}, cut={earlier[1]!r}" if earlier else given
+
+    @property
+    def call(self) -> str:
+        """The call that loads the encoder of the latents, or cuts it from a classifier."""
+        pooling = self.pooling.removesuffix(EARLIER_LAYERS)
+        then = "" if pooling == self.pooling else ".with_earlier_layers()"
+        if pooling.startswith("input of "):
+            return f"load_target({self.arguments})[0]"
+        if ", " in pooling:  # the repo's own modules, which are read without being named
+            return f"Encoder.from_pretrained({self.arguments}){then}"
+        return f"Encoder.from_pretrained({self.arguments}, pooling={pooling!r}){then}"
+
+    @classmethod
+    def of(cls, provenance: Mapping[str, Any]) -> "Base":
+        """From the fields of a `Provenance`."""
+        model_id, revision = str(provenance.get("model_id", "")), str(provenance.get("revision", ""))
+        on_hub = is_commit(revision) and re.fullmatch(f"({NAMESPACE})?{NAME}", model_id) is not None
+        name = model_id if on_hub else " ".join(PureWindowsPath(model_id).name.split()) or "an unnamed model"
+        data = provenance.get("data") and public_data_name(provenance["data"])
+        return cls(name, on_hub, revision, str(provenance.get("pooling", "")), data, provenance.get("license"))
+
+
+def dataset_id(data: str | None) -> str | None:
+    """The Hub id in the name of data: `namespace/name`, maybe with a split or so after it in brackets."""
+    found = re.fullmatch(rf"({NAMESPACE}{NAME})(?: \([^()]*\))?", data or "")
+    is_file = found and mimetypes.guess_type(found[1])[0]  # as in texts/train.txt
+    return found[1] if found and not is_file else None
+
+
+def dataset_ids(bases: list[Base]) -> list[str] | None:
+    """The Hub's data sets among what the anchors were taken from."""
+    return list(dict.fromkeys(filter(None, (dataset_id(base.data) for base in bases)))) or None
+
+
+def public_data_name(data: str) -> str:
+    """The name of data without the folders of a local path."""
+    if dataset_id(data) is not None:
+        return data
+    is_path = re.match(r"(~|\.{1,2}|[A-Za-z]:|file:)?[\\/]", data) or not re.search(r"\s", data)
+    return PureWindowsPath(data).name if is_path else data
+
+
+def licensing(bases: list[Base]) -> tuple[dict[str, Any], str]:
+    """The licence's metadata keys, and the note that says where it comes from."""
+    unknown = dict.fromkeys(inline(base.name) for base in bases if base.license is None)
+    licenses = sorted({base.license for base in bases if base.license is not None})
+    if unknown:
+        who = " and of ".join(unknown)
+        return {}, f"**The licence of {who} is not known.** Find out what it allows before you use or share this."
+    named, slugs = " and ".join(map(inline, licenses)), "-and-".join(map(slug, licenses))
+    keys = {"license": slugs} if slugs == licenses[0] else {"license": "other", "license_name": slugs}
+    if len(licenses) == 1:
+        return keys, f"What it is made of is under one licence, {named}, and so is this."
+    return keys, (
+        f"**The licences differ: {named}.** Parts of both models are in this one, so whoever uses or shares it has to "
+        "keep to both. Read them to see whether they go together."
+    )
+
+
+def slug(license_name: str) -> str:
+    """A licence's name as the Hub takes it."""
+    return re.sub(r"[^a-z0-9.+]+", "-", license_name.removeprefix("other ").lower()).strip("-") or "unnamed"
+
+
+def number(value: object, digits: int) -> str:
+    """A number for a table."""
+    return f"{value:,.{digits}f}" if isinstance(value, int | float) else "not known"
+
+
+def inline(text: object) -> str:
+    """Foreign text as one line of Markdown that means nothing but itself, in a table too."""
+    line = " ".join(str(text).split())
+    special = r"[\\`*\[\]|~<>&$]|(?<!\w)_+|_+(?!\w)"
+    return re.sub(special, lambda found: "".join(f"&#{ord(one)};" for one in found[0]), line)
+
+
+def code(text: str) -> str:
+    """Foreign text for a fenced block of code, which it cannot end."""
+    return text.replace("`", "'").replace("<!--", "<!==")
+
+
+def render(
+    name: str, metadata: ModelCardData, template: dict[str, Any], *, config: dict[str, Any], existing: str | None
+) -> str:
+    """A card from its template; over an existing one, with the edits of that."""
+    values = template | {"config": config, "inline": inline, "code": code, "number": number}
+    card = ModelCard.from_template(metadata, template_path=str(TEMPLATES / name), **values)
+    generated = Generated(card.text, metadata)
+    return generated.over(existing) if existing and existing.strip() else generated.alone()

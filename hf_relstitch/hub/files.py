@@ -1,0 +1,232 @@
+"""Folders and files that appear whole or not at all, and checksums of what is in them."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.version import __version__
+
+WINDOW = 1 << 24
+"""Bytes of a file that are mapped at a time."""
+PARTIAL = ".partial-"
+"""What the name of that which is not whole yet begins with."""
+
+
+@contextmanager
+def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
+    """A temporary folder whose files are moved into `folder` when the block ends without an error.
+
+    It is in `folder`, which can be a volume of its own, or in the nearest one above that is there. Files of the same
+    name are replaced, then older files that match a glob of `owned` go, other files stay, and the file named `last`
+    (the one that says that the rest is there) is moved after all others.
+
+    Raises:
+        StitchError: the folder, or anything in the block, cannot be written.
+    """
+    folder = Path(folder)
+    with written_to(folder), tempfile.TemporaryDirectory(dir=check_output(folder), prefix=PARTIAL) as temporary:
+        written = Path(temporary, "whole")
+        written.mkdir(mode=0o755)
+        yield written
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            written.rename(folder)
+            return
+        new = sorted(written.iterdir(), key=lambda entry: entry.name == last)
+        made = {folder / file.relative_to(written) for file in written.rglob("*")}
+        old = {file for glob in owned for file in folder.glob(glob)} - made
+        for entry in new:
+            if entry.name == last:
+                for file in old:
+                    file.unlink()
+            if entry.is_dir():
+                shutil.copytree(entry, folder / entry.name, dirs_exist_ok=True)
+            else:
+                entry.replace(folder / entry.name)
+
+
+@contextmanager
+def written_to(folder: Path) -> Iterator[None]:
+    """Say of an OSError which folder could not be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StitchError(f"saving to {folder} failed ({error}): make it writable, or give another folder") from error
+
+
+def check_output(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there; called before the work whose outcome is to be saved.
+
+    Raises:
+        StitchError: it cannot be written, or is a file.
+    """
+    with written_to(folder):
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        if not there.is_dir():
+            raise StitchError(f"{there} is a file: give a folder to save to")
+        with tempfile.TemporaryDirectory(dir=there, prefix=PARTIAL):
+            return there
+
+
+def check_kind(folder: str | Path, *, model_type: str | None) -> None:
+    """Refuse to save over a model of another type, or over an anchor set; a type of None is that of an anchor set.
+
+    Raises:
+        StitchError: the folder holds such a one.
+    """
+    config, found = Path(folder, "config.json"), None
+    there = read_json(config).get("model_type") if config.is_file() else None
+    if config.is_file() and (model_type is None or there != model_type):
+        found = f"a model of type {there}"
+    elif model_type is not None and Path(folder, "anchor_config.json").is_file():
+        found = "an anchor set"
+    if found:
+        raise StitchError(f"{folder} holds {found}, which saving there would spoil: give another folder")
+
+
+@contextmanager
+def whole_file(file: str | Path) -> Iterator[Path]:
+    """A temporary file beside `file` that takes its place when the block ends without an error, and else is gone."""
+    file = Path(file)
+    if not file.parent.is_dir():
+        raise StitchError(f"there is no folder {file.parent} to write {file.name} into: make it first")
+    written = file.with_name(f"{PARTIAL}{file.name}")
+    try:
+        yield written
+        written.replace(file)
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def only_run(lock: Path, *, doing: str, instead: str) -> Iterator[None]:
+    """Keep a lock file for one run; that of a run that was killed does not stay locked.
+
+    Raises:
+        StitchError: another run has it; `doing` says what that run does, and `instead` what else to do.
+    """
+    try:
+        held = FileLock(lock, timeout=0).acquire()
+    except Timeout as error:
+        raise StitchError(f"another run is {doing}: let it end, or {instead}") from error
+    with held:
+        yield
+
+
+def checksum(file: Path) -> str:
+    """XXH3 of a file's bytes; it finds damage, it does not prove who wrote the file."""
+    digest, size = xxhash.xxh3_128(), file.stat().st_size
+    with file.open("rb") as stream:
+        for start in range(0, size, WINDOW):
+            with mmap(stream.fileno(), min(WINDOW, size - start), access=ACCESS_READ, offset=start) as content:
+                digest.update(content)  # in one call, during which other threads go on
+    return f"xxh3_128:{digest.hexdigest()}"
+
+
+def verify_checksum(file: Path, expected: str) -> None:
+    """Compare a file with the checksum recorded when it was saved.
+
+    Raises:
+        StitchError: the file is missing, or its bytes are not the ones that were saved.
+    """
+    if not file.is_file():
+        raise StitchError(f"{file.parent} has no file {file.name}, which its config lists: copy or download it again")
+    if (found := checksum(file)) != expected:
+        raise StitchError(
+            f"{file} is damaged or was altered: its checksum is {found} and {expected} was saved; "
+            "copy or download it again"
+        )
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """A JSON object, indented and with sorted keys."""
+    file.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        StitchError: there is no such file, or it does not hold a JSON object.
+    """
+    if not file.is_file():
+        raise StitchError(f"{file.parent} has no file {file.name}: is it the right folder?")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StitchError(f"{file} is not valid JSON ({error}): copy or download it again") from error
+    if not isinstance(content, dict):
+        raise StitchError(f"{file} holds a {type(content).__name__} where a JSON object was expected")
+    return content
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file each tensor lies in, from the index of safetensors in several files.
+
+    Raises:
+        StitchError: it does not say so.
+    """
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise StitchError(f"{index} has no weight_map of tensors to files: copy or download it again")
+    return found
+
+
+def check_format(version: object, *, supported: int, what: str, written_by: object) -> None:
+    """Refuse an artifact whose format is newer than this package.
+
+    Raises:
+        StitchError: the format version is not one that this package reads.
+    """
+    if not isinstance(version, int) or version < 1:
+        raise StitchError(f"{what} has format version {version!r}: expected a whole number from 1 to {supported}")
+    if version > supported:
+        raise StitchError(
+            f"{what} has format version {version}, written by hf_relstitch {written_by}; this hf_relstitch reads "
+            f"versions up to {supported}: pip install -U 'hf-relstitch>={written_by}'"
+        )
+
+
+def write_tensors(
+    file: str | Path, tensors: dict[str, Tensor], content: dict[str, Any], *, kind: str, format_version: int
+) -> None:
+    """Write one safetensors file, whole or not at all; what else it holds stands under `kind` in its metadata."""
+    metadata = {
+        "format_version": str(format_version),
+        "hf_relstitch_version": __version__,
+        kind: json.dumps(content, sort_keys=True),
+    }
+    with whole_file(file) as written:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, written, metadata)
+
+
+def read_tensors(
+    file: str | Path, *, kind: str, supported: int, otherwise: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the content of a file of `write_tensors`.
+
+    Raises:
+        StitchError: a file of another kind, of which it says `otherwise`, or of a newer format.
+        OSError, SafetensorError, KeyError, ValueError: it is not there, or damaged.
+    """
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
+        if kind not in metadata:
+            raise StitchError(f"{file} {otherwise}")
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    version, written_by = int(metadata["format_version"]), metadata.get("hf_relstitch_version")
+    check_format(version, supported=supported, what=str(file), written_by=written_by)
+    return tensors, json.loads(metadata[kind])

@@ -1,0 +1,291 @@
+"""The Hub: finding a model's files, in a folder or in a repo at one commit, and pushing a folder as one commit."""
+
+import glob
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download, metadata_load, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's, or httpx2's
+    EntryNotFoundError,
+    GatedRepoError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from yaml import YAMLError
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.reading import reads_as_path
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
+HUB_ERRORS: tuple[type[Exception], ...] = (HTTPError, EntryNotFoundError, OSError, ValueError)
+NEVER_READ = ["*.bin", "*.pkl", "*.pickle", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack"]
+REMEDIES = {
+    401: "log in with `hf auth login` or give a token that is valid",
+    403: "the token may not do this here: use one with write access, in a namespace of your own, with space left",
+    404: "check the name and the revision, and that your token may see it",
+    412: "somebody has pushed since: load again and push again, or give their commit as parent_commit",
+    413: "it is larger than the Hub takes: use a smaller max_shard_size",
+    429: "the Hub asks to slow down: wait some minutes and try again",
+    507: "there is no space left: free some, or use share='adapter'",
+}
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A model's folder, or its repo on the Hub at one commit.
+
+    Attributes:
+        place: the path of the folder, or the repo id.
+        commit: the commit hash; None for a folder.
+        subfolder: where in it the model lies.
+        options: `cache_dir`, `force_download`, `local_files_only` and `token`, as huggingface_hub takes them.
+    """
+
+    place: str
+    commit: str | None
+    subfolder: str = ""
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The repo id, or the folder's name without the path, which is nobody else's business."""
+        return self.place if self.commit else Path(self.place).resolve().name
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The keywords with which a transformers `from_pretrained` reads `place` at this commit."""
+        return {"revision": self.commit or "main", "subfolder": self.subfolder, **self.options}
+
+    def file(self, name: str) -> Path | None:
+        """The path of one file, downloaded where it has to be; None where the repo has no such file.
+
+        Raises:
+            StitchError: the name leads out of the repo, or the Hub does not give the file.
+        """
+        _check_inside(name, f"a file that {self.name} names")
+        if self.commit is None:
+            path = Path(self.place, self.subfolder, name)
+            return path if path.is_file() else None
+        inside = f"{self.subfolder}/{name}" if self.subfolder else name
+        try:
+            with hub_errors(f"downloading {inside} of {self.place}"):
+                return Path(hf_hub_download(self.place, inside, revision=self.commit, **self.options))
+        except StitchError as error:
+            if isinstance(error.__cause__, LocalEntryNotFoundError):
+                if self._known_missing(inside):
+                    return None
+                raise StitchError(f"{error}; or load it once online, so that the cache knows of it") from error
+            if isinstance(error.__cause__, EntryNotFoundError):
+                return None
+            raise
+
+    def _known_missing(self, inside: str) -> bool:
+        """Whether the cache knows that there is no such file: asked for, or the repo fetched whole, while online."""
+        cache = {"revision": self.commit, "cache_dir": self.options.get("cache_dir")}
+        if (known := try_to_load_from_cache(self.place, inside, **cache)) is not None:
+            return not isinstance(known, str)
+        try:
+            from huggingface_hub import errors, get_cached_repo_tree  # noqa: PLC0415  (not in older ones)
+        except ImportError:
+            return False
+        with suppress(errors.CachedRepoTreeNotFoundError):
+            return inside not in [file.path for file in get_cached_repo_tree(self.place, **cache)]
+        return False
+
+    def license(self) -> str | None:
+        """The licence that the repo's card names, as `other (NAME)` where the Hub has no id for it; None if unknown."""
+        try:
+            card = self.file("README.md")
+            metadata = (metadata_load(card) if card else None) or {}
+        except (StitchError, OSError, ValueError, YAMLError):
+            return None
+        found, name = metadata.get("license"), metadata.get("license_name")
+        if found == "other" and isinstance(name, str):
+            return f"other ({name})"
+        return found if isinstance(found, str) and found not in ("other", "unknown") else None
+
+    def folder(self) -> Path:
+        """A local folder with all of the files, but those that could hold pickles.
+
+        Raises:
+            StitchError: the Hub does not give them.
+        """
+        if self.commit is None:
+            return Path(self.place, self.subfolder)
+        inside = f"{self.subfolder}/*" if self.subfolder else "*"
+        with hub_errors(f"downloading {self.place}"):
+            whole = snapshot_download(
+                self.place,
+                revision=self.commit,
+                allow_patterns=inside,
+                ignore_patterns=NEVER_READ,
+                **self.options,
+            )
+        return Path(whole, self.subfolder)
+
+
+def locate(
+    place: str | Path,
+    *,
+    config: str = "config.json",
+    revision: str | None = None,
+    subfolder: str = "",
+    **options: Any,
+) -> Repo:
+    """The folder at `place`, or else the Hub repo of that name at the commit that `revision` is now.
+
+    Raises:
+        StitchError: there is neither such a folder nor such a repo with this config file, or it cannot be reached.
+    """
+    _check_inside(subfolder, "the subfolder")
+    if Path(place).is_dir():
+        return Repo(str(place), None, subfolder, options)
+    if Path(place).is_file():
+        raise StitchError(f"{place} is a file: give a folder or a Hub id")
+    if reads_as_path(str(place)):
+        raise StitchError(f"there is no folder {place}: check the path")
+    name = f"{subfolder}/{config}" if subfolder else config
+    with hub_errors(f"{place} is no folder here, and asking the Hub for its {name}"):
+        file = Path(hf_hub_download(str(place), name, revision=revision, **options))
+    commit = file.parents[name.count("/")].name  # the cache has it at …/snapshots/COMMIT/NAME
+    return Repo(str(place), commit, subfolder, options)
+
+
+def _check_inside(path: str, what: str) -> None:
+    """Refuse a path that leads out of a repo."""
+    if ".." in Path(path).parts or Path(path).is_absolute():
+        raise StitchError(f"{what} is {path!r}: expected a path inside the repo")
+
+
+def hub_options(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Those of a `from_pretrained`'s keywords that the Hub's client takes; `subfolder` among them."""
+    return {name: keywords[name] for name in (*HUB_OPTIONS, "subfolder") if keywords.get(name) is not None}
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit hash, which names one state of a Hub repo for good."""
+    return re.fullmatch("[0-9a-f]{40}", revision) is not None
+
+
+def find_tagged(tags: Sequence[str], *, token: str | bool | None = None) -> list[str]:
+    """Ids of the model repos on the Hub that have all of these tags.
+
+    Raises:
+        StitchError: the Hub cannot be reached.
+    """
+    with hub_errors("searching the Hub"):
+        return [model.id for model in HfApi(token=token).list_models(filter=list(tags))]
+
+
+@contextmanager
+def hub_errors(doing: str, *others: type[Exception]) -> Iterator[None]:
+    """Turn what the Hub's client raises, and `others`, into an error that says what failed and what to do."""
+    try:
+        yield
+    except StitchError:
+        raise
+    except (*HUB_ERRORS, *others) as error:
+        raise StitchError(f"{doing} failed: {explanation(error)}") from error
+
+
+def explanation(error: Exception) -> str:
+    """The Hub's own words, and the remedy for its status."""
+    first_line = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    if isinstance(error, GatedRepoError):
+        return f"{first_line}: ask for access on the repo's page, and log in or pass a token"
+    status = None
+    cause: BaseException | None = error
+    while cause is not None and status is None:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        cause = cause.__cause__
+    if isinstance(error, RepositoryNotFoundError):
+        status = 404
+    said = f"{first_line} (HTTP status {status})" if status and str(status) not in first_line else first_line
+    return f"{said}: {REMEDIES.get(status or 0, 'check the name and your connection, and try again')}"
+
+
+def push_folder(
+    write: Callable[[Path, str], None],
+    repo_id: str,
+    *,
+    owned: Sequence[str],
+    message: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    parent_commit: str | None = None,
+) -> str:
+    """Push what `write` puts into a folder as one commit, and give the commit's address.
+
+    `write` is given the folder and the whole repo id, and finds the repo's README.md in the folder where there is one,
+    that of the main branch for a new one.
+    Older files in the repo that match `owned` go in the same commit. A repo that was made for a push that fails is
+    taken away again.
+
+    Raises:
+        StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
+            moved since this push began).
+    """
+    api = HfApi(token=token)
+    with hub_errors(f"pushing to {repo_id}", RuntimeError), TemporaryDirectory() as temporary:
+        if "/" not in repo_id:
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        exists, head = api.repo_exists(repo_id), head_of(api, repo_id, revision=revision)
+        folder = Path(temporary, "repo")
+        folder.mkdir()
+        begun_at = head or head_of(api, repo_id, revision=None)
+        if begun_at and api.file_exists(repo_id, "README.md", revision=begun_at):
+            api.hf_hub_download(repo_id, "README.md", revision=begun_at, local_dir=folder)
+            shutil.rmtree(folder / ".cache")  # the client's notes on the download
+        write(folder, repo_id)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with nullcontext() if exists else taken_back(api, repo_id):
+            if revision is not None and not revision.startswith("refs/pr/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            there = api.list_repo_files(repo_id, revision=revision)
+            pushed = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=message,
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=parent_commit or head,
+                delete_patterns=[glob.escape(file) for file in there if any(owns(one, file) for one in owned)],
+            )
+    return str(pushed.commit_url)
+
+
+def owns(pattern: str, file: str) -> bool:
+    """Whether a file in a repo matches a pattern whose * stays in one folder, as a local glob's does."""
+    return file.count("/") == pattern.count("/") and fnmatchcase(file, pattern)
+
+
+def head_of(api: HfApi, repo_id: str, *, revision: str | None) -> str | None:
+    """The commit that a branch is at, or None where there is no such repo or branch yet."""
+    try:
+        return api.model_info(repo_id, revision=revision).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return None
+
+
+@contextmanager
+def taken_back(api: HfApi, repo_id: str) -> Iterator[None]:
+    """Delete a repo that was made just now, and still is as it was made, when the block fails."""
+    made = api.model_info(repo_id).sha
+    try:
+        yield
+    except BaseException:
+        with suppress(*HUB_ERRORS):
+            if api.model_info(repo_id).sha == made:
+                api.delete_repo(repo_id)
+        raise

@@ -1,0 +1,1 @@
+"""Anchor sets, stitching, and the stitched model."""

@@ -1,0 +1,443 @@
+"""What anchors have to be: shapes, ids, and latents that carry something."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_relstitch.core.anchor_sampling import choose_anchors
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.projection import target_half
+from hf_relstitch.core.relative import to_working
+from hf_relstitch.core.translation import TranslationSettings
+from hf_relstitch.data.ids import ids_fingerprint, input_ids, key_fingerprint
+from hf_relstitch.data.inputs import Side, inputs_at, side_of
+from hf_relstitch.data.latents import as_latents
+from hf_relstitch.data.provenance import NOT_KNOWN, Provenance
+from hf_relstitch.data.reading import data_name
+from hf_relstitch.encoders.devices import accelerate_state
+from hf_relstitch.hub.cards import ANCHORS_TAG, inputs_tag, write_card
+from hf_relstitch.hub.files import (
+    check_format,
+    check_kind,
+    checksum,
+    read_json,
+    read_tensors,
+    verify_checksum,
+    whole_folder,
+    write_json,
+    write_tensors,
+)
+from hf_relstitch.hub.repo import find_tagged, locate, push_folder
+from hf_relstitch.version import __version__
+
+MIN_ANCHORS = 32
+FORMAT_VERSION = 1
+CONFIG_NAME = "anchor_config.json"
+LATENTS_NAME = "anchors.safetensors"
+RELATIVE_FORMAT_VERSION = 1
+KIND = "relative_latents"
+
+
+@dataclass(frozen=True, eq=False)
+class RelativeLatents:
+    """Latents as coordinates against anchors; see `RelativeStitcher.relative` and `AnchorSet.invert`.
+
+    Attributes:
+        values: `(n, k)` float32, one column an anchor (pruned subspaces stand side by side).
+        ids: `(k,)` int64, which inputs the anchors are, in the order of the columns.
+        settings: of the translation that they are one half of.
+        target: the model whose anchors turn them into its latents.
+    """
+
+    values: Tensor
+    ids: Tensor
+    settings: TranslationSettings
+    target: Provenance
+
+    def save(self, file: str | Path) -> None:
+        """Write one safetensors file; a failure leaves what was there."""
+        content = {"settings": asdict(self.settings), "target": asdict(self.target)}
+        tensors = {"values": self.values, "ids": self.ids}
+        write_tensors(file, tensors, content, kind=KIND, format_version=RELATIVE_FORMAT_VERSION)
+
+    @classmethod
+    def load(cls, file: str | Path) -> "RelativeLatents":
+        """Read a file that `save` wrote.
+
+        Raises:
+            StitchError: it is not there, not whole, or of a newer format.
+        """
+        try:
+            tensors, content = read_tensors(
+                file, kind=KIND, supported=RELATIVE_FORMAT_VERSION, otherwise="is no file of RelativeLatents.save"
+            )
+            settings, target = TranslationSettings(**content["settings"]), Provenance(**content["target"])
+            return cls(tensors["values"], tensors["ids"], settings, target)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise StitchError(
+                f"{file} is not a whole file of relative latents ({error!r}): ask for it again"
+            ) from error
+
+
+class LatentSource(Protocol):
+    """What anchors are encoded with; `hf_relstitch.Encoder` is one."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """The model and its pooling."""
+
+    def encode(self, inputs: Sequence[Any], *, batch_size: int, progress: bool) -> Tensor:
+        """Latents `(n, d)`, row for row with the inputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorSet:
+    """Anchors as one model sees them.
+
+    Attributes:
+        latents: `(k, d)` float32, one row an anchor, as the encoder gives them (not centred, not normalised).
+        ids: `(k,)` int64, a hash of each input; see `hf_relstitch.inputs.input_ids`.
+        provenance: the model, its pooling, and the name of the data.
+        inputs: a fingerprint of all inputs that were given, in any order; of the ids, where none is given.
+        key: a fingerprint of the key of keyed ids; None where the ids are not keyed.
+
+    Raises:
+        StitchError: shapes that do not fit, fewer than 32 anchors, or anchors that carry nothing: not-a-number,
+            infinite, repeated, constant, all-zero, or at the centre of the others, where they have no direction.
+    """
+
+    latents: Tensor = field(repr=False)
+    ids: Tensor = field(repr=False)
+    provenance: Provenance
+    inputs: str = ""
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        check_shapes(self.latents, self.ids)
+        object.__setattr__(self, "latents", self.latents.detach().to("cpu", torch.float32).contiguous())
+        object.__setattr__(self, "ids", self.ids.detach().to("cpu").contiguous())
+        check_ids(self.ids)
+        check_latents(self.latents)
+        object.__setattr__(self, "inputs", self.inputs or ids_fingerprint(self.ids))
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def dim(self) -> int:
+        """Width of the latents."""
+        return self.latents.shape[1]
+
+    @classmethod
+    def encode(
+        cls,
+        encoder: "LatentSource",
+        inputs: Sequence[Any],
+        *,
+        side: Side | None = None,
+        ids: Tensor | None = None,
+        data: str | None = None,
+        key: str | None = None,
+        batch_size: int = 32,
+        progress: bool = True,
+    ) -> "AnchorSet":
+        """Encode anchor inputs: texts, PIL images, numpy arrays of sound, or Paths of images or sounds.
+
+        Where two models take no common input, inputs are pairs, such as (image, text) or (German, English), and `side`
+        says which of each, `first` or `second`, this encoder takes; an id is that of the pair, so it pairs both sides.
+
+        Inputs that are repeated, or that the encoder cannot tell apart, are kept once; a log line says how many
+        were left out. `data` names the data that they are from. An id is a hash of its input, so whoever has an input
+        can find out whether it is in the set; with a `key`, a secret that those who pair anchors share, only they can.
+        `ids` are what `input_ids` gives for the inputs, where that is known already.
+
+        Raises:
+            StitchError: too few different inputs, pairs without a side, or latents that cannot be anchors.
+        """
+        taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
+        rows = sorted(row_of_each(ids).values())
+        check_count(len(rows))
+        latents = encoder.encode(inputs_at(taken, rows), batch_size=batch_size, progress=progress)
+        return cls._distinct(latents, ids, rows, replace(encoder.provenance, data=data_name(data)), key=key)
+
+    @classmethod
+    def from_latents(
+        cls,
+        latents: Any,
+        inputs: Sequence[Any],
+        *,
+        model: str | Provenance,
+        column: str = "latents",
+        data: str | None = None,
+        key: str | None = None,
+    ) -> "AnchorSet":
+        """Anchors of latents computed elsewhere: a numpy or torch matrix, or a npy, safetensors or Parquet file.
+
+        `inputs` are what was encoded, row for row, or a name for each that both sides use, as a document's id; of
+        pairs the whole pairs. `model` says whose they are: a name, or an encoder's `provenance` where the set is to be
+        stitched with that encoder. `column` is where a file has them; other arguments are as in `encode`.
+
+        Raises:
+            StitchError: not one row an input, a file that cannot be read, or latents that cannot be anchors.
+        """
+        found, ids = as_latents(latents, column=column), input_ids(inputs, key=key)
+        if len(found) != len(ids):
+            raise StitchError(f"there are {len(found)} latents and {len(ids)} inputs: give them row for row")
+        origin = model if isinstance(model, Provenance) else Provenance(model, NOT_KNOWN, "stored")
+        rows = sorted(row_of_each(ids).values())
+        return cls._distinct(found[rows], ids, rows, replace(origin, data=data_name(data)), key=key)
+
+    @classmethod
+    def _distinct(
+        cls, latents: Tensor, ids: Tensor, rows: list[int], origin: Provenance, *, key: str | None
+    ) -> "AnchorSet":
+        """A set of latents of the inputs that `rows` says, of which those are left out that repeat others."""
+        kept = first_of_each(latents)
+        if len(kept) < len(ids):
+            logger.warning(f"{len(ids) - len(kept)} of {len(ids)} anchor inputs repeat others: left out")
+        return cls(latents[kept], ids[rows][kept], origin, inputs=ids_fingerprint(ids), key=key_fingerprint(key))
+
+    def intersect(self, other: "AnchorSet") -> tuple["AnchorSet", "AnchorSet"]:
+        """Both sets cut down to the inputs that they share, in the order of this one.
+
+        Raises:
+            StitchError: fewer than 32 inputs are shared, or the ids were made with different keys.
+        """
+        if self.key != other.key:
+            raise StitchError(
+                f"the anchor ids of {self.provenance.model_id} were made with {_key_name(self.key)}, those of "
+                f"{other.provenance.model_id} with {_key_name(other.key)}: encode both with the same key, or without"
+            )
+        rows = {int(one): row for row, one in enumerate(other.ids)}
+        ours = [row for row, one in enumerate(self.ids) if int(one) in rows]
+        theirs = [rows[int(self.ids[row])] for row in ours]
+        if len(ours) < MIN_ANCHORS:
+            raise StitchError(
+                f"anchors of source and target share {len(ours)} ids of {len(self)} and {len(other)}; at least "
+                f"{MIN_ANCHORS} are needed: encode the same inputs with both models"
+            )
+        return self._subset(ours), other._subset(theirs)
+
+    def chosen(self, count: int | None) -> "AnchorSet":
+        """The most telling of the anchors, by `choose_anchors`; all of them where there are no more, or of None."""
+        if count is None or count >= len(self):
+            return self
+        return self._subset(choose_anchors(self.latents, count).tolist())
+
+    def rows_of(self, ids: Tensor) -> list[int]:
+        """For each anchor the first row of ids `(n,)` that is its own."""
+        first = row_of_each(ids)
+        return [first[int(one)] for one in self.ids]
+
+    def _subset(self, rows: list[int]) -> "AnchorSet":
+        return AnchorSet(self.latents[rows], self.ids[rows], self.provenance, key=self.key)
+
+    def invert(self, relative: RelativeLatents) -> Tensor:
+        """Target latents `(n, d)` float32 of relative latents that a stitched model made for this set's model.
+
+        The same as the folded translation gives, without the source's anchors (arXiv 2406.15057, sec. 3).
+
+        Raises:
+            StitchError: they were made for another model, or against anchors that are not in this set.
+        """
+        if difference := self.provenance.difference(relative.target):
+            raise StitchError(f"the relative latents were made for another target than these anchors' ({difference})")
+        rows = {int(one): row for row, one in enumerate(self.ids)}
+        if missing := [int(one) for one in relative.ids if int(one) not in rows]:
+            raise StitchError(
+                f"{len(missing)} of the {len(relative.ids)} anchors of the relative latents are not in this set: load "
+                "the set that the model was stitched with"
+            )
+        anchors = self.latents[[rows[int(one)] for one in relative.ids]]
+        inversion = target_half(anchors, settings=relative.settings)
+        if relative.values.shape[1:] != inversion.shape[:1]:
+            raise StitchError(
+                f"the relative latents have shape {tuple(relative.values.shape)}: (n, {len(inversion)}) was expected"
+            )
+        return (to_working(relative.values) @ inversion + to_working(anchors).mean(0)).float()
+
+    def save_pretrained(self, folder: str | Path, *, repo_id: str | None = None) -> None:
+        """Write `anchor_config.json`, `anchors.safetensors` and the card; a failure leaves the folder as it was.
+
+        Edits of a card that is there already stay; `repo_id` is what the card is to show. Of several processes only the
+        main one writes.
+
+        Raises:
+            StitchError: the folder holds a model.
+        """
+        check_kind(folder, model_type=None)
+        if not accelerate_state().is_main_process:
+            return
+        with whole_folder(folder, last=CONFIG_NAME, owned=[LATENTS_NAME]) as written:
+            save_file({"latents": self.latents, "ids": self.ids}, written / LATENTS_NAME, {"format": "pt"})
+            config = {
+                "format_version": FORMAT_VERSION,
+                "hf_relstitch_version": __version__,
+                "num_anchors": len(self),
+                "dim": self.dim,
+                "inputs": self.inputs,
+                "key": self.key,
+                "provenance": asdict(self.provenance),
+                "checksums": {LATENTS_NAME: checksum(written / LATENTS_NAME)},
+            }
+            write_json(written / CONFIG_NAME, config)
+            write_card(config, written, folder=folder, repo_id=repo_id)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Push an anchor set",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        parent_commit: str | None = None,
+    ) -> str:
+        """Push the set as one commit, and give the commit's address ("" in other processes than the main one).
+
+        Raises:
+            StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
+                moved since this push began).
+        """
+        if not accelerate_state().is_main_process:
+            return ""
+        return push_folder(
+            lambda folder, name: self.save_pretrained(folder, repo_id=name),
+            repo_id,
+            owned=[LATENTS_NAME],
+            message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent_commit,
+        )
+
+    @staticmethod
+    def find(like: "AnchorSet", *, token: str | bool | None = None) -> list[str]:
+        """Repo ids of the anchor sets on the Hub that were made of the same inputs as this one, with the same key.
+
+        Raises:
+            StitchError: the Hub cannot be reached.
+        """
+        return find_tagged([ANCHORS_TAG, inputs_tag(like.inputs)], token=token)
+
+    @classmethod
+    def from_pretrained(
+        cls, place: str | Path, *, revision: str | None = None, subfolder: str = "", **options: Any
+    ) -> "AnchorSet":
+        """Read a folder that `save_pretrained` wrote, or a repo that `push_to_hub` filled.
+
+        `options` are `token`, `cache_dir`, `local_files_only` and `force_download`.
+
+        Raises:
+            StitchError: there is no such set, or a file is missing, damaged or of a newer format.
+        """
+        repo = locate(place, config=CONFIG_NAME, revision=revision, subfolder=subfolder, **options)
+        folder = Path(repo.place, subfolder)
+        files = {name: repo.file(name) or folder / name for name in (CONFIG_NAME, LATENTS_NAME)}
+        config = read_json(files[CONFIG_NAME])
+        check_format(
+            config.get("format_version"),
+            supported=FORMAT_VERSION,
+            what=f"the anchor set in {folder}",
+            written_by=config.get("hf_relstitch_version"),
+        )
+        try:
+            verify_checksum(files[LATENTS_NAME], config["checksums"][LATENTS_NAME])
+            tensors = load_file(files[LATENTS_NAME])
+            provenance = Provenance(**config["provenance"])
+            return cls(
+                tensors["latents"], tensors["ids"], provenance, inputs=config.get("inputs", ""), key=config.get("key")
+            )
+        except (KeyError, TypeError, SafetensorError) as error:
+            raise StitchError(f"{folder} is not a whole anchor set ({error!r}): save or download it again") from error
+
+
+def first_of_each(latents: Tensor) -> list[int]:
+    """Rows whose latent no earlier row has."""
+    first: dict[bytes, int] = {}
+    for row, latent in enumerate(latents.cpu().float().numpy()):
+        first.setdefault(latent.tobytes(), row)
+    return list(first.values())
+
+
+def check_shapes(latents: Tensor, ids: Tensor) -> None:
+    """Refuse tensors that are not `(k, d)` floats and `(k,)` integers with k at least 32."""
+    if latents.ndim != 2 or not latents.is_floating_point():
+        raise StitchError(f"anchor latents are {latents.dtype} of shape {tuple(latents.shape)}: expected (k, d) floats")
+    if ids.shape != latents.shape[:1] or ids.dtype != torch.int64:
+        raise StitchError(
+            f"anchor ids are {ids.dtype} of shape {tuple(ids.shape)} for {len(latents)} latents: "
+            f"expected ({len(latents)},) int64, one id a row"
+        )
+    check_count(len(latents))
+
+
+def check_count(count: int) -> None:
+    """Refuse fewer than 32 anchors."""
+    if count < MIN_ANCHORS:
+        raise StitchError(
+            f"{count} anchors: at least {MIN_ANCHORS} different inputs are needed, some hundreds are usual"
+        )
+
+
+def check_ids(ids: Tensor) -> None:
+    """Refuse ids that stand twice."""
+    values, counts = torch.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        row = int((ids == values[counts.argmax()]).nonzero()[0])
+        raise StitchError(
+            f"{len(ids) - len(values)} of {len(ids)} anchor ids repeat others (the id of row {row} is one): "
+            "each anchor has to be a different input"
+        )
+
+
+def check_latents(latents: Tensor) -> None:
+    """Refuse latents that carry nothing, or too much."""
+    finite = latents.isfinite().all(1)
+    if not finite.all():
+        raise StitchError(
+            f"{_rows(~finite)} not-a-number or infinite values: look at these inputs and at the encoder's dtype"
+        )
+    centred = latents.double() - latents.double().mean(0)
+    lengths = latents.double().norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    if (centred.norm(dim=1) <= 1e-6 * lengths).all():
+        raise StitchError(
+            f"all {len(latents)} anchors have the same latent: is the encoder trained, and are the inputs different?"
+        )
+    if not (latents != 0).any(1).all():
+        raise StitchError(f"{_rows((latents == 0).all(1))} a zero norm: leave out these inputs")
+    if (repeated := len(latents) - len(first_of_each(latents))) > 0:
+        raise StitchError(f"{repeated} of {len(latents)} anchors repeat the latent of another: leave out the copies")
+    central = centred.norm(dim=1) <= 1e-6 * lengths
+    if central.any():
+        raise StitchError(
+            f"{_rows(central)} a latent at the mean of all, so without a direction: leave out these inputs"
+        )
+
+
+def _rows(mask: Tensor) -> str:
+    rows = mask.nonzero().flatten().tolist()
+    shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+    return f"{len(rows)} of {len(mask)} anchors (rows {shown}) have"
+
+
+logger = logging.get_logger(__name__)
+
+
+def row_of_each(ids: Tensor) -> dict[int, int]:
+    """The first row that has an id, for each id."""
+    return {int(one): row for row, one in reversed(list(enumerate(ids)))}
+
+
+def _key_name(key: str | None) -> str:
+    return f"the key of fingerprint {key}" if key else "no key"

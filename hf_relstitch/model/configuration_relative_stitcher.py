@@ -1,0 +1,173 @@
+"""RelativeStitcherConfig: everything about a stitched model that is not a tensor."""
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.translation import TranslationSettings
+from hf_relstitch.encoders.dual_encoders import FEATURES
+from hf_relstitch.encoders.pooling import POOLINGS
+from hf_relstitch.hub.files import check_format
+from hf_relstitch.layers import build_chain, build_head
+from hf_relstitch.version import __version__
+
+FORMAT_VERSION = 3
+"""1 had nothing after the pooling, 2 no earlier layers."""
+SHARES = ("full", "adapter")
+
+
+class RelativeStitcherConfig(PretrainedConfig):
+    """Configuration of a `RelativeStitcher`.
+
+    Args:
+        source_config: configuration of the source encoder.
+        modality: `text`, `image` or `audio`, of the source.
+        pooling: how a latent is made of the source encoder's output; one of `hf_relstitch.pooling.POOLINGS`.
+        after_pooling: the layers that a pooled vector goes through to be a latent, as data; see `head_modules.py`.
+        earlier_layers: whether means of earlier layers are beside that, see `Encoder.with_earlier_layers`.
+        d_source: width of the source latents.
+        d_target: width of the target latents, which the head takes.
+        num_anchors: how many anchors are stored for each side.
+        translation: the fields of a `TranslationSettings`.
+        selection: how they were chosen: the criterion, and each candidate with its score; None where they were given.
+        logit_temperature: what the head's logits are divided by; 1 leaves them as they are.
+        head: the head as data: `{"kind": "linear", "bias": bool}`; of kind `mlp`, with its `layers`; or of kind
+            `prototypes`, with its `temperature`. See `head_modules.py`.
+        source: provenance of the source anchors.
+        target: provenance of the target anchors.
+        report: what was known of the translation when it was made, see `RelativeStitcher.report`.
+        call: the Python call that made the model.
+        results: what was measured on labeled data, a dict each with `task_type`, `dataset_name`, `dataset_id` (None if
+            the data are not on the Hub), `split`, `metric` and `value`; where they are known, the data's `config` and
+            `revision` and the number of `rows`; and `task_id`, if the data are one of the Hub's benchmarks and the task
+            there has another name than `default`.
+        checksums: of the weight files.
+        processor_files: names of the source's processor's files.
+        share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
+        encoder_fingerprint: of an adapter's source encoder, a hash of its weights; None where it is quantised.
+        format_version: of this layout; a newer one than this package knows is refused.
+
+    Raises:
+        StitchError: a newer format, an unknown pooling, or settings that cannot be.
+    """
+
+    model_type = "relative_stitcher"
+    sub_configs: ClassVar[dict[str, Any]] = {"source_config": AutoConfig}
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        source_config: PretrainedConfig | dict[str, Any] | None = None,
+        *,
+        modality: str = "text",
+        pooling: str = "mean",
+        after_pooling: list[dict[str, Any]] | None = None,
+        earlier_layers: bool = False,
+        d_source: int = 1,
+        d_target: int = 1,
+        num_anchors: int = 0,
+        translation: dict[str, Any] | None = None,
+        selection: dict[str, Any] | None = None,
+        logit_temperature: float = 1.0,
+        head: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
+        target: dict[str, Any] | None = None,
+        report: dict[str, Any] | None = None,
+        call: str | None = None,
+        results: list[dict[str, Any]] | None = None,
+        checksums: dict[str, str] | None = None,
+        processor_files: list[str] | None = None,
+        share: str = "full",
+        encoder_fingerprint: str | None = None,
+        format_version: int = FORMAT_VERSION,
+        hf_relstitch_version: str = __version__,
+        **kwargs: Any,
+    ) -> None:
+        check_format(
+            format_version, supported=FORMAT_VERSION, what="the stitched model", written_by=hf_relstitch_version
+        )
+        self.source_config = read_source_config(source_config)
+        self.modality = modality
+        self.pooling = pooling
+        self.after_pooling = after_pooling or []
+        self.earlier_layers = earlier_layers
+        self.d_source = d_source
+        self.d_target = d_target
+        self.num_anchors = num_anchors
+        self.translation = translation or asdict(TranslationSettings())
+        self.selection = selection
+        self.logit_temperature = logit_temperature
+        self.head = head or {"kind": "linear", "bias": True}
+        self.source = source or {}
+        self.target = target or {}
+        self.report = report or {}
+        self.call = call
+        self.results = results or []
+        self.checksums = checksums or {}
+        self.processor_files = processor_files or []
+        self.share = share
+        self.encoder_fingerprint = encoder_fingerprint
+        self.format_version = format_version
+        self.hf_relstitch_version = hf_relstitch_version
+        super().__init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
+        if not isinstance(self.earlier_layers, bool) or (self.earlier_layers and self.pooling in FEATURES):
+            raise StitchError(
+                f"the config's earlier_layers is {self.earlier_layers!r} with pooling {self.pooling!r}: expected true "
+                "or false, and false for one side of two towers"
+            )
+        with torch.device("meta"):
+            self.empty_after_pooling()
+            build_head(self.head, d_target=self.d_target, num_labels=self.num_labels)
+        if not isinstance(self.checksums, dict):
+            raise StitchError(f"the config's checksums are {self.checksums}: expected one for each weight file")
+        if not isinstance(self.processor_files, list) or not all(isinstance(one, str) for one in self.processor_files):
+            raise StitchError(f"the config's processor_files are {self.processor_files}: expected a list of names")
+        if self.share not in SHARES:
+            raise StitchError(f"share is {self.share!r}: expected one of {', '.join(SHARES)}")
+        self.translation_settings  # noqa: B018  (its construction is the check)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: the code is the package's, and is not copied beside the weights."""
+
+    def empty_after_pooling(self) -> nn.Sequential:
+        """What comes after the pooling, with weights to be filled.
+
+        Raises:
+            StitchError: layers that do not fit one another or the width of the latents.
+        """
+        return build_chain(self.after_pooling, gives=None if self.earlier_layers else self.d_source)
+
+    @property
+    def translation_settings(self) -> TranslationSettings:
+        """How the translation is made from the anchors."""
+        try:
+            return TranslationSettings(**self.translation)
+        except TypeError as error:
+            raise StitchError(f"the config's translation settings are not of this version: {error}") from error
+
+
+def read_source_config(content: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig | None:
+    """The source encoder's config, of one of the classes that transformers has or that the user registered.
+
+    Raises:
+        StitchError: its model type is not known here.
+    """
+    if not isinstance(content, dict):
+        return content
+    try:
+        return AutoConfig.for_model(**content)
+    except (TypeError, ValueError) as error:
+        raise StitchError(
+            f"the config's source_config is of model type {content.get('model_type')!r}, which this transformers does "
+            "not know: upgrade transformers, or register the encoder's classes with AutoConfig and AutoModel"
+        ) from error

@@ -1,0 +1,543 @@
+"""RelativeStitcher: source encoder, translation and target head as one transformers model."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
+from transformers.utils import can_return_tuple
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.projection import relative_half
+from hf_relstitch.core.relative import check_latents, to_working
+from hf_relstitch.core.translation import SharpenedTranslation, Translation, empty_translation, fit
+from hf_relstitch.data.ids import input_ids
+from hf_relstitch.data.inputs import check_kinds, inputs_at, side_of, sides_of
+from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
+from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
+from hf_relstitch.encoders.devices import accelerate_state, placement
+from hf_relstitch.encoders.dual_encoders import as_configured
+from hf_relstitch.encoders.encoder import Encoder, encode_batch, in_order, modality_at
+from hf_relstitch.encoders.processors import LOADERS, batched, check_inputs, preprocess
+from hf_relstitch.heads.head import Head
+from hf_relstitch.heads.loading import is_classifier, load_head, load_target
+from hf_relstitch.hub.repo import push_folder
+from hf_relstitch.layers import build_head, describe_chain, describe_head, own_copy
+from hf_relstitch.model.anchors import AnchorSet, RelativeLatents, check_count
+from hf_relstitch.model.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.model.persistence import (
+    OWNED,
+    load_model,
+    save_model,
+)
+from hf_relstitch.model.stitching import (
+    AnchorPair,
+    checked_settings,
+    covered,
+    encoded_source,
+    stitch,
+    written_anchors,
+    written_call,
+)
+
+
+class Fused(nn.Module):
+    """`logits = x (A Hᵀ) + (b Hᵀ + h)`: translation and head as one; nothing of it is saved."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(n, num_labels)` of source latents `(n, d_source)`, in their dtype."""
+        return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+
+
+@torch.no_grad()
+def fuse(translation: Translation | SharpenedTranslation, head: nn.Module) -> Fused:
+    """One linear layer in the place of a translation and a head, made in float64, in the translation's dtype.
+
+    Raises:
+        StitchError: the translation is not affine: it is sharpened, or gives all latents one norm; or the head is not
+            one linear layer.
+    """
+    if type(head) is not nn.Linear:
+        raise StitchError(f"the head is a {type(head).__name__}: only one linear layer fuses with the translation")
+    if not isinstance(translation, Translation) or translation.scale != "carry":
+        how = "has scale='mean'" if isinstance(translation, Translation) else "is sharpened"
+        raise StitchError(
+            f"the translation {how}, so that it is not affine and does not fuse with the head: stitch with "
+            "prefer='linear' and scale='carry'"
+        )
+    with align_module_device(head):
+        weight, readout = to_working(translation.weight), to_working(head.weight)
+        bias = readout @ to_working(translation.bias)
+        bias = bias if head.bias is None else bias + to_working(head.bias)
+    return Fused((readout @ weight.T).to(translation.weight), bias.to(translation.weight))
+
+
+OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "audio": SequenceClassifierOutput}
+
+
+class RelativeStitcher(PreTrainedModel):
+    """inputs → source encoder → pooling → translation → target head → logits (arXiv 2406.15057).
+
+    Made by `from_parts` or `from_anchor_sets`, without labels and without training; from there on a transformers
+    model like any other.
+    """
+
+    config: RelativeStitcherConfig
+    encoder: Any
+    after_pooling: nn.Module
+    anchors: AnchorPair
+    translation: Translation | SharpenedTranslation
+    head: nn.Module
+    fused: Fused | None
+    _processor: Any = None
+    _processor_folder: Path | None = None
+
+    config_class = RelativeStitcherConfig
+    base_model_prefix = "relative_stitcher"
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["anchors", "translation"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: RelativeStitcherConfig) -> None:
+        super().__init__(config)
+        self.loss_type = "ForSequenceClassification"
+        inside = config.source_config is not None and config.share == "full"
+        empty = AutoModel.from_config(config.source_config) if inside else None
+        self.encoder = as_configured(empty, config.source_config) if inside else None
+        self.after_pooling = config.empty_after_pooling()
+        self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
+        sizes = config.num_anchors, config.d_source, config.d_target
+        self.translation = empty_translation(*sizes, settings=config.translation_settings)
+        self.head = build_head(config.head, d_target=config.d_target, num_labels=config.num_labels)
+        self.fused: Fused | None = None
+        self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls,
+        source: str | Encoder,
+        target: str | Encoder,
+        anchors: Sequence[Any],
+        *,
+        head: Any = None,
+        cut: str | None = None,
+        labels: list[str] | None = None,
+        num_anchors: int | None = None,
+        inputs: Sequence[Any] | None = None,
+        data: str | None = None,
+        key: str | None = None,
+        batch_size: int = 32,
+        progress: bool = True,
+        **settings: Any,
+    ) -> "RelativeStitcher":
+        """Stitch a source encoder to a target's head over anchor inputs, which both models encode here.
+
+        Args:
+            source: the new encoder: a folder, a Hub id, or an `Encoder`.
+            target: a text, image or audio classifier (a folder or a Hub id), which is cut into encoder and head; or,
+                with `head`, the encoder that the head was trained on.
+            anchors: unlabeled inputs that both models take: texts, PIL images, numpy arrays of sound, or Paths of
+                images or sounds. Or pairs, what the source takes first, such as (image, text), (German, English).
+            head: what makes logits of target latents, where `target` is an encoder: a `Head`, a module, or a fitted
+                scikit-learn estimator; see `Head.of`.
+            cut: the module of `target` to cut at, where it is not the last linear layer; see `hf_relstitch.cut`.
+            labels: the names of the head's classes.
+            num_anchors: how many of the anchor inputs to keep, chosen by `choose_anchors`; None keeps all.
+            inputs: some unlabeled inputs that the model is for: the report then says whether the anchors are like them.
+            data: the name of the data that the anchors come from, for the record.
+            key: a secret for the anchors' ids, see `AnchorSet.encode`.
+            batch_size: inputs to encode at a time.
+            progress: whether to show progress bars.
+            **settings: fields of `TranslationSettings`, used as they are; where none is given (`scale` and `seed`
+                aside) they are chosen on the anchors, by `choose_settings`, with `prefer="linear"` (one matrix) or
+                `prefer="accuracy"` (may sharpen, which does not fold into a matrix, and takes the source
+                `with_earlier_layers` if it shows any; `from_anchor_sets` takes it as it is).
+
+        Raises:
+            StitchError: parts that cannot be loaded, cut, or stitched to each other.
+        """
+        checked_settings(**settings)
+        if num_anchors is not None:
+            check_count(num_anchors)
+        options: dict[str, Any] = {"data": data, "key": key, "batch_size": batch_size, "progress": progress}
+        if head is not None and cut is not None:
+            raise StitchError(f"head is given, and cut is {cut!r}: a classifier is cut, or its head is given")
+        if head is None and isinstance(target, Encoder):
+            raise StitchError("the target is an encoder without a head: give the head, or a classifier as target")
+        sides = sides_of(anchors)
+        check_kinds(side_of(anchors, sides[0]), modality=modality_at(source), who="source")
+        if head is None:
+            try:
+                target, head = load_target(str(target), cut=cut)
+            except StitchError as error:
+                if not is_classifier(str(target)) and isinstance(source, str) and is_classifier(source):
+                    raise StitchError(f"only the source is a classifier: were they swapped? {error}") from error
+                raise
+        elif not isinstance(target, Encoder):
+            target = Encoder.from_pretrained(target)
+        check_kinds(side_of(anchors, sides[1]), modality=target.modality, who="target")
+        ids = input_ids(anchors, key=key)
+        target_anchors = AnchorSet.encode(target, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
+        del target
+        source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
+        rows = target_anchors.rows_of(ids)
+        source, source_anchors = encoded_source(
+            source,
+            inputs_at(anchors, rows),
+            target=target_anchors.provenance,
+            prefer=settings.get("prefer"),
+            side=sides[0],
+            ids=ids[rows],
+            **options,
+        )
+        model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
+        if inputs is not None:
+            model.config.report = model.check(inputs)
+        model.config.call = written_call(
+            "from_parts",
+            source.provenance,
+            head,
+            settings=model.config.translation_settings,
+            target=target_anchors.provenance,
+            anchors="anchors",
+            num_anchors=None if num_anchors is None else repr(num_anchors),
+            data=repr(target_anchors.provenance.data),
+            key="key" if key else None,
+            labels="labels" if labels else None,
+        )
+        return model
+
+    @classmethod
+    def from_anchor_sets(
+        cls,
+        source: str | Encoder | None,
+        source_anchors: str | Path | AnchorSet,
+        target_anchors: str | Path | AnchorSet,
+        head: Any = None,
+        *,
+        labels: list[str] | None = None,
+        **settings: Any,
+    ) -> "RelativeStitcher":
+        """Stitch a source encoder to a head through two anchor sets; the target model is not loaded.
+
+        The sets (or their folders or Hub ids) are paired by id, so the order of their rows does not matter. Without
+        a head it is read from the classifier on the Hub that the target anchors come from. Without a source, None, the
+        model takes latents only, by `classify` and `translate`. Other arguments are as in `from_parts`.
+
+        Raises:
+            StitchError: anchors of another model or width than the encoder or the head, or too few in common.
+        """
+        checked_settings(**settings)
+        written: dict[str, Any] = {
+            "source_anchors": written_anchors(source_anchors, name="source_anchors"),
+            "target_anchors": written_anchors(target_anchors, name="target_anchors"),
+            "labels": "labels" if labels else None,
+        }
+        source_anchors, target_anchors = (
+            one if isinstance(one, AnchorSet) else AnchorSet.from_pretrained(one)
+            for one in (source_anchors, target_anchors)
+        )
+        found = load_head(target_anchors.provenance) if head is None else head
+        named_head = Head.of(found, labels=labels, dim=target_anchors.dim)
+        described = describe_head(named_head.module)
+        if source is None:
+            source = absent_encoder(source_anchors.provenance)
+        encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
+        encoder.to_device(accelerate_state().device)
+        made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, **settings)
+        config = RelativeStitcherConfig(
+            getattr(encoder.model, "config", None),
+            modality=encoder.modality,
+            pooling=encoder.pooling,
+            after_pooling=describe_chain(encoder.after_pooling),
+            earlier_layers=encoder.earlier_layers,
+            d_source=made.source_anchors.dim,
+            d_target=made.target_anchors.dim,
+            num_anchors=len(made.source_anchors),
+            translation=asdict(made.settings),
+            selection=made.selection,
+            logit_temperature=made.temperature,
+            head=described,
+            source=asdict(made.source_anchors.provenance),
+            target=asdict(made.target_anchors.provenance),
+            report=made.report,
+            call=written_call("from_anchor_sets", encoder.provenance, head, settings=made.settings, **written),
+            id2label=named_head.id2label,
+            label2id={label: index for index, label in named_head.id2label.items()},
+            problem_type=named_head.problem_type,
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        device, dtype = placement(encoder.model)
+        model.after_pooling = encoder.after_pooling
+        model.translation = made.translation.to(device, torch.promote_types(dtype, torch.float32))
+        head_module = own_copy(named_head.module) if described else deepcopy(named_head.module)
+        model.head = head_module.to(device, dtype)
+        model.config.head = described or {"kind": "module", "type": type(head_module).__name__}
+        model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(device)
+        model.attach(encoder.model)
+        model._processor = encoder.processor
+        return model.eval()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput | ImageClassifierOutput:
+        """Logits for what the source's processor makes of inputs, and a loss where labels are given.
+
+        Returns:
+            A `SequenceClassifierOutput`, for images an `ImageClassifierOutput`, with logits `(n, num_labels)`.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "pixel_values": pixel_values,
+            "input_values": input_values,
+            "input_features": input_features,
+        }
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        check_inputs(given.keys() | kwargs.keys(), modality=self.config.modality)
+        latents, encoded = self.encode_batch(given, **kwargs)
+        logits = self.classify(latents)
+        asked = kwargs.get("output_hidden_states", getattr(self.config.source_config, "output_hidden_states", False))
+        hidden_states = getattr(encoded, "hidden_states", None) if asked or not self.config.earlier_layers else None
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return OUTPUTS[self.config.modality](
+            loss=loss,
+            logits=logits,
+            hidden_states=hidden_states,
+            attentions=getattr(encoded, "attentions", None),
+        )
+
+    def encode_batch(self, batch: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Any]:
+        """Source latents `(n, d_source)` of what the processor made, and the encoder's output that they come from."""
+        return encode_batch(
+            self.encoder,
+            batch,
+            pooling=self.config.pooling,
+            after_pooling=self.after_pooling,
+            earlier_layers=self.config.earlier_layers,
+            **options,
+        )
+
+    def translate(self, latents: Tensor) -> Tensor:
+        """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype.
+
+        Raises:
+            StitchError: no tensor of floats of this shape.
+        """
+        self._check(latents)
+        return self.translation(latents)
+
+    def classify(self, latents: Tensor) -> Tensor:
+        """Logits `(n, num_labels)` of source latents `(n, d_source)` computed elsewhere, in the model's dtype.
+
+        Raises:
+            StitchError: no tensor of floats of this shape.
+        """
+        self._check(latents)
+        latents = latents.to(next(self.head.parameters(), latents).dtype)
+        logits = self.fused(latents) if self.fused is not None else self.head(self.translation(latents))
+        return logits / self.config.logit_temperature
+
+    def _check(self, latents: Tensor) -> None:
+        source = f"the source, {self.config.source['model_id']}"
+        wider = ", with its earlier layers" if self.config.source["pooling"].endswith(EARLIER_LAYERS) else ""
+        check_latents(latents, width=self.config.d_source, of=f" of {source}{wider}")
+
+    @torch.no_grad()
+    def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> Tensor:
+        """Logits `(n, num_labels)` of raw inputs; for sources without a pipeline, as callables are.
+
+        Raises:
+            StitchError: no inputs, or inputs of another kind than the source takes.
+        """
+        return self.classify(self._latents(inputs, batch_size=batch_size))
+
+    @torch.no_grad()
+    def relative(self, inputs: Sequence[Any], *, batch_size: int = 32) -> RelativeLatents:
+        """Relative latents of raw inputs, which whoever holds the target's anchors turns into target latents.
+
+        `AnchorSet.invert` of them is what `translate` gives, to rounding; see `core/halves.py` for the formula.
+
+        Raises:
+            StitchError: no inputs, or inputs of another kind than the source takes.
+        """
+        values = relative_half(
+            self._latents(inputs, batch_size=batch_size),
+            source_anchors=self.anchors.source,
+            target_anchors=self.anchors.target,
+            settings=self.config.translation_settings,
+        )
+        target = Provenance(**self.config.target)
+        return RelativeLatents(values.float().cpu(), self.anchors.ids.cpu(), self.config.translation_settings, target)
+
+    def check(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """The report with `coverage`, the share of these inputs that are like the anchors, and a verdict that knows it.
+
+        The agreement that a report expects holds only for inputs like the anchors.
+        """
+        accurate = (self.config.selection or {}).get("prefer") == "accuracy"
+        latents = self._latents(inputs, batch_size=32)
+        return covered(self.config.report, latents, self.anchors.source, accurate=accurate)
+
+    @torch.no_grad()
+    def _latents(self, inputs: Sequence[Any], *, batch_size: int) -> Tensor:
+        """Source latents `(n, d_source)` of raw inputs, on the device that the model is on; in evaluation mode."""
+        self.eval()
+        if isinstance(self.encoder, Function):
+            return self.encoder.latents(inputs, batch_size=batch_size).to(self.anchors.source.device)
+        encoded = []
+        for rows in batched(inputs, processor=self.processor, batch_size=batch_size):
+            batch = preprocess(self.encoder, self.processor, inputs_at(inputs, rows))
+            encoded.append((rows, self.encode_batch(batch)[0]))
+        return in_order(encoded).to(self.anchors.source.device)
+
+    def fuse(self) -> "RelativeStitcher":
+        """Make logits by one linear layer from here on, and give the model; `translate` and saved folders are as ever.
+
+        Raises:
+            StitchError: the translation is sharpened or has `scale="mean"`, or the head is not one linear layer.
+        """
+        self.fused = fuse(self.translation, self.head)
+        return self
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What was known when the model was made, before any label was seen.
+
+        Measured on anchors held out of the fit, in five folds: `cosine` and `mean_reciprocal_rank` between translated
+        and true target latents; `agreement`, the share of inputs on which the head is expected to answer as on the
+        target's own latent, with its 95 % interval and what chance would give (with several labels, `agreement_of`
+        yes-or-no answers, one for each input and class). `scale_invariance` is the share of answers that the head keeps
+        when latents are scaled; `verdict` is good, usable or do not use, with the reason and the likely remedy. Of a
+        head that gives values `agreement` is None and there is no verdict, but `values_explained`, a share of the
+        variance of its own. `source` and `target` give each side's width, rank, condition number and effective rank.
+        """
+        return self.config.report
+
+    @torch.no_grad()
+    def refit(self) -> None:
+        """Compute the translation again from the stored anchors, on the device the model is on."""
+        made = fit(self.anchors.source, self.anchors.target, settings=self.config.translation_settings)
+        self.translation.load_state_dict(made.state_dict())
+        if self.fused is not None:
+            self.fuse()
+
+    @property
+    def processor(self) -> Any:
+        """The source's tokenizer, image processor or feature extractor.
+
+        Raises:
+            StitchError: it has none, as a callable.
+        """
+        if self._processor is None:
+            if self._processor_folder is None:
+                raise StitchError(
+                    f"the source, {self.config.source['model_id']}, is a callable without a processor: give raw inputs "
+                    "to model.predict, or latents to model.classify"
+                )
+            self._processor = LOADERS[self.config.modality].from_pretrained(self._processor_folder)
+        return self._processor
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, share: str = "full", repo_id: str | None = None, **kwargs: Any
+    ) -> None:
+        """Write the whole model: config, safetensors weights, processor, card; a failure leaves the folder as it was.
+
+        Edits of a card that is there already stay; `repo_id` is what the card is to show. Of several processes only the
+        main one writes.
+
+        `share="adapter"` leaves the source encoder's weights out and names its Hub repo and commit instead, from
+        which loading gets them; that it holds the same weights is checked now and at each loading.
+
+        Raises:
+            StitchError: there is no source encoder, or it is not a transformers model, so its architecture cannot be
+                stored, or an adapter's is not on the Hub; the folder holds another model or an anchor set.
+        """
+        save_model(self, save_directory, share=share, repo_id=repo_id, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        share: str = "full",
+        commit_message: str = "Push a stitched model",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        parent_commit: str | None = None,
+        max_shard_size: int | str = "50GB",
+    ) -> str:
+        """Push the whole model as one commit, and give the commit's address; see `save_pretrained` for `share`.
+
+        Of several processes only the main one pushes; the others give an empty address.
+
+        Raises:
+            StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
+                moved since this push began).
+        """
+        if not accelerate_state().is_main_process:
+            return ""
+        return push_folder(
+            lambda folder, name: self.save_pretrained(
+                folder, share=share, repo_id=name, max_shard_size=max_shard_size, token=token
+            ),
+            repo_id,
+            owned=OWNED,
+            message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent_commit,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a folder or a Hub repo, as for any transformers model; only safetensors are read.
+
+        Raises:
+            StitchError: no such model, weights that are missing, damaged or of other shapes than the config says, a
+                newer format, or an adapter whose source encoder is not what it was.
+        """
+        return load_model(cls, pretrained_model_name_or_path, *args, output_loading_info=output_loading_info, **kwargs)
+
+    def attach(self, encoder: nn.Module) -> None:
+        """Put the source encoder in, and the rest on its device."""
+        self.encoder = None
+        self.to(placement(encoder)[0])
+        self.encoder = encoder
+        self.config.source_config = getattr(encoder, "config", None)
+        if (device_map := getattr(encoder, "hf_device_map", None)) is not None:
+            self.hf_device_map = {f"encoder.{name}".rstrip("."): device for name, device in device_map.items()}

@@ -1,0 +1,257 @@
+"""Saving and loading a stitched model: a folder that is whole, checked before it is read."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.encoders.callable_encoder import Function
+from hf_relstitch.encoders.devices import accelerate_state, fingerprint, placement
+from hf_relstitch.encoders.dual_encoders import as_configured
+from hf_relstitch.hub.cards import RESULTS_NAME, write_card
+from hf_relstitch.hub.files import check_kind, checksum, read_json, verify_checksum, weight_map, whole_folder
+from hf_relstitch.hub.repo import HUB_OPTIONS, hub_options, is_commit, locate
+from hf_relstitch.layers import CHAIN
+from hf_relstitch.model.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
+
+OWNED = ["model*.safetensors*", RESULTS_NAME]
+"""Files of a stitched model that go when a newer one is saved over it without them."""
+ENCODER_OPTIONS = ("device_map", "max_memory", "offload_folder", "quantization_config", "attn_implementation")
+INDEX = "model.safetensors.index.json"
+STUB_NAME = "relative_stitcher.py"
+STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch."""
+
+from hf_relstitch import RelativeStitcher, RelativeStitcherConfig  # noqa: F401
+'''
+AUTO_CLASSES = {
+    "text": "AutoModelForSequenceClassification",
+    "image": "AutoModelForImageClassification",
+    "audio": "AutoModelForAudioClassification",
+}
+
+
+def auto_map(modality: str) -> dict[str, str]:
+    """Where `trust_remote_code=True` finds the classes: in the stub, which only imports the installed package."""
+    stub = Path(STUB_NAME).stem
+    return {"AutoConfig": f"{stub}.RelativeStitcherConfig", AUTO_CLASSES[modality]: f"{stub}.RelativeStitcher"}
+
+
+def read_config(folder: Path) -> RelativeStitcherConfig:
+    """The config of a stitched model's folder.
+
+    Raises:
+        StitchError: there is none, it is of another kind of model, or of a newer format.
+    """
+    content = read_json(folder / "config.json")
+    if content.get("model_type") != RelativeStitcherConfig.model_type:
+        raise StitchError(f"{folder} holds a {content.get('model_type')} model: expected a stitched model")
+    return RelativeStitcherConfig.from_dict(content)
+
+
+@contextmanager
+def verified_weights(folder: Path, config: RelativeStitcherConfig) -> Iterator[None]:
+    """Compare the weight files with the checksums in the config, on a thread, while the body loads them.
+
+    Raises:
+        StitchError: no safetensors, a file that is missing or altered, or an index that names any other file; where
+            the body fails too, for the file's fault.
+    """
+    check_listed(folder, config)
+    with ThreadPoolExecutor(1) as thread:
+        compared = [thread.submit(verify_checksum, folder / name, digest) for name, digest in config.checksums.items()]
+        try:
+            yield
+        finally:
+            for one in compared:
+                one.result()
+
+
+def check_listed(folder: Path, config: RelativeStitcherConfig) -> None:
+    """Refuse a folder that lacks a file of the processor, or that names other weights than safetensors beside it."""
+    if not config.checksums:
+        raise StitchError(f"{folder} lists no safetensors in its config, and nothing else is read: save it again")
+    if lacking := [name for name in config.processor_files if not (folder / name).is_file()]:
+        raise StitchError(
+            f"{folder} has no {lacking[0]} of its processor, without which inputs are read wrongly: copy or download it"
+        )
+    for name in config.checksums:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise StitchError(f"{folder} lists {name!r} as weights: expected a safetensors file in the same folder")
+    if (folder / SAFE_WEIGHTS_NAME).is_file() and SAFE_WEIGHTS_NAME not in config.checksums:
+        raise StitchError(
+            f"{folder} has a {SAFE_WEIGHTS_NAME} that its config does not list, as after a save that was cut off: "
+            "save or download it again"
+        )
+    if (folder / INDEX).is_file():
+        strange = set(weight_map(folder / INDEX).values()) - set(config.checksums)
+        if strange:
+            raise StitchError(f"{folder / INDEX} names {', '.join(sorted(strange))}, not in the config's list")
+
+
+def check_loaded(place: str, loading: dict[str, Any]) -> None:
+    """Refuse a checkpoint that does not hold every tensor of the model in its right shape."""
+    faults = [f"no {name}" for name in sorted(loading["missing_keys"])]
+    faults += [f"{name} of shape {tuple(came)} and not {tuple(due)}" for name, came, due in loading["mismatched_keys"]]
+    if faults:
+        raise StitchError(
+            f"{place} is not a whole stitched model: it has {'; '.join(faults)}: save or download it again"
+        )
+
+
+def pin_encoder(encoder: Any, source: dict[str, Any], **options: Any) -> str | None:
+    """The fingerprint of an encoder that an adapter may leave out: it is the one on the Hub at the source's commit.
+
+    None for one that is quantised, which is not compared: kernels pack its weights anew as they need them.
+
+    Raises:
+        StitchError: the source is not on the Hub at a commit, or its weights there are not the encoder's.
+    """
+    if not is_commit(source["revision"]):
+        raise StitchError(
+            f"the source {source['model_id']} was not loaded from the Hub, so an adapter has nothing to load it from "
+            "again: push the encoder and stitch from its Hub id, or use share='full'"
+        )
+    if is_quantised(encoder):
+        if getattr(encoder.config.quantization_config, "load_in_4bit", False):
+            raise StitchError(
+                "the source encoder is quantised to 4 bits by bitsandbytes, which does not give the same latents when "
+                "it is loaded again: quantise it to 8 bits, or by another library"
+            )
+        return None
+    _, dtype = placement(encoder)
+    pinned, untrained = load_pinned(source, like=encoder.config, dtype=dtype, **options)
+    digest = fingerprint(pinned, without=untrained)
+    if fingerprint(encoder, without=untrained) != digest:
+        raise StitchError(
+            f"the source encoder's weights are not those of {source['model_id']} at commit {source['revision']}: "
+            "share='full' keeps them as they are"
+        )
+    return digest
+
+
+def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **options: Any) -> nn.Module:
+    """The source encoder of an adapter, from the Hub, the same as when the adapter was saved.
+
+    Raises:
+        StitchError: it is not there at that commit any more, or its weights have changed.
+    """
+    options.setdefault("quantization_config", getattr(config.source_config, "quantization_config", None))
+    encoder, untrained = load_pinned(config.source, like=config.source_config, dtype=config.dtype, **options)
+    quantised = is_quantised(encoder)
+    if not quantised and fingerprint(encoder, without=untrained) != config.encoder_fingerprint:
+        raise StitchError(
+            f"{config.source['model_id']} at commit {config.source['revision']} does not hold the weights that the "
+            "adapter was made for: ask its author for a model with share='full'"
+        )
+    if quantised or dtype in (None, "auto"):
+        return encoder
+    return encoder.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether transformers quantised a model when it was loaded."""
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+def load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[nn.Module, set[str]]:
+    """An encoder from the Hub at one commit, and the names of its weights that no training has made.
+
+    `like` is a config: what it leaves out of the encoder is left out here. A `quantization_config` of None, or for an
+    encoder that is stored quantised, is left out.
+    """
+    model_id, commit = source["model_id"], source["revision"]
+    repo = locate(model_id, revision=commit, **hub_options(options))
+    if repo.commit != commit:
+        raise StitchError(
+            f"{model_id} at commit {commit} is wanted from the Hub, and "
+            + (f"the Hub gives commit {repo.commit}" if repo.commit else "a folder here has that name: move it away")
+        )
+    if (how := options.pop("quantization_config", None)) is not None:
+        stored = AutoConfig.from_pretrained(repo.place, **repo.loading)
+        options |= {} if hasattr(stored, "quantization_config") else {"quantization_config": how}
+    model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading | options)
+    return as_configured(model, like).eval().requires_grad_(False), set(loading["missing_keys"])
+
+
+def save_model(
+    model: Any, folder: str | Path, *, share: str = "full", repo_id: str | None = None, **kwargs: Any
+) -> None:
+    """Write a stitched model's folder whole, or leave it as it was; see `RelativeStitcher.save_pretrained`."""
+    check_kind(folder, model_type=model.config.model_type)
+    if isinstance(model.encoder, Function):
+        raise StitchError(
+            f"the source, {model.config.source['model_id']}, is a callable or was not given, so that there is no "
+            "model to save: save the two anchor sets, and stitch again where they are loaded"
+        )
+    if model.config.source_config is None:
+        raise StitchError(
+            f"the source encoder is a {type(model.encoder).__name__}, whose architecture cannot be stored as data: "
+            "make it a PreTrainedModel and register it with AutoConfig and AutoModel to save the stitched model; "
+            "its anchors can be saved as sets, and stitched again"
+        )
+    if model.config.head["kind"] == "module":
+        raise StitchError(
+            f"the head is a {model.config.head['type']}, which works in memory and cannot be stored as data; what "
+            f"can be is {CHAIN}"
+        )
+    if share not in SHARES or kwargs.get("push_to_hub"):
+        raise StitchError(f"share is {share!r}: expected one of {', '.join(SHARES)}; push with push_to_hub(repo_id)")
+    if is_quantised(model) or (share == "full" and is_quantised(model.encoder)):
+        raise StitchError(
+            "the source encoder is quantised, and quantised weights are not saved: load it from the Hub with a "
+            "quantization_config and use share='adapter', which names both, or stitch it unquantised"
+        )
+    if not kwargs.get("is_main_process", accelerate_state().is_main_process):
+        return
+    fingerprint = None
+    if share == "adapter":
+        options = {"token": kwargs["token"]} if "token" in kwargs else {}
+        fingerprint = pin_encoder(model.encoder, model.config.source, **options)
+        kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+        kwargs["state_dict"] = kept
+    model.config.share, model.config.encoder_fingerprint = share, fingerprint
+    model.config.auto_map = auto_map(model.config.modality)
+    model.config.source_config.name_or_path = model.config.source["model_id"]  # and no path of this machine
+    if (timm := getattr(model.config.source_config, "pretrained_cfg", None)) is not None:
+        model.config.pretrained_cfg = timm  # timm's image processor has no file of its own
+        model.config.image_processor_type = type(model.processor).__name__
+    with whole_folder(folder, last="config.json", owned=OWNED) as written:
+        model.processor.save_pretrained(written)
+        model.config.processor_files = sorted(file.name for file in written.iterdir() if file.is_file())
+        PreTrainedModel.save_pretrained(model, written, **kwargs)
+        (written / STUB_NAME).write_text(STUB, encoding="utf-8")
+        model.config.checksums = {file.name: checksum(file) for file in sorted(written.glob("*.safetensors"))}
+        if not model.config.checksums:
+            raise StitchError("transformers wrote no weights in this process: save in the main process")
+        model.config.save_pretrained(written)
+        write_card(read_json(written / "config.json"), written, folder=folder, repo_id=repo_id)
+
+
+def load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    """Load a stitched model of class `cls`; see `RelativeStitcher.from_pretrained`."""
+    options = hub_options(kwargs)
+    repo = locate(place, revision=kwargs.get("revision"), **options)
+    folder = repo.folder()
+    kwargs = {name: value for name, value in kwargs.items() if name not in (*HUB_OPTIONS, "revision", "subfolder")}
+    config = kwargs.pop("config", None) or read_config(folder)
+    for name in kwargs.keys() & config.to_dict().keys() - {"dtype"}:
+        setattr(config, name, kwargs.pop(name))
+    elsewhere = {name: kwargs.pop(name) for name in ENCODER_OPTIONS if name in kwargs and config.share == "adapter"}
+    kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    with verified_weights(folder, config):
+        model, loading = PreTrainedModel.from_pretrained.__func__(cls, str(folder), *args, config=config, **kwargs)
+    check_loaded(repo.name, loading)
+    if config.share == "adapter":
+        model.attach(
+            pinned_encoder(config, dtype=kwargs.get("dtype", kwargs.get("torch_dtype")), **elsewhere, **repo.options)
+        )
+    model.config.name_or_path = repo.place
+    model._processor_folder = folder
+    return (model, loading) if output_loading_info else model
