@@ -146,11 +146,11 @@ def _build(
 
 def _build_layers(described: Sequence[Mapping[str, Any]]) -> tuple[nn.Sequential, list[tuple[int, int]]]:
     """Layers one after the other, and the widths that each takes and gives, where it has any."""
-    layers = [build_layer(one) for one in described]
-    return nn.Sequential(*layers), [width for layer in layers if (width := layer_widths(layer)) is not None]
+    layers = [_build_layer(one) for one in described]
+    return nn.Sequential(*layers), [width for layer in layers if (width := _layer_widths(layer)) is not None]
 
 
-def build_layer(description: Mapping[str, Any]) -> nn.Module:
+def _build_layer(description: Mapping[str, Any]) -> nn.Module:
     """One layer of a chain.
 
     Raises:
@@ -200,7 +200,7 @@ def build_chain(described: Sequence[Mapping[str, Any]], *, gives: int | None) ->
     return layers.requires_grad_(False)
 
 
-def layer_widths(layer: nn.Module) -> tuple[int, int] | None:
+def _layer_widths(layer: nn.Module) -> tuple[int, int] | None:
     """What width of vector a layer takes and gives; None where any will do."""
     if type(layer) is nn.Linear:
         return layer.in_features, layer.out_features
@@ -213,7 +213,7 @@ def layer_widths(layer: nn.Module) -> tuple[int, int] | None:
 
 def widths_of(module: nn.Module) -> tuple[int | None, int | None]:
     """How wide the latents are that a head takes, and how many logits it gives; None where the module does not say."""
-    widths = [width for layer in layers_of(module) if (width := layer_widths(layer)) is not None]
+    widths = [width for layer in layers_of(module) if (width := _layer_widths(layer)) is not None]
     if not widths or describe_head(module) is None:
         return None, None
     return widths[0][0], widths[-1][1]
@@ -235,10 +235,10 @@ def own_copy(module: nn.Module) -> nn.Module:
     for layer in layers_of(module):
         with align_module_device(layer):  # one that is offloaded
             tensors += layer.parameters()
-    return filled(made, tensors)
+    return _filled(made, tensors)
 
 
-def filled(module: nn.Module, tensors: list[Tensor]) -> nn.Module:
+def _filled(module: nn.Module, tensors: list[Tensor]) -> nn.Module:
     """A module with these values in its parameters, in their dtype and on their device."""
     module.to(tensors[0].device, tensors[0].dtype)
     for parameter, tensor in zip(module.parameters(), tensors, strict=True):

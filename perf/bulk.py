@@ -61,7 +61,7 @@ def by_package(source: Path, output: Path) -> None:
 
     from hf_relstitch.bulk.outputs import Output
     from hf_relstitch.bulk.sources import find_sources
-    from hf_relstitch.bulk.translate import translate_file
+    from hf_relstitch.bulk.translate import _translate_file
     from hf_relstitch.bulk.translator import Translator
     from hf_relstitch.core.translation import Translation
 
@@ -70,7 +70,7 @@ def by_package(source: Path, output: Path) -> None:
     translation.weight, translation.bias, translation.centre = weight, bias, torch.zeros(DIM)
     folder = Output.at(output.parent / "translated")
     (found,) = find_sources([source], folder)
-    translate_file(found, folder, Translator(translation, batch_size=BATCH))
+    _translate_file(found, folder, Translator(translation, batch_size=BATCH))
 
 
 WAYS = {"by hand": by_hand, "hf_relstitch": by_package}

@@ -1,6 +1,6 @@
 """What others would do: each from anchors `x`, `y` and queries `q` (float64) to target latents of the queries."""
 
-from hf_relstitch.benchmarks.baselines import absolute, affine, procrustes
+from hf_relstitch.benchmarks.baselines import _absolute, _affine, _procrustes
 from hf_relstitch.core.decomposition import quick_frame
 from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.core.relative import directions
@@ -39,9 +39,9 @@ def every_member(x, y, q, head):
 
 
 PEERS = {
-    "absolute": absolute,
+    "absolute": _absolute,
     "inversion, best threshold": None,  # the best of `inversions` by test labels
-    "least squares": affine,
-    "Procrustes": procrustes,
+    "least squares": _affine,
+    "Procrustes": _procrustes,
     "Parseval": family_member(alpha=0.5, ridge=0),
 }

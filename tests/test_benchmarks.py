@@ -27,10 +27,10 @@ from typer.testing import CliRunner
 from hf_relstitch import AnchorSet, CallableEncoder, Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import compare, run_suite, write_report
 from hf_relstitch.benchmarks import latent_cache as latents_module
-from hf_relstitch.benchmarks.end_to_end import evaluate_model, raw_accuracy
+from hf_relstitch.benchmarks.end_to_end import _evaluate_model, raw_accuracy
 from hf_relstitch.benchmarks.hub_results import numbers_of
-from hf_relstitch.benchmarks.latent_cache import settings_of
-from hf_relstitch.benchmarks.plan import reordered
+from hf_relstitch.benchmarks.latent_cache import _settings_of
+from hf_relstitch.benchmarks.plan import _reordered
 from hf_relstitch.benchmarks.scores import score
 from hf_relstitch.benchmarks.suite import METHODS
 from hf_relstitch.cli import app
@@ -413,10 +413,10 @@ def test_latents_of_one_commit_are_kept_apart_by_what_the_encoders_do(
 
 def test_an_image_processors_settings_count(tmp_path: Path) -> None:
     encoder = Encoder.from_pretrained(pico.saved("ViT", tmp_path))
-    before = settings_of(encoder)
-    assert settings_of(Encoder(encoder.model, pico.image_processor())) == before
+    before = _settings_of(encoder)
+    assert _settings_of(Encoder(encoder.model, pico.image_processor())) == before
     encoder.processor.do_normalize = False
-    assert settings_of(encoder) != before
+    assert _settings_of(encoder) != before
 
 
 def test_one_model_at_a_time_is_in_memory(
@@ -498,10 +498,10 @@ def test_evaluator_on_texts_is_a_plain_loop(stitched: RelativeStitcher) -> None:
     texts = pico.texts(40, seed=5)
     labels = [len(text) % 3 for text in texts]
     data = Dataset.from_dict({"words": texts, "label": labels})
-    scores = evaluate_model(stitched, data, Accuracy(), inputs="words")
+    scores = _evaluate_model(stitched, data, Accuracy(), inputs="words")
     assert scores["accuracy"] == plain_accuracy(stitched, texts, labels)
     with pytest.raises(StitchError, match="no column 'text': they have words, label"):
-        evaluate_model(stitched, data, Accuracy(), inputs="text")
+        _evaluate_model(stitched, data, Accuracy(), inputs="text")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -517,7 +517,7 @@ def test_evaluator_on_images_is_a_plain_loop(tmp_path: Path) -> None:
     labels = [row % 3 for row in range(40)]
     features = Features({"image": Image(), "label": Value("int64")})
     data = Dataset.from_dict({"image": images[60:], "label": labels}, features=features)
-    scores = evaluate_model(model, data, script("accuracy"), inputs="image")
+    scores = _evaluate_model(model, data, script("accuracy"), inputs="image")
     assert scores["accuracy"] == plain_accuracy(model, images[60:], labels)
 
 
@@ -620,7 +620,7 @@ def test_a_head_of_its_own_answers_in_the_order_of_the_datas_classes() -> None:
     layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     head = Head.of(layers, labels=["calm", "stormy", "closed"])
     numbers = numbers_of(["Closed", "stormy"], head.id2label, name="mine")
-    moved, latents = reordered(head, numbers.tolist()), torch.randn(5, 4)
+    moved, latents = _reordered(head, numbers.tolist()), torch.randn(5, 4)
     assert list(moved.id2label.values()) == ["closed", "stormy", "calm"]
     torch.testing.assert_close(moved.module(latents), head.module(latents)[:, [2, 1, 0]])
-    assert reordered(head, [0, 1]) is head
+    assert _reordered(head, [0, 1]) is head

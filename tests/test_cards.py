@@ -20,7 +20,7 @@ from markdown_it.tree import SyntaxTreeNode
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, load_target
 from hf_relstitch.hub.card_edits import END, START
-from hf_relstitch.hub.cards import anchor_card, eval_result_files, inline, model_card
+from hf_relstitch.hub.cards import _eval_result_files, anchor_card, model_card
 from hf_relstitch.hub.repo import Repo
 
 examples = settings(deadline=None, max_examples=50, derandomize=True)
@@ -304,14 +304,14 @@ def test_results_are_in_the_table_the_model_index_and_the_file() -> None:
     assert index["name"] == "me/stitched"
     assert [(one["dataset"]["type"], len(one["metrics"])) for one in index["results"]] == [("org/news", 2), ("mine", 1)]
     assert "hidden" not in card
-    ((name, content),) = eval_result_files(config).items()
+    ((name, content),) = _eval_result_files(config).items()
     assert re.fullmatch(r"\.eval_results/\w+\.yaml", name)
     entries = parse_eval_result_entries(yaml.safe_load(content))
     assert [(one.dataset_id, one.task_id, one.value, one.notes) for one in entries] == [
         ("org/news", "default", 0.75, "accuracy, split test"),
         ("org/news", "topics", "0.7 ± 0.1", "f1, split test"),
     ]
-    assert eval_result_files(CONFIG) == {}
+    assert _eval_result_files(CONFIG) == {}
 
 
 def test_a_result_without_its_value_is_an_error() -> None:
@@ -362,7 +362,7 @@ def test_foreign_text_is_shown_as_it_is_and_breaks_no_table(name: str) -> None:
 def test_foreign_text_is_inert(name: str) -> None:
     shown = " ".join(name.split())
     rendered = (
-        MarkdownIt("commonmark").enable("table").render(f"x {inline(name)}\n\n| h |\n| --- |\n| {inline(name)} |\n")
+        MarkdownIt("commonmark").enable("table").render(f"x {_inline(name)}\n\n| h |\n| --- |\n| {_inline(name)} |\n")
     )
     escaped = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
     assert f"<p>x {escaped}</p>" in rendered

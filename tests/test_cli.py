@@ -17,7 +17,7 @@ from PIL import Image
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, __version__
 from hf_relstitch.cli import main
 from hf_relstitch.cli.predict import predict
-from hf_relstitch.cli.quickstart import hub_data
+from hf_relstitch.cli.quickstart import _hub_data
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.reading import read_inputs
 
@@ -322,7 +322,7 @@ def test_more_inputs_than_are_wanted_are_drawn_from_all_of_them(
     assert [label for _, label in read_inputs(str(tmp_path), column="text", target_column="label", count=128)] == [
         label_of[one] for one in drawn
     ]
-    data = hub_data(str(tmp_path), 40, column="text", label_column="label")
+    data = _hub_data(str(tmp_path), 40, column="text", label_column="label")
     assert {label_of[one] for one in data.anchors} == set(data.test_labels) == {0, 1, 2, 3}
     assert (len(data.anchors), [label_of[one] for one in data.test]) == (40, data.test_labels)
     arguments = ("--anchors", tmp_path / "texts.txt", "--limit", "32")

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, cut, load_target
 from hf_relstitch.encoders.processors import preprocess
-from hf_relstitch.heads.cutting import select_row
+from hf_relstitch.heads.cutting import _select_row
 
 LAYERS = {
     "Bert": "classifier, pooled",
@@ -195,7 +195,7 @@ def test_the_heads_of_an_offloaded_classifier_are_copied_from_where_they_are(tmp
 def test_rows_are_taken_on_the_device_that_they_are_on(rows: str) -> None:
     """Where a model is spread over devices its inputs are on the first and its last layer is not."""
     batch = {"input_ids": torch.ones(3, 5, dtype=torch.int64), "attention_mask": torch.ones(3, 5)}
-    assert select_row(rows, torch.empty(3, 5, 4, device="meta"), batch, 0).shape == (3, 4)
+    assert _select_row(rows, torch.empty(3, 5, 4, device="meta"), batch, 0).shape == (3, 4)
 
 
 def test_refuses_a_layer_that_is_not_the_whole_head() -> None:

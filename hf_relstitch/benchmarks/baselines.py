@@ -14,23 +14,23 @@ LATENTIS = "latentis==0.0.8 GitPython gitdb smmap python-dotenv"
 """What its Procrustes imports; all that it depends on is much more."""
 
 
-def padded(x: Tensor, width: int) -> Tensor:
+def _padded(x: Tensor, width: int) -> Tensor:
     """Latents with zeros appended up to a width."""
     return torch.nn.functional.pad(x, (0, max(0, width - x.shape[1])))
 
 
-def absolute(_: Tensor, y: Tensor, q: Tensor) -> Tensor:
+def _absolute(_: Tensor, y: Tensor, q: Tensor) -> Tensor:
     """The latents as they are, zero-padded or cut to the target's width."""
-    return padded(q, y.shape[1])[:, : y.shape[1]]
+    return _padded(q, y.shape[1])[:, : y.shape[1]]
 
 
-def least_squares(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+def _least_squares(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     """The linear map of least squares, without an offset."""
     solution, *_ = np.linalg.lstsq(x.numpy(), y.numpy(), rcond=None)
     return q @ torch.tensor(solution)
 
 
-def affine(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+def _affine(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     """Ordinary least squares with an offset."""
     return torch.tensor(LinearRegression().fit(x.numpy(), y.numpy()).predict(q.numpy()))
 
@@ -41,29 +41,29 @@ def ridge(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     return torch.tensor(RidgeCV(alphas=penalties).fit(x.numpy(), y.numpy()).predict(q.numpy()))
 
 
-def ortho(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+def _ortho(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     """The best rotation of the anchors as they are, the narrower side zero-padded."""
     width = max(x.shape[1], y.shape[1])
-    return padded(q, width) @ rotation(padded(x, width), padded(y, width))[:, : y.shape[1]]
+    return _padded(q, width) @ _rotation(_padded(x, width), _padded(y, width))[:, : y.shape[1]]
 
 
-def procrustes(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+def _procrustes(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     """The best rotation of centred and normalised anchors, the narrower side zero-padded, at the target's mean norm."""
     width = max(x.shape[1], y.shape[1])
     cx, cy = x.mean(0), y.mean(0)
     unit, target_unit = directions(x, centre=cx), directions(y, centre=cy)
-    turn = rotation(padded(unit, width), padded(target_unit, width))[:, : y.shape[1]]
-    scale = mean_norm(y - cy) / mean_norm(padded(x - cx, width) @ turn)
-    return scale * padded(q - cx, width) @ turn + cy
+    turn = _rotation(_padded(unit, width), _padded(target_unit, width))[:, : y.shape[1]]
+    scale = mean_norm(y - cy) / mean_norm(_padded(x - cx, width) @ turn)
+    return scale * _padded(q - cx, width) @ turn + cy
 
 
-def rotation(x: Tensor, y: Tensor) -> Tensor:
+def _rotation(x: Tensor, y: Tensor) -> Tensor:
     """The orthogonal matrix that brings x nearest to y; scipy's `orthogonal_procrustes` fails to converge on some."""
     u, _, vh = svd((x.T @ y).numpy(), lapack_driver="gesvd")
     return torch.tensor(u @ vh)
 
 
-def latentis(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+def _latentis(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     """Latentis's own Procrustes, which standardises both sides and zero-pads the narrower.
 
     Raises:
@@ -80,11 +80,11 @@ def latentis(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
 
 
 PEERS = {
-    "absolute": absolute,
-    "least-squares": least_squares,
-    "affine": affine,
+    "absolute": _absolute,
+    "least-squares": _least_squares,
+    "affine": _affine,
     "ridge": ridge,
-    "ortho": ortho,
-    "procrustes": procrustes,
-    "latentis": latentis,
+    "ortho": _ortho,
+    "procrustes": _procrustes,
+    "latentis": _latentis,
 }

@@ -20,7 +20,7 @@ from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 SUPPORTED = ("text", "image")
 
 
-def evaluate_model(
+def _evaluate_model(
     model: RelativeStitcher,
     data: Dataset,
     metric: str | EvaluationModule,
@@ -78,7 +78,7 @@ def raw_accuracy(
     source, target = anchors
     model = RelativeStitcher.from_anchor_sets(encoder, source, target, head)
     data = Dataset.from_dict({"input": list(inputs), "label": labels.tolist()})
-    found = evaluate_model(model, data, Accuracy(keep_in_memory=True), inputs="input")
+    found = _evaluate_model(model, data, Accuracy(keep_in_memory=True), inputs="input")
     answers = apply_head(model.head, model.translate(latents.to(model.device))).argmax(-1).cpu()
     return {
         "rows": len(labels),

@@ -39,14 +39,14 @@ def reconstruction(
     if max(anchor_counts) >= len(latents):
         raise StitchError(f"{max(anchor_counts)} anchors of {len(latents)} latents: leave some to be reconstructed")
     return [
-        reconstructed(latents, count=count, settings=replace(settings, pruning=pruning, seed=seed))
+        _reconstructed(latents, count=count, settings=replace(settings, pruning=pruning, seed=seed))
         for seed in seeds
         for count in anchor_counts
         for pruning in prunings
     ]
 
 
-def reconstructed(latents: Tensor, *, count: int, settings: TranslationSettings) -> dict[str, Any]:
+def _reconstructed(latents: Tensor, *, count: int, settings: TranslationSettings) -> dict[str, Any]:
     """One row of `reconstruction`."""
     order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(settings.seed))
     anchors, others = latents[order[:count]], to_working(latents[order[count:]])

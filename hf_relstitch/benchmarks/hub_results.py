@@ -136,8 +136,8 @@ def push_results(run: str | Path, repo_id: str, *, token: str | bool | None = No
         )
     config_file = locate(repo_id, revision=commit, token=token).file("config.json")
     config = read_json(Path(str(config_file)))
-    ours = [entry for one in measured for entry in entries(one, results, modality=config["modality"])]
-    config["results"] = merged(config.get("results") or [], ours)
+    ours = [entry for one in measured for entry in _entries(one, results, modality=config["modality"])]
+    config["results"] = _merged(config.get("results") or [], ours)
 
     def write(folder: Path, name: str) -> None:
         write_json(folder / "config.json", config)
@@ -147,7 +147,7 @@ def push_results(run: str | Path, repo_id: str, *, token: str | bool | None = No
     return push_folder(write, repo_id, owned=[RESULTS_NAME], message=message, token=token, parent_commit=commit)
 
 
-def entries(measured: Mapping[str, Any], results: Mapping[str, Any], *, modality: str) -> list[dict[str, Any]]:
+def _entries(measured: Mapping[str, Any], results: Mapping[str, Any], *, modality: str) -> list[dict[str, Any]]:
     """What one data set says of a model, as the `results` of its config."""
     spec, revision = results["suite"]["data"][measured["data"]], results["data"][measured["data"]]["revision"]
     split = spec["test_split"] or spec["split"]
@@ -161,11 +161,11 @@ def entries(measured: Mapping[str, Any], results: Mapping[str, Any], *, modality
         "rows": measured["rows"],
     }
     if revision:
-        shared["task_id"] = task_of(spec["path"], revision, config=spec["config"], split=split)
+        shared["task_id"] = _task_of(spec["path"], revision, config=spec["config"], split=split)
     return [{**shared, "metric": name, "value": measured[name]} for name in PUSHED]
 
 
-def merged(earlier: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _merged(earlier: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Results with new ones in the place of earlier ones of the same."""
 
     def same(one: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -174,7 +174,7 @@ def merged(earlier: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) ->
     return [*(one for one in earlier if same(one) not in set(map(same, ours))), *ours]
 
 
-def task_of(data: str, revision: str, *, config: str | None, split: str) -> str:
+def _task_of(data: str, revision: str, *, config: str | None, split: str) -> str:
     """The task of a config and split, where the data set is one of the Hub's benchmarks, which have an `eval.yaml`."""
     api = HfApi()
     with hub_errors(f"looking for a benchmark in {data}", YAMLError):

@@ -45,7 +45,7 @@ def key_of(*content: object) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def digest_of(tensor: Tensor) -> str:
+def _digest_of(tensor: Tensor) -> str:
     """A hash of a tensor's values."""
     return hashlib.blake2b(tensor.numpy().tobytes(), digest_size=12).hexdigest()
 
@@ -92,7 +92,7 @@ def all_spaces(
     for name, rows in data.items():
         for encoder in suite.encoders_of(name) if rows.latents else ():
             latents = rows.latents[encoder]
-            digest = digest_of(latents)
+            digest = _digest_of(latents)
             origin = Provenance(encoder, f"latents:{digest}", "stored")
             spaces[name, encoder] = Space(latents, origin, digest)
     for encoder, spec in suite.encoders.items():
@@ -102,7 +102,7 @@ def all_spaces(
         model, head = load(encoder, spec, document, given)
         for rows in wanted:
             spaces[rows.name, encoder] = replace(
-                space_of(model, rows, encoder, spec, document, folder, progress=progress), head=head
+                _space_of(model, rows, encoder, spec, document, folder, progress=progress), head=head
             )
         del model  # before the next one loads
     return spaces
@@ -139,7 +139,7 @@ class Sources:
         return self.loaded[1]
 
 
-def space_of(
+def _space_of(
     model: Encoder, rows: Rows, name: str, spec: EncoderSpec, document: Document, folder: Path, *, progress: bool
 ) -> Space:
     """Latents from the cache, or computed and cached; those of a callable without a revision are computed each time."""
@@ -152,10 +152,10 @@ def space_of(
         )
     inputs, state = rows.inputs[column], accelerate_state()
     try:
-        ids = digest_of(input_ids(inputs))
+        ids = _digest_of(input_ids(inputs))
     except StitchError as error:
         raise document.error(("data", rows.name, "inputs", column), f"{rows.name}: {error}") from error
-    key = key_of("latents", asdict(model.provenance), settings_of(model), ids)
+    key = key_of("latents", asdict(model.provenance), _settings_of(model), ids)
     file = folder / f"{key}.safetensors"
     unnamed = model.provenance.revision == NOT_KNOWN
     there = file.is_file() and not unnamed
@@ -164,7 +164,7 @@ def space_of(
         logger.info(f"encoding {len(inputs)} inputs of {rows.name} with {name}")
         latents = model.encode(inputs, batch_size=spec.batch_size, progress=progress).float().contiguous()
         if unnamed:
-            return Space(latents, model.provenance, digest_of(latents))
+            return Space(latents, model.provenance, _digest_of(latents))
         if state.is_main_process:
             with whole_file(file) as written:
                 save_file({"latents": latents}, written, {"encoder": name, "data": rows.name})
@@ -172,7 +172,7 @@ def space_of(
     return Space(load_file(file)["latents"], model.provenance, key)
 
 
-def settings_of(encoder: Encoder) -> list[object]:
+def _settings_of(encoder: Encoder) -> list[object]:
     """What latents depend on besides the provenance: the model's dtype and what the processor does, as plain values."""
     processor, dtype = encoder.processor, str(placement(encoder.model)[1])
     if not isinstance(processor, PreTrainedTokenizerBase):

@@ -75,7 +75,7 @@ def answer(method: str, problem: Problem) -> Answer:
         StitchError: anchors that cannot be stitched.
     """
     if method in CHOSEN:
-        return stitched(method, problem)
+        return _stitched(method, problem)
     if method == "relative-decoder":
         relative = relative_projection(problem.queries.double(), anchors=problem.x.double())
         return Answer(apply_head(problem.decoder(problem.y), relative))
@@ -86,7 +86,7 @@ def answer(method: str, problem: Problem) -> Answer:
     return Answer(apply_head(problem.head.module, translated))
 
 
-def stitched(method: str, problem: Problem) -> Answer:
+def _stitched(method: str, problem: Problem) -> Answer:
     """As `RelativeStitcher` would: settings chosen on the anchors, logits brought to their temperature."""
     sides = [
         AnchorSet(space.latents[problem.anchors], problem.anchors, space.provenance)

@@ -234,7 +234,7 @@ class Bench:
             rows, space = self.tables[data], self.spaces[data, encoder]
             if kind == "own" and space.head:
                 numbers = numbers_of(rows.classes, space.head.id2label, name=encoder)
-                self.heads[key] = reordered(space.head, numbers.tolist())
+                self.heads[key] = _reordered(space.head, numbers.tolist())
             else:
                 latents, labels = space.latents[rows.heads], rows.labels[rows.heads]
                 linear = train_head(kind, latents, labels, classes=len(rows.classes))
@@ -286,7 +286,7 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-def reordered(head: Head, first: Sequence[int]) -> Head:
+def _reordered(head: Head, first: Sequence[int]) -> Head:
     """A head that ends in a linear layer, with these of its classes first, in this order, and the others after them."""
     order = [*first, *(number for number in head.id2label if number not in first)]
     if order == list(head.id2label):

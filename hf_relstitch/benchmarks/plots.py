@@ -42,19 +42,19 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
         "reliability.png": "How often answers of a confidence are right, with the most anchors; larger: more answers",
     }
     panels: dict[str, Panel] = {
-        "stitching.png": lambda axes, name: heat_map(
+        "stitching.png": lambda axes, name: _heat_map(
             axes, [c for c in last if c["data"] == name and c["method"] == best]
         ),
-        "anchors.png": lambda axes, name: curves(axes, [c for c in cells if c["data"] == name], methods),
-        "singular_values.png": lambda axes, name: spectra(axes, results["singular_values"][name]),
-        "reliability.png": lambda axes, name: diagram(axes, [c for c in last if c["data"] == name], methods),
+        "anchors.png": lambda axes, name: _curves(axes, [c for c in cells if c["data"] == name], methods),
+        "singular_values.png": lambda axes, name: _spectra(axes, results["singular_values"][name]),
+        "reliability.png": lambda axes, name: _diagram(axes, [c for c in last if c["data"] == name], methods),
     }
     for file, panel in panels.items():
-        draw({name: partial(panel, name=name) for name in shown}, folder / file)
-    return titles | draw_experiments(results.get("experiments", []), folder)
+        _draw({name: partial(panel, name=name) for name in shown}, folder / file)
+    return titles | _draw_experiments(results.get("experiments", []), folder)
 
 
-def draw(panels: Mapping[str, Callable[[Axes], None]], file: Path, *, columns: int | None = None) -> None:
+def _draw(panels: Mapping[str, Callable[[Axes], None]], file: Path, *, columns: int | None = None) -> None:
     """A panel for each title, two or three in a row; one legend for all of them, where their lines have labels."""
     columns = columns or min(len(panels), 2 if len(panels) in (2, 4) else 3)
     rows = -(-len(panels) // columns)
@@ -80,7 +80,7 @@ def draw(panels: Mapping[str, Callable[[Axes], None]], file: Path, *, columns: i
         figure.savefig(file, dpi=150)
 
 
-def heat_map(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
+def _heat_map(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     """Sources by targets."""
     sources = sorted({cell["source"] for cell in cells})
     targets = sorted({cell["target"] for cell in cells})
@@ -93,11 +93,11 @@ def heat_map(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
                 found = [cell["native_accuracy"] for cell in cells if cell["target"] == target]
             if found:
                 matrix[row, column] = np.mean(found)
-    numbered(axes, matrix, rows=names, columns=targets)
+    _numbered(axes, matrix, rows=names, columns=targets)
     axes.set(xlabel="target's head", ylabel="source encoder")
 
 
-def numbered(axes: Axes, matrix: Any, *, rows: Sequence[str], columns: Sequence[str]) -> None:
+def _numbered(axes: Axes, matrix: Any, *, rows: Sequence[str], columns: Sequence[str]) -> None:
     """A matrix of shares as colours with numbers on them."""
     axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(matrix):
@@ -109,13 +109,13 @@ def numbered(axes: Axes, matrix: Any, *, rows: Sequence[str], columns: Sequence[
     axes.set_yticks(range(len(rows)), rows)
 
 
-def curves(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
+def _curves(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
     """Accuracy against anchors, a line a method."""
     counts = sorted({cell["anchors"] for cell in cells})
     native = np.mean([cell["native_accuracy"] for cell in cells])
     axes.axhline(native, color="black", linestyle="--", label="native")
     for place, method in enumerate(methods):
-        runs = [by_seed([c for c in cells if (c["method"], c["anchors"]) == (method, count)]) for count in counts]
+        runs = [_by_seed([c for c in cells if (c["method"], c["anchors"]) == (method, count)]) for count in counts]
         there = [(count, values) for count, values in zip(counts, runs, strict=True) if values]
         if not there:
             continue
@@ -130,16 +130,16 @@ def curves(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str
         axes.plot(at, means, label=method, linestyle="-" if place < len(LINE_COLOURS) else ":", **style)
         axes.fill_between(at, means - spread, means + spread, color=style["color"], alpha=0.2, linewidth=0)
     axes.set(xlabel="anchors", ylabel="accuracy", ylim=(0, None))
-    logarithmic(axes, {count: str(count) for count in counts})
+    _logarithmic(axes, {count: str(count) for count in counts})
 
 
-def by_seed(cells: Sequence[Mapping[str, Any]]) -> list[float]:
+def _by_seed(cells: Sequence[Mapping[str, Any]]) -> list[float]:
     """Mean accuracy over pairs and heads, for each seed."""
     seeds = sorted({cell["seed"] for cell in cells})
     return [float(np.mean([cell["accuracy"] for cell in cells if cell["seed"] == seed])) for seed in seeds]
 
 
-def spectra(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
+def _spectra(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
     """Singular values of each encoder's anchors."""
     for place, (name, each) in enumerate(values.items()):
         relative = np.array(each) / each[0]
@@ -156,7 +156,7 @@ def spectra(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
     axes.legend(fontsize=11, frameon=False)
 
 
-def diagram(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
+def _diagram(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
     """Accuracy against confidence, of at most four methods."""
     wanted = [one for one in ("auto", "accuracy", "procrustes", "inversion") if one in methods] or list(methods)[:4]
     axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
@@ -175,7 +175,7 @@ def diagram(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[st
     axes.grid(alpha=0.3)
 
 
-def draw_experiments(found: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, str]:
+def _draw_experiments(found: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, str]:
     """Draw the paper's experiments that there are, a picture each; gives what each file shows, by its name."""
     titles = {
         "reconstruction": "How much of a space comes back from its own relative representation, by the paper's "
@@ -195,19 +195,21 @@ def draw_experiments(found: Sequence[Mapping[str, Any]], folder: Path) -> dict[s
         encoders = list(dict.fromkeys(one["encoder"] for each in by_data.values() for one in each if "encoder" in one))
         colours = {encoder: LINE_COLOURS[place % len(LINE_COLOURS)] for place, encoder in enumerate(encoders)}
         if name == "reconstruction":
-            panels = {data: partial(returned, found=each, colours=colours) for data, each in by_data.items()}
-            draw(panels, folder / f"{name}.png")
+            panels = {data: partial(_returned, found=each, colours=colours) for data, each in by_data.items()}
+            _draw(panels, folder / f"{name}.png")
         elif name == "angles":
-            draw({data: partial(alike, rows=each[0]["rows"]) for data, each in by_data.items()}, folder / f"{name}.png")
+            _draw(
+                {data: partial(_alike, rows=each[0]["rows"]) for data, each in by_data.items()}, folder / f"{name}.png"
+            )
         else:
             panels = {f"{data}: norms": partial(norms, found=each, colours=colours) for data, each in by_data.items()}
             panels |= {f"{data}: heads": partial(kept, found=each, colours=colours) for data, each in by_data.items()}
-            draw(panels, folder / f"{name}.png", columns=len(by_data))
+            _draw(panels, folder / f"{name}.png", columns=len(by_data))
         drawn[f"{name}.png"] = title
     return drawn
 
 
-def returned(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+def _returned(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
     """Cosine of what came back against anchors: a colour an encoder, a style a pruning."""
     prunings = list(dict.fromkeys(row["pruning"] for one in found for row in one["rows"]))
     for place, pruning in enumerate(prunings):
@@ -221,17 +223,17 @@ def returned(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[st
         if pruning is not None:
             axes.plot([], [], color="black", label=f"pruned at {pruning}", **style)
     axes.set(xlabel="anchors", ylabel="cosine", ylim=(None, 1.01))
-    logarithmic(axes, {count: str(count) for count in counts})
+    _logarithmic(axes, {count: str(count) for count in counts})
 
 
-def alike(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _alike(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """Encoders by encoders."""
     names = list(dict.fromkeys(name for row in rows for name in (row["a"], row["b"])))
     matrix = np.eye(len(names))
     for row in rows:
         a, b = names.index(row["a"]), names.index(row["b"])
         matrix[a, b] = matrix[b, a] = row["cosine_correlation"]
-    numbered(axes, matrix, rows=names, columns=names)
+    _numbered(axes, matrix, rows=names, columns=names)
 
 
 def norms(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
@@ -264,10 +266,10 @@ def kept(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, s
             **style,
         )
     axes.set(xlabel="factor", ylabel="answers kept", ylim=(0, 1.03))
-    logarithmic(axes, {factor: f"{factor:g}" for factor in factors})
+    _logarithmic(axes, {factor: f"{factor:g}" for factor in factors})
 
 
-def logarithmic(axes: Axes, ticks: Mapping[float, str]) -> None:
+def _logarithmic(axes: Axes, ticks: Mapping[float, str]) -> None:
     """A logarithmic x axis with these ticks and no others, and a grid."""
     axes.set_xscale("log")
     axes.set_xticks(list(ticks), list(ticks.values()))
@@ -295,14 +297,14 @@ def draw_stitching(
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     axes = figure.subplots(1, len(spaces) + 1)
     for axis, (title, latents) in zip(axes, spaces.items(), strict=False):
-        scatter(axis, (latents.double() - centre) @ plane, labels=labels, shown=shown, names=names)
+        _scatter(axis, (latents.double() - centre) @ plane, labels=labels, shown=shown, names=names)
         axis.set_title(title, fontsize=11)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(shown), frameon=False)
-    draw_confusion(axes[-1], labels=labels, predictions=predictions, names=names)
+    _draw_confusion(axes[-1], labels=labels, predictions=predictions, names=names)
     figure.savefig(file, dpi=120)
 
 
-def scatter(axis: Axes, points: Tensor, *, labels: Tensor, shown: Sequence[int], names: Sequence[str]) -> None:
+def _scatter(axis: Axes, points: Tensor, *, labels: Tensor, shown: Sequence[int], names: Sequence[str]) -> None:
     """Points of some classes, each class in its own colour and shape."""
     for place, label in enumerate(shown):
         chosen = points[labels == label]
@@ -320,7 +322,7 @@ def scatter(axis: Axes, points: Tensor, *, labels: Tensor, shown: Sequence[int],
     axis.set_yticks([])
 
 
-def draw_confusion(axis: Axes, *, labels: Tensor, predictions: Tensor, names: Sequence[str]) -> None:
+def _draw_confusion(axis: Axes, *, labels: Tensor, predictions: Tensor, names: Sequence[str]) -> None:
     """How often each true class (row) is answered with each class (column), as shares of the row."""
     counts = torch.zeros(len(names), len(names))
     counts.index_put_((labels, predictions), torch.ones(len(labels)), accumulate=True)

@@ -43,146 +43,146 @@ def write_report(folder: str | Path) -> Path:
     results, report = read_results(folder), Path(folder, REPORT_NAME)
     pictures = draw_all(results, Path(folder))
     with whole_file(report) as written:
-        written.write_text(markdown(results, pictures), encoding="utf-8")
+        written.write_text(_markdown(results, pictures), encoding="utf-8")
     return report
 
 
-def markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+def _markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     """The report as Markdown."""
     suite, cells, failures = results["suite"], results["cells"], results["failures"]
     parts = [f"# {suite['name']}", *([suite["description"]] if suite["description"] else [])]
     parts += [f"{len(cells)} cells measured, {len(failures)} failed; seeds {', '.join(map(str, suite['seeds']))}."]
     for count in sorted({cell["anchors"] for cell in cells}, reverse=True):
-        parts += [f"## Accuracy, {count} anchors", pair_table([cell for cell in cells if cell["anchors"] == count])]
+        parts += [f"## Accuracy, {count} anchors", _pair_table([cell for cell in cells if cell["anchors"] == count])]
     if cells:
-        parts += ["## Mean over pairs, heads and seeds", method_table(cells)]
+        parts += ["## Mean over pairs, heads and seeds", _method_table(cells)]
     if foretold := [cell for cell in cells if cell.get("expected_agreement") is not None]:
-        parts += ["## Agreement with the head on its own encoder: foretold and found", foretold_table(foretold)]
+        parts += ["## Agreement with the head on its own encoder: foretold and found", _foretold_table(foretold)]
     if raw := results.get("raw_inputs"):
-        parts += ["## From raw inputs, driven by `evaluate`", raw_table(raw)]
+        parts += ["## From raw inputs, driven by `evaluate`", _raw_table(raw)]
     for name, (title, shown) in EXPERIMENTS.items():
         if found := [one for one in results.get("experiments", []) if one["experiment"] == name]:
             parts += [f"## {title}", shown(found)]
     if models := results.get("models"):
-        parts += ["## Stitched models as they are", model_table(models)]
+        parts += ["## Stitched models as they are", _model_table(models)]
     parts += [f"![{caption}]({file})\n\n{caption}." for file, caption in pictures.items()]
     if failures:
-        parts += ["## Failed", failure_table(failures)]
-    parts += ["## Data and encoders", data_table(results["data"])]
+        parts += ["## Failed", _failure_table(failures)]
+    parts += ["## Data and encoders", _data_table(results["data"])]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     return "\n\n".join([*parts, f"Made with {versions}, on {results['device']}."]) + "\n"
 
 
-def pair_table(cells: Sequence[Mapping[str, Any]]) -> str:
+def _pair_table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Mean accuracy over seeds ± standard deviation, a row a pair; the best method in bold."""
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
     rows = []
-    for (data, head, source, target), group in grouped(cells, PAIR).items():
+    for (data, head, source, target), group in _grouped(cells, PAIR).items():
         values = {method: [cell["accuracy"] for cell in group if cell["method"] == method] for method in methods}
         best = max(fmean(each) for each in values.values() if each)
         native = fmean(cell["native_accuracy"] for cell in group)
-        shown = [spread(each, bold=bool(each) and fmean(each) == best) for each in values.values()]
-        rows.append([data, f"{source} → {target}", head, decimal(native), *shown])
+        shown = [_spread(each, bold=bool(each) and fmean(each) == best) for each in values.values()]
+        rows.append([data, f"{source} → {target}", head, _decimal(native), *shown])
     return table(["data", "source → target", "head", "native", *methods], rows)
 
 
-def method_table(cells: Sequence[Mapping[str, Any]]) -> str:
+def _method_table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Means over pairs, heads and seeds of each number of anchors, and of the other scores at the most anchors."""
     counts, rows = sorted({cell["anchors"] for cell in cells}), []
-    for (method,), group in grouped(cells, ("method",)).items():
+    for (method,), group in _grouped(cells, ("method",)).items():
         by_count = {count: [cell for cell in group if cell["anchors"] == count] for count in counts}
         last = by_count[counts[-1]] or group
         index = [cell["accuracy"] / cell["native_accuracy"] for cell in last if cell["native_accuracy"]]
         means = [fmean(cell[name] for cell in last) for name in ("f1", "agreement", "ece", "native_ece")]
-        accuracies = [spread([cell["accuracy"] for cell in each], deviation=False) for each in by_count.values()]
-        rows.append([method, *accuracies, decimal(fmean(index)) if index else "–", *map(decimal, means)])
+        accuracies = [_spread([cell["accuracy"] for cell in each], deviation=False) for each in by_count.values()]
+        rows.append([method, *accuracies, _decimal(fmean(index)) if index else "–", *map(_decimal, means)])
     titles = [f"accuracy, {count}" for count in counts]
     return table(["method", *titles, "stitching index", "F1", "agreement", "ECE", "native ECE"], rows)
 
 
-def foretold_table(cells: Sequence[Mapping[str, Any]]) -> str:
+def _foretold_table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Of each method and number of anchors: how near, and how often inside the interval."""
     rows = []
-    for (method, count), group in grouped(cells, ("method", "anchors")).items():
+    for (method, count), group in _grouped(cells, ("method", "anchors")).items():
         off = [abs(cell["expected_agreement"] - cell["agreement"]) for cell in group]
         intervals = [(*cell["expected_interval"], cell["agreement"]) for cell in group if cell.get("expected_interval")]
         inside = [low <= found <= high for low, high, found in intervals]
         foretold, found = (fmean(cell[name] for cell in group) for name in ("expected_agreement", "agreement"))
-        rows.append([method, str(count), *map(decimal, (foretold, found, fmean(off))), f"{fmean(inside):.0%}"])
+        rows.append([method, str(count), *map(_decimal, (foretold, found, fmean(off))), f"{fmean(inside):.0%}"])
     return table(["method", "anchors", "foretold", "found", "mean difference", "inside its interval"], rows)
 
 
-def raw_table(cells: Sequence[Mapping[str, Any]]) -> str:
+def _raw_table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Stitched models on raw inputs, beside what the latents that are kept give on the same rows."""
     rows = [
         [
             cell["data"],
             f"{cell['source']} → {cell['target']}",
             *(str(cell[name]) for name in ("anchors", "rows")),
-            *(decimal(cell[name]) for name in ("accuracy", "accuracy_from_latents")),
+            *(_decimal(cell[name]) for name in ("accuracy", "accuracy_from_latents")),
         ]
         for cell in cells
     ]
     return table(["data", "source → target", "anchors", "rows", "from raw inputs", "from kept latents"], rows)
 
 
-def model_table(measured: Sequence[Mapping[str, Any]]) -> str:
+def _model_table(measured: Sequence[Mapping[str, Any]]) -> str:
     """Stitched models as they are."""
     rows = [
         [one["data"], one["model"], f"`{one['commit'] or 'a folder'}`", str(one["rows"])]
-        + [decimal(one[name]) for name in ("accuracy", "f1", "ece")]
+        + [_decimal(one[name]) for name in ("accuracy", "f1", "ece")]
         for one in measured
     ]
     return table(["data", "model", "commit", "rows", "accuracy", "F1", "ECE"], rows)
 
 
-def reconstruction_table(found: Sequence[Mapping[str, Any]]) -> str:
+def _reconstruction_table(found: Sequence[Mapping[str, Any]]) -> str:
     """Cosine of what comes back with the true latents, by number of anchors; at the most, what pruning keeps."""
     counts = sorted({row["num_anchors"] for one in found for row in one["rows"]})
     rows = []
     for one in found:
-        for (pruning,), group in grouped(one["rows"], ("pruning",)).items():
+        for (pruning,), group in _grouped(one["rows"], ("pruning",)).items():
             by_count = {count: [row for row in group if row["num_anchors"] == count] for count in counts}
             last = by_count[counts[-1]] or group
             kept, condition = (fmean(row[name] for row in last) for name in ("kept", "condition_number"))
-            cosines = [spread([row["cosine"] for row in each]) for each in by_count.values()]
+            cosines = [_spread([row["cosine"] for row in each]) for each in by_count.values()]
             said = "all" if pruning is None else f"pruned at {pruning}"
             rows.append([one["data"], one["encoder"], said, *cosines, f"{kept:.0f}", f"{condition:.3g}"])
     titles = [f"cosine, {count}" for count in counts]
     return table(["data", "encoder", "anchors", *titles, "anchors kept", "condition number"], rows)
 
 
-def angles_table(found: Sequence[Mapping[str, Any]]) -> str:
+def _angles_table(found: Sequence[Mapping[str, Any]]) -> str:
     """How alike two spaces are in shape."""
     rows = [
-        [one["data"], f"{row['a']}, {row['b']}", decimal(row["cosine_correlation"]), decimal(row["cka"])]
+        [one["data"], f"{row['a']}, {row['b']}", _decimal(row["cosine_correlation"]), _decimal(row["cka"])]
         for one in found
         for row in one["rows"]
     ]
     return table(["data", "encoders", "correlation of pairwise cosines", "CKA"], rows)
 
 
-def scale_table(found: Sequence[Mapping[str, Any]]) -> str:
+def _scale_table(found: Sequence[Mapping[str, Any]]) -> str:
     """How norms are spread, and what share of answers a head keeps when its latents are scaled."""
     factors = sorted({row["factor"] for one in found for row in one["rows"]} - {1.0})
     rows = []
     for one in found:
         kept = {row["factor"]: row["agreement"] for row in one["rows"]}
         norms = [one["norms"][name] for name in ("spread", "quantile_0.05", "quantile_0.95")]
-        agreements = [decimal(kept[factor]) if factor in kept else "–" for factor in factors]
-        rows.append([one["data"], one["encoder"], one["head"], *map(decimal, norms), *agreements])
+        agreements = [_decimal(kept[factor]) if factor in kept else "–" for factor in factors]
+        rows.append([one["data"], one["encoder"], one["head"], *map(_decimal, norms), *agreements])
     titles = [f"answers kept, × {factor:g}" for factor in factors]
     return table(["data", "encoder", "head", "spread of norms", "5 % quantile", "95 % quantile", *titles], rows)
 
 
 EXPERIMENTS = {
-    "reconstruction": ("A space from its own relative representation, by the paper's inversion", reconstruction_table),
-    "angles": ("How alike the spaces are in shape", angles_table),
-    "scale": ("Norms about the mean, relative to their mean, and answers that heads keep under a scale", scale_table),
+    "reconstruction": ("A space from its own relative representation, by the paper's inversion", _reconstruction_table),
+    "angles": ("How alike the spaces are in shape", _angles_table),
+    "scale": ("Norms about the mean, relative to their mean, and answers that heads keep under a scale", _scale_table),
 }
 
 
-def failure_table(failures: Sequence[Mapping[str, Any]]) -> str:
+def _failure_table(failures: Sequence[Mapping[str, Any]]) -> str:
     """What failed, and why."""
     rows = []
     for one in failures:
@@ -191,7 +191,7 @@ def failure_table(failures: Sequence[Mapping[str, Any]]) -> str:
     return table(["what", "error"], rows)
 
 
-def data_table(data: Mapping[str, Any]) -> str:
+def _data_table(data: Mapping[str, Any]) -> str:
     """Where everything comes from."""
     rows = [
         [
@@ -216,7 +216,7 @@ def compare(first: str | Path, second: str | Path) -> str:
     """
     keys = ("data", "head", "source", "target", "method", "anchors")
     one, other = (read_results(place) for place in (first, second))
-    groups = [grouped(results["cells"], keys) for results in (one, other)]
+    groups = [_grouped(results["cells"], keys) for results in (one, other)]
     common = [key for key in groups[0] if key in groups[1]]
     if not common:
         raise StitchError(f"{first} and {second} have no cell in common: compare runs of suites that share pairs")
@@ -230,7 +230,7 @@ def compare(first: str | Path, second: str | Path) -> str:
         differences.append(means[1] - means[0])
         data, head, source, target, method, count = key
         pair = [data, f"{source} → {target}", head, method, str(count), str(len(shared))]
-        rows.append([*pair, *map(decimal, means), f"{differences[-1]:+.3f}"])
+        rows.append([*pair, *map(_decimal, means), f"{differences[-1]:+.3f}"])
     rows.sort(key=lambda row: -abs(float(row[-1])))
     only = [sum(key not in groups[1 - side] for key in groups[side]) for side in (0, 1)]
     summary = (
@@ -249,7 +249,7 @@ def compare(first: str | Path, second: str | Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def grouped(cells: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+def _grouped(cells: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
     """Cells by what they have in common, in their order."""
     groups = defaultdict(list)
     for cell in cells:
@@ -257,15 +257,15 @@ def grouped(cells: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> dict[tup
     return dict(groups)
 
 
-def spread(values: Sequence[float], *, bold: bool = False, deviation: bool = True) -> str:
+def _spread(values: Sequence[float], *, bold: bool = False, deviation: bool = True) -> str:
     """Mean ± standard deviation."""
     if not values:
         return "–"
-    mean = f"**{decimal(fmean(values))}**" if bold else decimal(fmean(values))
-    return f"{mean} ± {decimal(pstdev(values))}" if deviation and len(values) > 1 else mean
+    mean = f"**{_decimal(fmean(values))}**" if bold else _decimal(fmean(values))
+    return f"{mean} ± {_decimal(pstdev(values))}" if deviation and len(values) > 1 else mean
 
 
-def decimal(value: float) -> str:
+def _decimal(value: float) -> str:
     """Three decimals without the zero before them."""
     return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 

@@ -77,11 +77,11 @@ def run_suite(
             with whole_file(results) as written:
                 write_json(written, content)
 
-        gathered(lambda: by_first(write_results, FileLock(folder / ".computing")))
+        gathered(lambda: _by_first(write_results, FileLock(folder / ".computing")))
     return read_json(results)
 
 
-def by_first(work: Callable[[], None], lock: FileLock) -> list[None]:
+def _by_first(work: Callable[[], None], lock: FileLock) -> list[None]:
     """Let the first process work while the others wait for its lock, which a long collective would not survive."""
     state = accelerate_state()
     with lock if state.is_main_process else nullcontext():

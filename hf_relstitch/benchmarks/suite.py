@@ -29,7 +29,7 @@ EXPERIMENTS = ("reconstruction", "angles", "scale")
 SHIPPED = Path(__file__).with_name("suites")
 
 
-def pair(document: Document, value: Any, path: Path_) -> tuple[str, str]:
+def _pair(document: Document, value: Any, path: Path_) -> tuple[str, str]:
     """A rule for `[source, target]`."""
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(one, str) for one in value):
         raise document.error(path, f"{'.'.join(map(str, path))} is {value!r}: expected [source, target], two names")
@@ -72,7 +72,7 @@ class DataSpec:
     match: str | None = field(default=None, metadata={"rule": text})
     inputs: dict[str, str] = field(default_factory=dict, metadata={"rule": named(text)})
     latents: dict[str, str] = field(default_factory=dict, metadata={"rule": named(text)})
-    pairs: tuple[tuple[str, str], ...] = field(default=(), metadata={"rule": many(pair)})
+    pairs: tuple[tuple[str, str], ...] = field(default=(), metadata={"rule": many(_pair)})
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ def check_suite(document: Document) -> Suite:
         if encoder.model and encoder.classifier:
             raise document.error(("encoders", name), f"encoder {name!r} has model and classifier: give one of them")
     for name in suite.data:
-        check_data(name, suite, document)
+        _check_data(name, suite, document)
     return suite
 
 
-def check_data(name: str, suite: Suite, document: Document) -> None:
+def _check_data(name: str, suite: Suite, document: Document) -> None:
     """See that a data set of a suite has inputs or latents, and pairs.
 
     Raises:

@@ -155,7 +155,7 @@ def translation_between(
             f"with a k of {MIN_ANCHORS} or more, row for row of the same inputs"
         )
     given = len(x)
-    x, y = without_repeats(x, y)
+    x, y = _without_repeats(x, y)
     if len(x) < MIN_ANCHORS:
         raise StitchError(
             f"of {given} pairs of latents {len(x)} are left without rows of zeros and rows that are there already: "
@@ -171,13 +171,13 @@ def translation_between(
         "nearest": judge.num_nearest,
         "documents": judge.num_documents,
     }
-    made = with_norms_of(y, fit(x, y, settings=choice.settings), x)
+    made = _with_norms_of(y, fit(x, y, settings=choice.settings), x)
     norms = torch.linalg.vector_norm(y, dim=-1)
     unit = bool((norms - 1).abs().max() < UNIT)
     return SearchTranslation(made.float(), translates=translates, unit=unit, report=report)
 
 
-def without_repeats(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _without_repeats(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs `(k, d_source)` and `(k, d_target)` without rows of zeros, which a failed encoding leaves, and copies.
 
     Copies would find each other, and be known to the fit that they are held out of.
@@ -188,7 +188,7 @@ def without_repeats(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x[rows], y[rows]
 
 
-def with_norms_of(
+def _with_norms_of(
     target: Tensor, made: Translation | SharpenedTranslation, source: Tensor
 ) -> Translation | SharpenedTranslation:
     """A translation whose outputs have the target's mean norm, at the same angles."""

@@ -76,8 +76,8 @@ def translated_batches(
     place, row = schema.get_field_index(translator.column), 0
     for batch in batches:
         columns = batch.columns
-        latents = as_matrix(columns[place], translator, first_row=row)
-        columns[place] = as_column(translator(latents, first_row=row), schema.field(place).type)
+        latents = _as_matrix(columns[place], translator, first_row=row)
+        columns[place] = _as_column(translator(latents, first_row=row), schema.field(place).type)
         row += batch.num_rows
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -135,7 +135,7 @@ def _with_value(kind: pa.DataType, value: pa.Field, width: int) -> pa.DataType:
     return pa.large_list(value) if pa.types.is_large_list(kind) else pa.list_(value)
 
 
-def as_matrix(column: pa.Array, translator: Translator, *, first_row: int) -> Tensor:
+def _as_matrix(column: pa.Array, translator: Translator, *, first_row: int) -> Tensor:
     """The rows of a column of lists, `(n, d_source)`, on the column's own memory.
 
     Raises:
@@ -155,7 +155,7 @@ def as_matrix(column: pa.Array, translator: Translator, *, first_row: int) -> Te
     return from_dlpack(values).view(len(column), translator.d_source)
 
 
-def as_column(latents: Tensor, kind: pa.DataType) -> pa.Array:
+def _as_column(latents: Tensor, kind: pa.DataType) -> pa.Array:
     """The rows of a matrix as a column of lists, on the matrix's own memory."""
     values = pa.array(latents.contiguous().view(-1).numpy())
     if pa.types.is_fixed_size_list(kind):

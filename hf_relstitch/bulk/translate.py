@@ -161,7 +161,7 @@ def _translate_missing(
 
         for source in missing:
             size += source.size
-            manifest.shards[source.name] = translate_file(source, folder, translator, advance=advance)
+            manifest.shards[source.name] = _translate_file(source, folder, translator, advance=advance)
             bar.update(size - shown)
             shown = size
             manifest.write(folder)
@@ -174,13 +174,13 @@ def _translate_on_cluster(
     translator = replace(translator, translation=deepcopy(translator.translation).cpu())
     total = sum(source.size for source in missing)
     with logging.tqdm(total=total, desc="translating", unit="B", unit_scale=True, disable=not progress) as bar:
-        for source, shard in each_on_cluster(translate_file, missing, folder, translator):
+        for source, shard in each_on_cluster(_translate_file, missing, folder, translator):
             manifest.shards[source.name] = shard
             manifest.write(folder)
             bar.update(source.size)
 
 
-def translate_file(
+def _translate_file(
     source: Source, folder: Output, translator: Translator, *, advance: Callable[[int, int], None] | None = None
 ) -> Shard:
     """Translate one file into a folder, where it appears whole or not at all; `advance` gets rows and bytes done.
@@ -198,7 +198,7 @@ def translate_file(
         return Shard(rows, written.stat().st_size, checksum(written))
 
 
-def translate_sidecar(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
+def _translate_sidecar(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
     """What `Dataset.save_to_disk` writes beside its shards, with the latents' new width and dtype."""
     with source.open() as stream:
         content = json.load(stream)
@@ -216,7 +216,7 @@ FORMATS = {
     ".feather": translate_arrow,
     ".safetensors": translate_safetensors,
     ".npy": translate_npy,
-    ".json": translate_sidecar,
+    ".json": _translate_sidecar,
 }
 
 

@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 
-def show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     """Print the version, and do nothing else."""
     if wanted:
         typer.echo(f"hf-relstitch {__version__}")
@@ -31,7 +31,7 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def before_any_command(
-    version: Annotated[bool, typer.Option("--version", callback=show_version, help="Show the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, help="Show the version.")] = False,
 ) -> None:
     """Stitch any encoder to a classifier head that it never met, without labels and without training."""
 

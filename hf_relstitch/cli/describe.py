@@ -26,9 +26,9 @@ def describe(place: str | Path) -> dict[str, Any]:
     repo, is_anchor_set = locate_artifact(str(place))
     folder = repo.folder()
     if is_anchor_set:
-        return describe_anchors(AnchorSet.from_pretrained(folder))
+        return _describe_anchors(AnchorSet.from_pretrained(folder))
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return describe_model(read_config(folder)) | {"megabytes": round(size / 1e6, 1)}
+    return _describe_model(read_config(folder)) | {"megabytes": round(size / 1e6, 1)}
 
 
 def card(place: str | Path, *, repo_id: str | None = None) -> str:
@@ -45,7 +45,7 @@ def card(place: str | Path, *, repo_id: str | None = None) -> str:
     return model_card(read_json(folder / "config.json"), existing=read_card(folder), repo_id=repo_id)
 
 
-def describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
+def _describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
     """Size, provenance and conditioning of an anchor set."""
     return {
         "kind": "anchor set",
@@ -57,7 +57,7 @@ def describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
     }
 
 
-def describe_model(config: RelativeStitcherConfig) -> dict[str, Any]:
+def _describe_model(config: RelativeStitcherConfig) -> dict[str, Any]:
     """Parts, provenance, settings, the choice of these and report of a stitched model."""
     report = dict(config.report)
     architecture = config.source_config and config.source_config.model_type
@@ -72,11 +72,11 @@ def describe_model(config: RelativeStitcherConfig) -> dict[str, Any]:
         "translation": config.translation,
         "share": config.share,
         "selection": selection,
-        "best candidates": {name_of(candidate): candidate["score"] for candidate in best},
+        "best candidates": {_name_of(candidate): candidate["score"] for candidate in best},
         "report": report,
     }
 
 
-def name_of(candidate: dict[str, Any]) -> str:
+def _name_of(candidate: dict[str, Any]) -> str:
     """What sets a candidate apart, in a line."""
     return ", ".join(f"{name} {value}" for name, value in candidate.items() if name != "score")

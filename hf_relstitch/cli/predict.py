@@ -47,7 +47,7 @@ def predict(model: str, arguments: Sequence[str], *, column: str | None = None) 
     """
     classify = classifier(model)
     modality = classify.model.config.modality
-    inputs = [one for argument in arguments for one in inputs_of(argument, modality=modality, column=column)]
+    inputs = [one for argument in arguments for one in _inputs_of(argument, modality=modality, column=column)]
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
     given: Any = inputs
     if modality == "image":
@@ -58,7 +58,7 @@ def predict(model: str, arguments: Sequence[str], *, column: str | None = None) 
     return [{"input": str(one), **answer[0]} for one, answer in zip(inputs, answers, strict=True)]
 
 
-def inputs_of(argument: str, *, modality: str, column: str | None = None) -> list[Any]:
+def _inputs_of(argument: str, *, modality: str, column: str | None = None) -> list[Any]:
     """The inputs that an argument names, or the text that it is.
 
     Raises:

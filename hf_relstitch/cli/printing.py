@@ -14,15 +14,15 @@ SHOWN = 3
 def show(description: dict[str, Any]) -> None:
     """A nested description as a table, which begins with what a stitched model is worth."""
     table = Table(*(Column(overflow="fold") for _ in range(3)), show_header=False, title=description["kind"])
-    for name, value in worth_first(description).items():
+    for name, value in _worth_first(description).items():
         fields = value.items() if isinstance(value, dict) else [("", value)]
         for place, (field, one) in enumerate(fields):
-            table.add_row(name if place == 0 else "", field, plain(one))
+            table.add_row(name if place == 0 else "", field, _plain(one))
         table.add_section()
     print_table(table)
 
 
-def worth_first(description: dict[str, Any]) -> dict[str, Any]:
+def _worth_first(description: dict[str, Any]) -> dict[str, Any]:
     """A description without its kind; of a stitched model verdict, agreement and anchors come first."""
     rest = {name: value for name, value in description.items() if name != "kind"}
     if "report" not in rest:
@@ -31,7 +31,7 @@ def worth_first(description: dict[str, Any]) -> dict[str, Any]:
     rest["best candidates"] = dict(list(rest["best candidates"].items())[:SHOWN])
     first = {
         "verdict": report.pop("verdict", "none: the head gives values, see values_explained"),
-        "expected agreement": expected(
+        "expected agreement": _expected(
             report.pop("agreement", None), report.pop("agreement_interval", None), report.pop("agreement_of", "inputs")
         ),
         "anchors": report.pop("num_anchors", None),
@@ -39,7 +39,7 @@ def worth_first(description: dict[str, Any]) -> dict[str, Any]:
     return first | rest
 
 
-def expected(agreement: float | None, interval: list[float] | None, of: str) -> str | None:
+def _expected(agreement: float | None, interval: list[float] | None, of: str) -> str | None:
     """An agreement with its interval, as whole percents."""
     if agreement is None or interval is None:
         return None
@@ -47,10 +47,10 @@ def expected(agreement: float | None, interval: list[float] | None, of: str) -> 
     return f"{share} % ({low}–{high} %) of {of}"
 
 
-def plain(value: Any) -> str:
+def _plain(value: Any) -> str:
     """A value as text, its numbers rounded to 4 digits."""
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {plain(one)}" for name, one in value.items())
+        return ", ".join(f"{name}: {_plain(one)}" for name, one in value.items())
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -50,7 +50,7 @@ def push(place: str, repo_id: str, *, share: str, private: bool | None, revision
     """
     repo, is_anchor_set = locate_artifact(place)
     load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
-    artifact, card, shared = load(place), read_card(repo.folder()), shared_edits(repo.folder())
+    artifact, card, shared = load(place), read_card(repo.folder()), _shared_edits(repo.folder())
     how: dict[str, Any] = {} if is_anchor_set else {"share": share}
     sent: dict[str, Any] = {}
 
@@ -86,7 +86,7 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:
     repo, is_anchor_set = locate_artifact(repo_id, revision=revision)
     check_kind(folder, model_type=None if is_anchor_set else RelativeStitcher.config_class.model_type)
     card, mine = read_card(repo.folder()), read_card(folder)
-    if edits(mine) not in (edits(None), edits(card), *shared_edits(folder).values()):
+    if edits(mine) not in (edits(None), edits(card), *_shared_edits(folder).values()):
         raise StitchError(f"{folder / CARD_NAME} has edits that pulling would lose: push them, or move the file away")
     load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
     load(repo.place, revision=repo.commit)
@@ -97,7 +97,7 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:
         write_json(written / SHARED, {repo.name: edits(card)})
 
 
-def shared_edits(folder: Path) -> dict[str, Any]:
+def _shared_edits(folder: Path) -> dict[str, Any]:
     """The edits of a folder's card when it was pulled from a repo or pushed to it, by repo or branch."""
     return read_json(folder / SHARED) if (folder / SHARED).is_file() else {}
 

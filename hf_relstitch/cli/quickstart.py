@@ -53,7 +53,7 @@ class Data:
     test_labels: list[int]
 
 
-def digits(num_anchors: int, *, seed: int) -> Data:
+def _digits(num_anchors: int, *, seed: int) -> Data:
     """scikit-learn's 1,797 handwritten digits as 8 × 8 images: anchors, 500 to test on, and the rest to train on."""
     from sklearn.datasets import load_digits
 
@@ -65,14 +65,14 @@ def digits(num_anchors: int, *, seed: int) -> Data:
     return Data(images[first:last], labels[first:last], images[:first], images[last:], labels[last:])
 
 
-def hub_data(name: str, num_anchors: int, *, column: str, label_column: str) -> Data:
+def _hub_data(name: str, num_anchors: int, *, column: str, label_column: str) -> Data:
     """Anchors drawn from the train split of a `datasets` data set, and 500 rows from its test split."""
     (anchors,) = read_columns(name, [column], split="train", count=num_anchors)
     inputs, labels = read_columns(name, [column, label_column], split="test", count=500)
     return Data([], [], anchors, inputs, labels)
 
 
-def train_networks(data: Data, folder: Path, *, seed: int, console: Console) -> tuple[str, str]:
+def _train_networks(data: Data, folder: Path, *, seed: int, console: Console) -> tuple[str, str]:
     """Train a small ViT and a small ResNet, each from its own seed, and save them as transformers classifiers."""
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
     pixels = processor(images=data.train, return_tensors="pt")["pixel_values"]
@@ -115,7 +115,7 @@ def train(network: PreTrainedModel, pixels: Tensor, labels: Tensor, *, epochs: i
     network.eval()
 
 
-def ways_to_target(stitched: RelativeStitcher, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+def _ways_to_target(stitched: RelativeStitcher, source: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Latents `(n, d_target)` of the same inputs: the target's own, and the source's made to fit in three ways."""
     width = target.shape[1]
     padded = functional.pad(source, (0, max(0, width - source.shape[1])))[:, :width]
@@ -140,7 +140,7 @@ def accuracy(head: Head, latents: Tensor, labels: Tensor) -> float:
 
 
 @contextmanager
-def without_load_reports() -> Iterator[None]:
+def _without_load_reports() -> Iterator[None]:
     """Keep back transformers' reports on weights that a model lacks or leaves aside, as an encoder does the head's."""
     logger = logging.get_logger("transformers.modeling_utils")
 
@@ -154,7 +154,7 @@ def without_load_reports() -> Iterator[None]:
         logger.removeFilter(is_other)
 
 
-@without_load_reports()
+@_without_load_reports()
 def quickstart(
     out: Path,
     *,
@@ -174,7 +174,7 @@ def quickstart(
         StitchError: only some of `source`, `target` and `data` are given, or one cannot be loaded; `out` cannot be
             written.
     """
-    require_extra()
+    _require_extra()
     check_output(out)
     from hf_relstitch.benchmarks.plots import draw_stitching
 
@@ -182,10 +182,10 @@ def quickstart(
     if len({name is None for name in (source, target, data)}) != 1:
         raise StitchError("source, target and data go together: give all three, or none for the handwritten digits")
     if source is None or target is None or data is None:
-        inputs = digits(num_anchors, seed=seed)
-        source, target = train_networks(inputs, out, seed=seed, console=console)
+        inputs = _digits(num_anchors, seed=seed)
+        source, target = _train_networks(inputs, out, seed=seed, console=console)
     else:
-        inputs = hub_data(data, num_anchors, column=column, label_column=label_column)
+        inputs = _hub_data(data, num_anchors, column=column, label_column=label_column)
 
     console.print(
         f"Stitching through {len(inputs.anchors)} anchors: one closed-form translation, no labels, no training …"
@@ -195,9 +195,9 @@ def quickstart(
         encoder, target_encoder, inputs.anchors, head=head, data=data or "handwritten digits"
     )
     console.print(f"Measuring on {len(inputs.test)} test inputs …")
-    spaces = ways_to_target(stitched, encoder.encode(inputs.test), target_encoder.encode(inputs.test))
+    spaces = _ways_to_target(stitched, encoder.encode(inputs.test), target_encoder.encode(inputs.test))
     labels = torch.tensor(inputs.test_labels)
-    accuracies = {"source encoder, a head of its own": own_accuracy(source, inputs)}
+    accuracies = {"source encoder, a head of its own": _own_accuracy(source, inputs)}
     accuracies |= {way: accuracy(head, latents, labels) for way, latents in spaces.items()}
     console.print(table(accuracies))
     console.print(
@@ -225,7 +225,7 @@ def quickstart(
     return accuracies
 
 
-def require_extra() -> None:
+def _require_extra() -> None:
     """Say how to install what only the quickstart needs.
 
     Raises:
@@ -238,7 +238,7 @@ def require_extra() -> None:
         raise StitchError(f"the quickstart needs {error.name}: pip install 'hf-relstitch[quickstart]'") from error
 
 
-def own_accuracy(source: str, inputs: Data) -> float | None:
+def _own_accuracy(source: str, inputs: Data) -> float | None:
     """Accuracy of the source with a head of its own, if it has one for these classes."""
     try:
         encoder, head = load_target(source)

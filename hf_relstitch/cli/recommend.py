@@ -53,7 +53,7 @@ def recommend(
     for candidate in candidates:
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         try:
-            row |= measured(candidate, target_anchors, head, taken, **options)
+            row |= _measured(candidate, target_anchors, head, taken, **options)
         except Exception as error:
             row["error"] = str(error) or type(error).__name__
         rows.append(row | {"candidate": candidate})
@@ -85,7 +85,7 @@ def loaded(candidate: str) -> Encoder:
     return made[0]
 
 
-def measured(
+def _measured(
     candidate: str, target_anchors: AnchorSet, head: Head, inputs: Sequence[Any], *, batch_size: int, progress: bool
 ) -> dict[str, Any]:
     """What is known of one candidate, once its translation is fitted; `inputs` are its own of the target's anchors.

@@ -95,12 +95,12 @@ def recommend_command(
         if as_json:
             typer.echo(json.dumps(rows, indent=2))
         else:
-            show_ranking(stitched, failed=rows[len(stitched) :])
+            _show_ranking(stitched, failed=rows[len(stitched) :])
     if not stitched:
         raise typer.Exit(1)
 
 
-def show_ranking(stitched: list[dict[str, Any]], *, failed: list[dict[str, Any]]) -> None:
+def _show_ranking(stitched: list[dict[str, Any]], *, failed: list[dict[str, Any]]) -> None:
     """The candidates that could be stitched as a table, and under it why the others could not."""
     table = Table()
     for name in ("candidate", "agreement", "95 %", "verdict", "inputs/s", "parameters", "MB"):

@@ -42,33 +42,33 @@ def choose_anchors(
     unit = directions(points, centre=points.mean(0))
     means = unit[shuffled[:count]]
     for _ in range(ROUNDS):
-        nearest = torch.cat([squared_distances(rows, means).argmin(1) for rows in unit.split(BLOCK)])
+        nearest = torch.cat([_squared_distances(rows, means).argmin(1) for rows in unit.split(BLOCK)])
         sums = torch.zeros_like(means).index_add(0, nearest, unit)
         sizes = torch.bincount(nearest, minlength=count).to(unit)
         moved = torch.where(sizes[:, None] > 0, sums / sizes.clamp_min(1)[:, None], means)
         if torch.equal(moved, means):
             break
         means = moved
-    return nearest_rows(means, unit)
+    return _nearest_rows(means, unit)
 
 
-def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+def _squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     """Between all rows of both, up to rounding."""
     return (x**2).sum(-1, keepdim=True) - 2 * x @ y.T + (y**2).sum(-1)
 
 
-def nearest_rows(means: Float[Tensor, "m d"], points: Float[Tensor, "n d"]) -> Int[Tensor, " m"]:
+def _nearest_rows(means: Float[Tensor, "m d"], points: Float[Tensor, "n d"]) -> Int[Tensor, " m"]:
     """The point nearest to each mean that no mean before it took."""
     taken = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     rows = []
     for block in means.split(MEANS):
-        for distance in squared_distances(block, points):
+        for distance in _squared_distances(block, points):
             rows.append(int(distance.masked_fill(taken, torch.inf).argmin()))
             taken[rows[-1]] = True
     return torch.tensor(rows, device=points.device)
 
 
-def farthest_point_sampling(
+def _farthest_point_sampling(
     unit_anchors: Float[Tensor, "k d"], *, threshold: float, first: int
 ) -> Int[Tensor, " kept"]:
     """Rows kept when anchors are added, the least similar first, until all others are too similar.
@@ -77,19 +77,19 @@ def farthest_point_sampling(
     smallest; it ends when that |cosine| exceeds `threshold`. Rows come in the order in which they were added.
     """
     kept = [first]
-    nearest = abs_cosines(unit_anchors, first)
+    nearest = _abs_cosines(unit_anchors, first)
     nearest[first] = torch.inf
     while len(kept) < len(unit_anchors):
         row = int(nearest.argmin())
         if nearest[row] > threshold:
             break
         kept.append(row)
-        nearest = torch.maximum(nearest, abs_cosines(unit_anchors, row))
+        nearest = torch.maximum(nearest, _abs_cosines(unit_anchors, row))
         nearest[row] = torch.inf
     return torch.tensor(kept, device=unit_anchors.device)
 
 
-def abs_cosines(unit_anchors: Float[Tensor, "k d"], row: int) -> Float[Tensor, " k"]:
+def _abs_cosines(unit_anchors: Float[Tensor, "k d"], row: int) -> Float[Tensor, " k"]:
     """|cosine| of every anchor to one of them, without what rounding puts above 1."""
     return (unit_anchors @ unit_anchors[row]).abs().clamp(max=1)
 
@@ -108,4 +108,4 @@ def farthest_point_subsets(
         )
     generator = torch.Generator().manual_seed(seed)
     firsts = torch.randperm(len(unit_anchors), generator=generator)[:subspaces]
-    return [farthest_point_sampling(unit_anchors, threshold=threshold, first=int(first)) for first in firsts]
+    return [_farthest_point_sampling(unit_anchors, threshold=threshold, first=int(first)) for first in firsts]

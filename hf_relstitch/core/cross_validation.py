@@ -26,7 +26,7 @@ NORM_ROWS = 64
 """Held-out rows of a fold, and no fewer, that tell the mean norm of translated latents."""
 
 
-def assigned_folds(count: int, *, seed: int, folds: int = FOLDS) -> Int[Tensor, " k"]:
+def _assigned_folds(count: int, *, seed: int, folds: int = FOLDS) -> Int[Tensor, " k"]:
     """The fold of each anchor, as even as can be, drawn from the seed."""
     generator = torch.Generator().manual_seed(seed)
     assigned = torch.empty(count, dtype=torch.int64)
@@ -192,7 +192,7 @@ def folds_of(
     """
     x, y = paired(source_anchors, target_anchors)
     precisions = precision_of(source_anchors), precision_of(target_anchors)
-    fold_of = assigned_folds(len(x), seed=seed, folds=folds).to(x.device)
+    fold_of = _assigned_folds(len(x), seed=seed, folds=folds).to(x.device)
     return [Fold.of(x, y, fold_of == fold, scale=scale, precisions=precisions) for fold in range(folds)]
 
 

@@ -32,7 +32,7 @@ class Frame:
         u, s, vh = torch.linalg.svd(r, full_matrices=False)
         u = u if q is None else q @ u
         kept = s > s[0] * max(unit_anchors.shape) * precision
-        return cls(u[:, kept], s[kept], without_silent(vh[kept], unit_anchors))
+        return cls(u[:, kept], s[kept], _without_silent(vh[kept], unit_anchors))
 
     @classmethod
     def of_anchors(cls, anchors: Float[Tensor, "k d"]) -> "Frame":
@@ -57,7 +57,7 @@ class Frame:
         return float(torch.exp(-(p * p.log()).sum()))
 
 
-def without_silent(vh: Float[Tensor, "r d"], unit_anchors: Float[Tensor, "k d"]) -> Float[Tensor, "r d"]:
+def _without_silent(vh: Float[Tensor, "r d"], unit_anchors: Float[Tensor, "k d"]) -> Float[Tensor, "r d"]:
     """`Vᵀ` with 0 for coordinates so small beside the largest that it holds nothing but rounding there.
 
     all-mpnet-base-v2 has some that vary by 1e-34: a head on standardised latents would see rounding alone, magnified.
@@ -82,5 +82,5 @@ def quick_frame(unit_anchors: Float[Tensor, "k d"], *, precision: float) -> Fram
     kept = values > values[0] * floor**2
     s, vectors = values[kept].sqrt(), vectors[:, kept]
     if wide:
-        return Frame(vectors, s, without_silent(vectors.T @ unit_anchors / s[:, None], unit_anchors))
-    return Frame(unit_anchors @ vectors / s, s, without_silent(vectors.T, unit_anchors))
+        return Frame(vectors, s, _without_silent(vectors.T @ unit_anchors / s[:, None], unit_anchors))
+    return Frame(unit_anchors @ vectors / s, s, _without_silent(vectors.T, unit_anchors))

@@ -99,12 +99,12 @@ def anchor_coverage(latents: Float[Tensor, "n d_source"], anchors: Float[Tensor,
     Sun et al. 2022, Deep Nearest Neighbors), by distance or by angle, whichever is less.
     """
     centre = anchors.mean(0)
-    by_distance = share_near(latents, anchors)
-    by_angle = share_near(directions(latents, centre=centre), directions(anchors, centre=centre))
+    by_distance = _share_near(latents, anchors)
+    by_angle = _share_near(directions(latents, centre=centre), directions(anchors, centre=centre))
     return min(1.0, by_distance / 0.9, by_angle / 0.9)
 
 
-def share_near(latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"]) -> float:
+def _share_near(latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"]) -> float:
     """Share of latents as near to their nearest anchor as 90 % of the anchors are to theirs."""
     among = nearest(anchors, anchors, themselves=True)
     return float((nearest(latents, anchors) <= among.quantile(0.9)).double().mean())

@@ -22,7 +22,7 @@ def apply_head(head: nn.Module, latents: Float[Tensor, "n d"]) -> Float[Tensor, 
     return torch.func.functional_call(head, cast, (latents,))
 
 
-def first_layer(head: nn.Module) -> tuple[nn.Linear | None, nn.Module]:
+def _first_layer(head: nn.Module) -> tuple[nn.Linear | None, nn.Module]:
     """The linear layer that a head begins with, if it does, and what comes after it."""
     if type(head) is nn.Linear:
         return head, nn.Identity()
@@ -33,7 +33,7 @@ def first_layer(head: nn.Module) -> tuple[nn.Linear | None, nn.Module]:
 
 def read_by(head: nn.Module, away: Float[Tensor, "n d"]) -> Float[Tensor, "n width"]:
     """What latents that are seen from a centre become in a head's first linear layer, or as they are without one."""
-    first, _ = first_layer(head)
+    first, _ = _first_layer(head)
     return away if first is None else away @ first.weight.detach().to(away).T
 
 
@@ -41,7 +41,7 @@ def logits_of(
     head: nn.Module, read: Float[Tensor, "n width"], centre: Float[Tensor, " d_target"]
 ) -> Float[Tensor, "n classes"]:
     """A head's logits of what `read_by` makes of latents that are seen from the centre."""
-    first, rest = first_layer(head)
+    first, rest = _first_layer(head)
     origin = centre[None] if first is None else apply_head(first, centre[None])
     return apply_head(rest, origin + read)
 
@@ -63,7 +63,7 @@ def temperature_for(logits: Float[Tensor, "n classes"], *, confidence: float, mu
     Mean confidence falls as t grows, so there is one answer; where none exists (all logits equal) the nearest end of
     the range 2^±20 is given.
     """
-    return bisected(lambda factor: mean_confidence(logits * factor, multi_label=multi_label) < confidence)
+    return _bisected(lambda factor: mean_confidence(logits * factor, multi_label=multi_label) < confidence)
 
 
 def matching_temperature(
@@ -78,7 +78,7 @@ def matching_temperature(
     head in the place of labels. The loss is convex in 1/t; its derivative `Σ (p − q) logits` is bisected. Use it with
     held-out latents: fitted ones are nearer to the truth than any that come later.
     """
-    return bisected(
+    return _bisected(
         lambda factor: float(((probabilities(logits * factor, multi_label=multi_label) - target) * logits).sum()) < 0
     )
 
@@ -89,10 +89,10 @@ def values_explained(head: nn.Module, translated: Float[Tensor, "k d"], target: 
 
     1 is all; 0 is what the mean value explains, and less is worse.
     """
-    return explained(apply_head(head, translated), apply_head(head, target))
+    return _explained(apply_head(head, translated), apply_head(head, target))
 
 
-def explained(made: Float[Tensor, "k values"], values: Float[Tensor, "k values"]) -> float:
+def _explained(made: Float[Tensor, "k values"], values: Float[Tensor, "k values"]) -> float:
     """1 less the squared error of what is made, each of the values in units of its variance."""
     variance = values.var(0, correction=0).clamp_min(torch.finfo(values.dtype).tiny)
     return 1 - float(((made - values).square().mean(0) / variance).mean())
@@ -106,10 +106,10 @@ def stretch_for_values(head: nn.Module, translated: Float[Tensor, "k d"], target
     """
     centre, values = target.mean(0), apply_head(head, target)
     read = read_by(head, translated - centre)
-    return max(STRETCHES, key=lambda stretch: explained(logits_of(head, stretch * read, centre), values))
+    return max(STRETCHES, key=lambda stretch: _explained(logits_of(head, stretch * read, centre), values))
 
 
-def bisected(too_small: Callable[[float], bool]) -> float:
+def _bisected(too_small: Callable[[float], bool]) -> float:
     """One over the factor, within 2^±20, at which `too_small` turns false."""
     low, high = -LARGEST, LARGEST
     for _ in range(STEPS):

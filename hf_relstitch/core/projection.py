@@ -43,18 +43,18 @@ def relative_half(
     centre, target_centre = anchors.mean(0), target.mean(0)
     unit, target_unit = directions(anchors, centre=centre), directions(target, centre=target_centre)
     subsets = anchor_subsets(target_unit, settings)
-    coordinates = coordinates_of(unit, subsets, precision=precision_of(source_anchors), settings=settings)
+    coordinates = _coordinates_of(unit, subsets, precision=precision_of(source_anchors), settings=settings)
 
     def relative(latents: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(latents - centre, dim=-1, keepdim=True)
         made = coordinates(directions(latents, centre=centre))
         return norms * made if settings.scale == "carry" else made
 
-    translated = relative(anchors) @ inversion(target_anchors, target_unit, subsets, settings)
+    translated = relative(anchors) @ _inversion(target_anchors, target_unit, subsets, settings)
     return relative(to_working(x)) * (settings.stretch * mean_norm(target - target_centre) / mean_norm(translated))
 
 
-def coordinates_of(
+def _coordinates_of(
     unit: Float[Tensor, "k d_source"], subsets: list[Tensor], *, precision: float, settings: TranslationSettings
 ) -> Callable[[Tensor], Tensor]:
     """What makes relative coordinates of directions: one matrix, or sharpening and one matrix."""
@@ -62,7 +62,7 @@ def coordinates_of(
         vectors, values = sharpened_spectrum(unit, sharpness=settings.sharpness)
         power = vectors * shrinkage(values, exponent=settings.alpha, ridge=settings.ridge) @ vectors.T
         return lambda latents: sharpen(latents @ unit.T, sharpness=settings.sharpness) @ power
-    powers = half(unit, subsets, precision=precision, side="source", settings=settings)
+    powers = _half(unit, subsets, precision=precision, side="source", settings=settings)
     return lambda latents: latents @ powers.T
 
 
@@ -73,21 +73,21 @@ def target_half(
     """What takes relative latents to target latents: `(YYᵀ + λ_y I)^(−β) Y`, the mean of it over subspaces."""
     anchors = to_working(target_anchors)
     unit = directions(anchors, centre=anchors.mean(0))
-    return inversion(target_anchors, unit, anchor_subsets(unit, settings), settings)
+    return _inversion(target_anchors, unit, anchor_subsets(unit, settings), settings)
 
 
-def inversion(
+def _inversion(
     target_anchors: Float[Tensor, "k d_target"],
     unit: Float[Tensor, "k d_target"],
     subsets: list[Tensor],
     settings: TranslationSettings,
 ) -> Float[Tensor, "m d_target"]:
     """`target_half` of anchors whose directions and subsets are known."""
-    made = half(unit, subsets, precision=precision_of(target_anchors), side="target", settings=settings)
+    made = _half(unit, subsets, precision=precision_of(target_anchors), side="target", settings=settings)
     return made / len(subsets)
 
 
-def half(
+def _half(
     unit: Float[Tensor, "k d"], subsets: list[Tensor], *, precision: float, side: Side, settings: TranslationSettings
 ) -> Float[Tensor, "m d"]:
     """`(XXᵀ + λI)^(−exponent) X` of each subset of centred and normalised anchors, one under the other."""

@@ -59,7 +59,7 @@ class SearchJudge:
             StitchError: `translates` is something else.
         """
         check_role(translates)
-        source, target = from_zero(folds[0].x), from_zero(folds[0].y)
+        source, target = _from_zero(folds[0].x), _from_zero(folds[0].y)
         new = target if translates == "documents" else source
         generator = torch.Generator().manual_seed(0)  # whatever order the anchors came in
         rows = [fold.held_out.nonzero()[:, 0] for fold in folds]
@@ -94,7 +94,7 @@ class SearchJudge:
         for fold, read in readings(folds, views, settings, readouts=readouts):
             away[fold.held_out] = read
         centres = centres_of(folds)
-        length = FIRST_LENGTH[self.translates] * least_squares_length(away, folds[0].y - centres)
+        length = FIRST_LENGTH[self.translates] * _least_squares_length(away, folds[0].y - centres)
         return self.recalls(centres + length * away)
 
     def unchanged(self, source: Float[Tensor, "k d_target"]) -> Float[Tensor, " q"]:
@@ -114,13 +114,13 @@ class SearchJudge:
         """
         centres = centres_of(folds)
         away = held_out_translations(folds[0].x, folds[0].y, settings=settings, folds=folds) - centres
-        length = least_squares_length(away, folds[0].y - centres)
+        length = _least_squares_length(away, folds[0].y - centres)
         recalls = {each: float(self.recalls(centres + each * length * away).mean()) for each in SEARCH_LENGTHS}
         return length * max(recalls, key=recalls.__getitem__)
 
     def recalls(self, translated: Float[Tensor, "k d_target"]) -> Float[Tensor, " q"]:
         """The recall of each query with these latents in the place of the true ones."""
-        made = from_zero(translated)
+        made = _from_zero(translated)
         return self.shares(self.target, made) if self.translates == "documents" else self.shares(made, self.target)
 
     def shares(self, queries: Float[Tensor, "k d"], documents: Float[Tensor, "k d"]) -> Float[Tensor, " q"]:
@@ -138,7 +138,7 @@ def check_role(translates: str) -> None:
         raise StitchError(f"translates is {translates!r}: it has to be 'documents' or 'queries'")
 
 
-def from_zero(latents: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def _from_zero(latents: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Directions as a search sees them."""
     return directions(latents, centre=torch.zeros_like(latents[0]))
 
@@ -150,7 +150,7 @@ def search(queries: Float[Tensor, "q d"], documents: Float[Tensor, "n d"], count
     return similarity.topk(count).indices
 
 
-def least_squares_length(away: Float[Tensor, "k d"], true: Float[Tensor, "k d"]) -> float:
+def _least_squares_length(away: Float[Tensor, "k d"], true: Float[Tensor, "k d"]) -> float:
     """The factor that brings latents nearest to the true ones, or next to nothing where they point elsewhere."""
     length = float((away * true).sum() / away.square().sum())
     return length if math.isnan(length) else max(0.01, length)
@@ -183,7 +183,7 @@ class Judge:
         even = torch.ones_like(target[:, 0])
         if head is None or logits.shape[1] < 2:
             return cls(target, None, target, even, multi_label)
-        weights = even if multi_label else balanced(logits.argmax(-1), dtype=even.dtype)
+        weights = even if multi_label else _balanced(logits.argmax(-1), dtype=even.dtype)
         return cls(target, head, logits, weights, multi_label)
 
     @property
@@ -251,7 +251,7 @@ class Judge:
         return stretch * next(length for length in LENGTHS if scores[length] >= enough)
 
 
-def balanced(answers: Int[Tensor, " k"], *, dtype: torch.dtype) -> Float[Tensor, " k"]:
+def _balanced(answers: Int[Tensor, " k"], *, dtype: torch.dtype) -> Float[Tensor, " k"]:
     """Weights, 1 in the mean, that give every answer that occurs the same in all."""
     _, which, counts = answers.unique(return_inverse=True, return_counts=True)
     return len(answers) / (len(counts) * counts[which].to(dtype))

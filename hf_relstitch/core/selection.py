@@ -40,7 +40,7 @@ class Choice:
 
     `score` is the mean of `criterion` over anchors held out of the fit; `standard_error` is its standard error.
     `candidates` are all that were looked at, the highest score first; with `prefer="accuracy"` the choice may be
-    another than the first, see `settled`.
+    another than the first, see `_settled`.
     """
 
     settings: TranslationSettings
@@ -98,7 +98,7 @@ def choose_settings(
         scores[TranslationSettings(seed=seed, identity=True)] = judge.unchanged(x)
     means = {candidate: float(each.mean()) for candidate, each in scores.items()}
     ranked = sorted(means, key=lambda candidate: -means[candidate])
-    best = settled(scores, ranked)
+    best = _settled(scores, ranked)
     stretch = 1.0 if best.identity else judge.stretch(folds, best)
     return Choice(
         settings=replace(best, stretch=stretch),
@@ -115,7 +115,7 @@ def check_prefer(prefer: str) -> None:
         raise StitchError(f"prefer is {prefer!r}: it has to be 'linear' or 'accuracy'")
 
 
-def settled(scores: dict[TranslationSettings, Tensor], ranked: list[TranslationSettings]) -> TranslationSettings:
+def _settled(scores: dict[TranslationSettings, Tensor], ranked: list[TranslationSettings]) -> TranslationSettings:
     """The first of the ranked candidates, or the first sharpened one unless the first beats it beyond doubt.
 
     Where the head is weak, linear maps are nearer to what it says and no nearer to the truth; so a linear map has to

@@ -201,7 +201,7 @@ def paired(
             "they are paired row for row, so encode the same inputs with both models"
         )
     x, y = to_working(source_anchors), to_working(target_anchors)
-    if not (varied(x) and varied(y)):
+    if not (_varied(x) and _varied(y)):
         raise StitchError("anchors have to be finite and not all the same: look at the inputs and at both encoders")
     return x, y
 
@@ -232,7 +232,7 @@ def anchor_subsets(unit_anchors: Float[Tensor, "k d"], settings: TranslationSett
     )
 
 
-def varied(x: Float[Tensor, "n d"]) -> bool:
+def _varied(x: Float[Tensor, "n d"]) -> bool:
     """Whether latents are finite and not all the same."""
     return bool(len(x) and x.isfinite().all() and (x != x[0]).any())
 
@@ -273,7 +273,7 @@ class SharpenedTranslation(nn.Module):
 
     With `scale="mean"` the norm of the latent is left out. It holds the directions X of the source anchors, costs
     `n·k·(d_source + d_target)` and folds into no matrix. All tensors are buffers: nothing here is trained. They are
-    empty until `fit_sharpened` or a checkpoint fills them.
+    empty until `_fit_sharpened` or a checkpoint fills them.
     """
 
     directions: Float[Tensor, "k d_source"]
@@ -307,7 +307,7 @@ class SharpenedTranslation(nn.Module):
 
 
 @torch.no_grad()
-def fit_sharpened(
+def _fit_sharpened(
     source_anchors: Float[Tensor, "k d_source"],
     target_anchors: Float[Tensor, "m d_target"],
     *,
@@ -346,14 +346,14 @@ def fit(
     settings: TranslationSettings,
     frames: tuple[Frame, Frame] | None = None,
 ) -> Translation | SharpenedTranslation:
-    """The translation that `settings` make of anchors paired row for row; see `fit_translation`, `fit_sharpened`.
+    """The translation that `settings` make of anchors paired row for row; see `fit_translation`, `_fit_sharpened`.
 
     `frames` are both sides' `Frame.of_anchors`, where they are at hand.
 
     Raises:
         StitchError: anchors that cannot be paired, or that carry nothing.
     """
-    make = fit_sharpened if settings.sharpness else fit_translation
+    make = _fit_sharpened if settings.sharpness else fit_translation
     return make(source_anchors, target_anchors, settings=settings, frames=frames)
 
 

@@ -48,10 +48,10 @@ def check_filled(inputs: Sequence[Any], *, what: str, rows: Sequence[int] | None
     """
     numbered = zip(rows or range(len(inputs)), inputs, strict=True)
     if empty := [row for row, one in numbered if one is None or (isinstance(one, float) and math.isnan(one))]:
-        raise StitchError(f"{what} empty in {row_names(empty)}: fill in or remove them")
+        raise StitchError(f"{what} empty in {_row_names(empty)}: fill in or remove them")
 
 
-def row_names(rows: Sequence[int]) -> str:
+def _row_names(rows: Sequence[int]) -> str:
     """The first of these rows, and how many others there are."""
     others = {1: "", 2: " and 1 other"}.get(len(rows), f" and {len(rows) - 1} others")
     return f"row {rows[0]} (counted from 0){others}"
@@ -67,7 +67,8 @@ def encoded(text: str, *, row: int) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise StitchError(
-            f"the text in {row_names([row])} has half a character, {text[error.start]!r}, which UTF-8 cannot say: read "
+            f"the text in {_row_names([row])} has half a character, {text[error.start]!r}, "
+            f"which UTF-8 cannot say: read "
             "it with its own encoding, or remove it"
         ) from error
 
@@ -88,7 +89,7 @@ def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "mode
         anchors = who != "model" and any(isinstance(one, known) for one in strange.values())
         pairs = "; anchors of two kinds are pairs, (what the source takes, what the target takes)" if anchors else ""
         raise StitchError(
-            f"the {who} takes {expected} and what came in {row_names(list(strange))} is {came}: give it its own kind "
+            f"the {who} takes {expected} and what came in {_row_names(list(strange))} is {came}: give it its own kind "
             f"of input{pairs}"
         )
 
@@ -124,7 +125,7 @@ def load_audio(audio: Path | np.ndarray, *, sampling_rate: int | None = None) ->
     if isinstance(audio, np.ndarray):
         samples = audio
     else:
-        with open_sound(audio) as opened:
+        with _open_sound(audio) as opened:
             rate, samples = opened.samplerate, opened.read(dtype="float32", always_2d=True).mean(1)
         if sampling_rate not in (None, rate):
             raise StitchError(f"{audio} has {rate} samples a second and the model takes {sampling_rate}: resample it")
@@ -136,7 +137,7 @@ def load_audio(audio: Path | np.ndarray, *, sampling_rate: int | None = None) ->
     return samples.astype("<f4")
 
 
-def open_sound(path: Path) -> Any:
+def _open_sound(path: Path) -> Any:
     """A sound file, opened by soundfile.
 
     Raises:
@@ -163,7 +164,7 @@ def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:
 def length_of(one: Any, *, modality: str) -> int:
     """Characters of a text, samples of a sound; 0 for an image, and for what is no input of this kind."""
     if modality == "audio" and isinstance(one, Path):
-        with open_sound(one) as opened:
+        with _open_sound(one) as opened:
             return opened.frames
     return len(one) if isinstance(one, str | np.ndarray) else 0
 
@@ -177,7 +178,7 @@ def probe_inputs(modality: str) -> list[Any]:
     return [np.sin(np.linspace(0, 500, length, dtype=np.float32) ** 1.2) for length in (8_000, 16_000)]
 
 
-def are_pairs(inputs: Sequence[Any]) -> bool:
+def _are_pairs(inputs: Sequence[Any]) -> bool:
     """Whether inputs are pairs, tuples of two, such as (image, text).
 
     Raises:
@@ -200,7 +201,7 @@ def are_pairs(inputs: Sequence[Any]) -> bool:
 
 def sides_of(inputs: Sequence[Any]) -> tuple[Side | None, Side | None]:
     """Which side of each input the source takes, and which the target; None where inputs are not pairs."""
-    return ("first", "second") if are_pairs(inputs) else (None, None)
+    return ("first", "second") if _are_pairs(inputs) else (None, None)
 
 
 def side_of(inputs: Sequence[Any], side: Side | None) -> Sequence[Any]:
@@ -212,7 +213,7 @@ def side_of(inputs: Sequence[Any], side: Side | None) -> Sequence[Any]:
     sides = get_args(Side)
     if side not in (None, *sides):
         raise StitchError(f"side is {side!r}: expected {' or '.join(map(repr, sides))}")
-    if are_pairs(inputs) == (side is None):
+    if _are_pairs(inputs) == (side is None):
         raise StitchError(
             "the inputs are pairs: say with side='first' or side='second' which of each the encoder takes"
             if side is None

@@ -22,7 +22,7 @@ def as_latents(given: Any, *, column: str = "latents") -> Tensor:
         StitchError: a file that cannot be read or has no such column, or no matrix of floats.
     """
     try:
-        found = read_latents(Path(given), column) if isinstance(given, str | Path) else as_tensor(given)
+        found = _read_latents(Path(given), column) if isinstance(given, str | Path) else as_tensor(given)
     except (OSError, ValueError, TypeError, SafetensorError, pa.ArrowException) as error:
         what = given if isinstance(given, str | Path) else f"a {type(given).__name__}"
         raise StitchError(f"{what} cannot be read as latents, (n, d) floats: {error}") from error
@@ -31,7 +31,7 @@ def as_latents(given: Any, *, column: str = "latents") -> Tensor:
     return found
 
 
-def read_latents(file: Path, column: str) -> Tensor:
+def _read_latents(file: Path, column: str) -> Tensor:
     """The latents in a file, all of them.
 
     Raises:

@@ -42,8 +42,8 @@ def read_inputs(
     elif not path.exists() or (column is not None and (path.is_dir() or path.suffix.lower() in TABLES)):
         inputs = read_columns(place, [column], split=split, count=count)[0]
     elif path.is_dir():
-        inputs = sorted(file for file in path.rglob("*") if is_media(file))
-    elif is_media(path):
+        inputs = sorted(file for file in path.rglob("*") if _is_media(file))
+    elif _is_media(path):
         inputs = [path]
     elif path.suffix.lower() in TABLES:
         raise StitchError(f"{place} is a table: name its column of inputs, or give a text file with one a line")
@@ -54,15 +54,15 @@ def read_inputs(
             f"{place} holds no input: expected a text file with one a line or a folder of images or sounds; of a "
             "table or a data set name the column"
         )
-    return inputs_at(inputs, drawn_rows(len(inputs), count))
+    return inputs_at(inputs, _drawn_rows(len(inputs), count))
 
 
-def drawn_rows(total: int, count: int | None) -> list[int]:
+def _drawn_rows(total: int, count: int | None) -> list[int]:
     """At most `count` of so many rows, drawn with a fixed seed, in their order; None draws all."""
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values.tolist()
 
 
-def is_media(path: str | Path) -> bool:
+def _is_media(path: str | Path) -> bool:
     """Whether a path names an image or a sound, by its suffix."""
     return Path(path).suffix.lower() in Image.registered_extensions().keys() | SOUNDS
 
@@ -74,7 +74,7 @@ def is_here(name: str) -> bool:
 
 def names_file(text: str) -> bool:
     """Whether a text reads as the name of a file of inputs, one word with the suffix of one, or of a folder."""
-    known = is_media(text) or Path(text).suffix.lower() in {*TABLES, ".txt"} or text.endswith("/")
+    known = _is_media(text) or Path(text).suffix.lower() in {*TABLES, ".txt"} or text.endswith("/")
     return known and not any(letter.isspace() for letter in text)
 
 
@@ -120,7 +120,7 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     for column in columns:
         if column not in table.column_names:
             raise StitchError(f"{name} has no column {column!r}: it has {', '.join(table.column_names)}")
-    rows = drawn_rows(len(table), count)
+    rows = _drawn_rows(len(table), count)
     table = table.select(rows)
     folder, read = path.parent if reader else path, [list(table[column]) for column in columns]
     for column, values in zip(columns, read, strict=True):
@@ -137,5 +137,5 @@ def _read_table(name: str, reader: str, columns: Sequence[str | None], split: st
 
 
 def _paths(values: list[Any], folder: Path) -> list[Any]:
-    named = all(isinstance(one, str) and is_media(one) for one in values)
+    named = all(isinstance(one, str) and _is_media(one) for one in values)
     return [folder / one for one in values] if named else values

@@ -81,31 +81,31 @@ def prefetched(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[
             yield last[0], last[1].result()
 
 
-def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A model's tensors by name, one at a time from where they are offloaded; quantised ones as their parts."""
     for name, tensor in sorted(model.state_dict().items()):
         owner, _, own_name = name.rpartition(".")
         if not tensor.is_meta:
-            yield from ((name, part) for part in parts_of(tensor))
+            yield from ((name, part) for part in _parts_of(tensor))
         else:
             module = model.get_submodule(owner)
             with align_module_device(module, torch.device("cpu")):
                 yield name, getattr(module, own_name).detach()
 
 
-def parts_of(tensor: Tensor) -> Iterator[Tensor]:
+def _parts_of(tensor: Tensor) -> Iterator[Tensor]:
     """The plain tensors that a quantised one is made of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield tensor.detach()
         return
     for name in tensor.__tensor_flatten__()[0]:
-        yield from parts_of(getattr(tensor, name))
+        yield from _parts_of(getattr(tensor, name))
 
 
 def fingerprint(*models: nn.Module, without: Collection[str] = ()) -> str:
     """A hash of models' weights, for models that no commit hash names."""
     digest = xxhash.xxh3_128()
-    for name, tensor in (item for model in models for item in stored_tensors(model)):
+    for name, tensor in (item for model in models for item in _stored_tensors(model)):
         if name not in without:
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

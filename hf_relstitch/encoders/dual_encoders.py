@@ -76,7 +76,7 @@ def keep_side(model: Any, side: str, probe: Mapping[str, Tensor]) -> None:
         for hook in hooks:
             hook.remove()
     unused = {name: module for name, module in model.named_children() if name not in used}
-    leave_out(model, list(unused))
+    _leave_out(model, list(unused))
     try:
         same = torch.equal(tensor_of(features(model, probe, side=side)), tensor_of(expected))
     except (AttributeError, TypeError):  # a module that is read without being called
@@ -88,7 +88,7 @@ def keep_side(model: Any, side: str, probe: Mapping[str, Tensor]) -> None:
     setattr(model.config, LEFT_OUT, list(unused))
 
 
-def leave_out(model: nn.Module, names: list[str]) -> None:
+def _leave_out(model: nn.Module, names: list[str]) -> None:
     """Take these modules out of a model.
 
     Raises:
@@ -103,7 +103,7 @@ def leave_out(model: nn.Module, names: list[str]) -> None:
 def as_configured(model: Any, config: Any) -> Any:
     """A whole encoder with what `from_pretrained` writes into the config of one side of it."""
     if names := list(getattr(config, LEFT_OUT, [])):
-        leave_out(model, names)
+        _leave_out(model, names)
         setattr(model.config, LEFT_OUT, names)
         model.config.get_text_config().pad_token_id = config.get_text_config().pad_token_id
     return model

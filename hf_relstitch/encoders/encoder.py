@@ -139,7 +139,7 @@ class Encoder:
             return self
         if self.pooling in FEATURES:
             raise StitchError(f"{self.provenance.model_id} is one side of two towers: its earlier layers are not taken")
-        takes = signature(encoder_of(self.model).forward).parameters
+        takes = signature(_encoder_of(self.model).forward).parameters
         if "output_hidden_states" not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
             raise StitchError(f"{self.provenance.model_id} takes no output_hidden_states, so its layers are not shown")
         made = copy(self)
@@ -228,7 +228,7 @@ def encode_batch(
         return after_pooling(pool(output, attention_mask=None, pooling=pooling).to(home)), output
     if earlier_layers:
         options["output_hidden_states"] = True
-    output = encoder_of(model)(**batch, **options)
+    output = _encoder_of(model)(**batch, **options)
     mask = token_mask(model, output, batch.get("attention_mask"))
     latents = after_pooling(pool(output, attention_mask=mask, pooling=pooling).to(home))
     if earlier_layers:
@@ -236,6 +236,6 @@ def encode_batch(
     return latents, output
 
 
-def encoder_of(model: Any) -> Any:
+def _encoder_of(model: Any) -> Any:
     """What gives the hidden states: of an encoder-decoder its encoder, of any other model itself."""
     return model.get_encoder() if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else model

@@ -75,12 +75,12 @@ def onnx_encoder(
     except ImportError as error:
         raise StitchError(f"ONNX encoders need {error.name}: {INSTALL_ONNX}") from error
     repo = locate(Path(place).parent if Path(place).is_file() else place)
-    file = Path(place) if Path(place).is_file() else file_of(repo)
+    file = Path(place) if Path(place).is_file() else _file_of(repo)
     try:
         session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
     except Exception as error:  # onnxruntime has a class for each fault
         raise StitchError(f"{file} cannot be read as an ONNX model: {error}") from error
-    name, is_pooled = output_of(session, output)
+    name, is_pooled = _output_of(session, output)
     model = OnnxModel(session, output=name)
     if processor is None:
         if model.main_input_name is None:
@@ -92,7 +92,7 @@ def onnx_encoder(
                 f"{repo.name} holds no processor that can be loaded: give processor= ({error})"
             ) from error
     modules = read_sentence_modules(repo) if pooling == "auto" and not is_pooled else None
-    chosen = chosen_pooling(pooling, is_pooled, modules)
+    chosen = _chosen_pooling(pooling, is_pooled, modules)
     if modules is not None and isinstance(processor, PreTrainedTokenizerBase):
         modules.prepare(processor)
     return Encoder(
@@ -107,7 +107,7 @@ def onnx_encoder(
     )
 
 
-def file_of(repo: Repo) -> Path:
+def _file_of(repo: Repo) -> Path:
     """The ONNX file of a repo, where optimum and sentence-transformers put it.
 
     Raises:
@@ -118,7 +118,7 @@ def file_of(repo: Repo) -> Path:
     raise StitchError(f"{repo.name} has no {' or '.join(FILES)}: give the path of the file")
 
 
-def output_of(session: Any, name: str | None) -> tuple[str, bool]:
+def _output_of(session: Any, name: str | None) -> tuple[str, bool]:
     """The name of the output to take, and whether it is pooled already.
 
     Raises:
@@ -133,7 +133,7 @@ def output_of(session: Any, name: str | None) -> tuple[str, bool]:
     return chosen, ranks[chosen] == 2
 
 
-def chosen_pooling(pooling: str, is_pooled: bool, modules: SentenceModules | None) -> str:
+def _chosen_pooling(pooling: str, is_pooled: bool, modules: SentenceModules | None) -> str:
     """How a latent is made of the output."""
     if pooling != "auto":
         return pooling

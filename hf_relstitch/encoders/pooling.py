@@ -31,16 +31,16 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
     if pooling in FEATURES:
         return tensor_of(output)
     if pooling == "none":
-        return require(output, ndim=(2,), pooling=pooling)
+        return _require(output, ndim=(2,), pooling=pooling)
     if pooling == "pooler":
         pooled = getattr(output, "pooler_output", None)
-        return require(pooled, ndim=(2, 4), pooling=pooling).flatten(1)
+        return _require(pooled, ndim=(2, 4), pooling=pooling).flatten(1)
     hidden = getattr(output, "last_hidden_state", None)
     if attention_mask is not None and isinstance(hidden, Tensor):
         attention_mask = attention_mask.to(hidden.device)
     if pooling == "mean":
-        return mean_of_places(hidden, attention_mask)
-    hidden = require(hidden, ndim=(3,), pooling=pooling)
+        return _mean_of_places(hidden, attention_mask)
+    hidden = _require(hidden, ndim=(3,), pooling=pooling)
     return OF_TOKENS[pooling](hidden, attention_mask)
 
 
@@ -65,7 +65,7 @@ def with_earlier(latents: Tensor, output: Any, *, attention_mask: Tensor | None,
                 f"an earlier layer of the encoder has shape {tuple(hidden.shape)} and the attention mask "
                 f"{tuple(attention_mask.shape)}: which of its rows are padding is not known"
             )
-        mean = mean_of_places(hidden, attention_mask).to(latents.device, exact)
+        mean = _mean_of_places(hidden, attention_mask).to(latents.device, exact)
         parts.append(normalize(mean, dim=-1) / len(layers) ** 0.5)
     return torch.cat(parts, -1).to(latents.dtype)
 
@@ -89,7 +89,7 @@ def token_mask(model: nn.Module, output: Any, attention_mask: Tensor | None) -> 
     return (rows < lengths(attention_mask.sum(1))[:, None]).int()
 
 
-def require(output: Any, *, ndim: tuple[int, ...], pooling: str) -> Tensor:
+def _require(output: Any, *, ndim: tuple[int, ...], pooling: str) -> Tensor:
     """The output, if it is a tensor of one of these numbers of axes."""
     if isinstance(output, Tensor) and output.ndim in ndim:
         return output
@@ -100,37 +100,37 @@ def require(output: Any, *, ndim: tuple[int, ...], pooling: str) -> Tensor:
     )
 
 
-def mean_of_places(hidden: Any, attention_mask: Tensor | None) -> Tensor:
+def _mean_of_places(hidden: Any, attention_mask: Tensor | None) -> Tensor:
     """Mean over the tokens `(n, t, d)` that are not padding, or over the places of a feature map `(n, d, h, w)`."""
-    hidden = require(hidden, ndim=(3, 4), pooling="mean")
+    hidden = _require(hidden, ndim=(3, 4), pooling="mean")
     return hidden.mean((2, 3)) if hidden.ndim == 4 else mean_of_tokens(hidden, attention_mask)
 
 
 def mean_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Mean over the tokens `(n, t, d)` that are not padding."""
-    return hidden.mean(1) if attention_mask is None else weighted_mean(hidden, attention_mask)
+    return hidden.mean(1) if attention_mask is None else _weighted_mean(hidden, attention_mask)
 
 
-def weighted_mean(hidden: Tensor, weights: Tensor) -> Tensor:
+def _weighted_mean(hidden: Tensor, weights: Tensor) -> Tensor:
     """Mean over the tokens `(n, t, d)`, of half precision in float32."""
     exact = torch.promote_types(hidden.dtype, torch.float32)
     shares = weights.unsqueeze(-1).to(hidden.device, exact)
     return ((hidden * shares).sum(1) / shares.sum(1).clamp_min(1)).to(hidden.dtype)
 
 
-def mean_by_place(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+def _mean_by_place(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Mean over the tokens `(n, t, d)` that are not padding, each weighted by its place among them."""
     mask = torch.ones(hidden.shape[:2], device=hidden.device) if attention_mask is None else attention_mask
-    return weighted_mean(hidden, mask.cumsum(1) * mask)
+    return _weighted_mean(hidden, mask.cumsum(1) * mask)
 
 
-def max_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+def _max_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The greatest of each number over the tokens `(n, t, d)` that are not padding."""
     kept = hidden if attention_mask is None else hidden.masked_fill(attention_mask.unsqueeze(-1) == 0, -torch.inf)
     return kept.amax(1)
 
 
-def first_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+def _first_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The first token of `(n, t, d)` that is not padding, whichever side the padding is on."""
     if attention_mask is None:
         return hidden[:, 0]
@@ -146,7 +146,7 @@ def last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-OF_TOKENS = {"cls": first_token, "last": last_token, "max": max_of_tokens, "weighted_mean": mean_by_place}
+OF_TOKENS = {"cls": _first_token, "last": last_token, "max": _max_of_tokens, "weighted_mean": _mean_by_place}
 
 
 def resolve_pooling(pooling: str, *, model: nn.Module) -> str:
@@ -166,10 +166,10 @@ def resolve_pooling(pooling: str, *, model: nn.Module) -> str:
             f"{type(model).__name__} has two towers: say by pooling= which side to take, "
             f"{' or '.join(map(repr, sides))}"
         )
-    return usual_pooling(model)
+    return _usual_pooling(model)
 
 
-def usual_pooling(model: nn.Module) -> str:
+def _usual_pooling(model: nn.Module) -> str:
     """The field's usual choice: last token of decoders, first of ViTs with a class token, timm's own, else the mean."""
     config = getattr(model, "config", None)
     if config is None:

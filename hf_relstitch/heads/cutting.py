@@ -54,14 +54,14 @@ def find_chain(model: PreTrainedModel, at: str, probe: Mapping[str, Tensor]) -> 
         raise StitchError(f"{type(model).__name__} cut at {at} begins with an activation: cut it at the layer before")
     if len(set(names)) < len(names):
         raise StitchError(f"{type(model).__name__} cut at {at} calls a layer twice from there on: cut it later")
-    runs = [record(model, names, probe, factor=factor) for factor in FACTORS]
+    runs = [_record(model, names, probe, factor=factor) for factor in FACTORS]
     logits = torch.cat([logits for _, logits in runs])
     differences: dict[str, float] = {}
     for rows in ROWS if runs[0][0][names[0]][0].ndim == 3 else ("pooled",):
-        seen = {name: picked([run[name] for run, _ in runs], rows, probe, pad_token_id(model)) for name in names}
-        chain = chain_of(model, names, seen)
+        seen = {name: _picked([run[name] for run, _ in runs], rows, probe, pad_token_id(model)) for name in names}
+        chain = _chain_of(model, names, seen)
         head = own_copy(nn.Sequential(*(layer for _, layer in chain))).requires_grad_(False)
-        differences[rows] = distance(head, seen[names[0]][0], logits)
+        differences[rows] = _distance(head, seen[names[0]][0], logits)
         if differences[rows] <= TOLERANCE * max(1.0, float(logits.abs().max())):
             return [name for name, _ in chain], rows, head
     raise StitchError(
@@ -70,7 +70,7 @@ def find_chain(model: PreTrainedModel, at: str, probe: Mapping[str, Tensor]) -> 
     )
 
 
-def record(
+def _record(
     model: PreTrainedModel, names: list[str], probe: Mapping[str, Tensor], *, factor: float
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
     """What goes into each module and comes out of it, and the logits, with the first one's input times a factor."""
@@ -90,18 +90,18 @@ def record(
     return seen, output.logits if "logits" in output else output[0]
 
 
-def picked(
+def _picked(
     pairs: list[tuple[Tensor, Tensor]], rows: str, probe: Mapping[str, Tensor], pad: int | None
 ) -> tuple[Tensor, Tensor]:
     """One row an input of what goes into a layer and comes out of it, of all runs."""
     into, out = (
-        torch.cat([select_row(rows, one, probe, pad) if one.ndim == 3 else one for one in side])
+        torch.cat([_select_row(rows, one, probe, pad) if one.ndim == 3 else one for one in side])
         for side in zip(*pairs, strict=True)
     )
     return into, out
 
 
-def distance(head: nn.Module, latents: Tensor, logits: Tensor) -> float:
+def _distance(head: nn.Module, latents: Tensor, logits: Tensor) -> float:
     """The largest difference between a head's logits and the true ones; infinite where the shapes do not fit."""
     try:
         found = apply_head(head, latents)
@@ -110,7 +110,7 @@ def distance(head: nn.Module, latents: Tensor, logits: Tensor) -> float:
     return float((found - logits).abs().max()) if found.shape == logits.shape else torch.inf
 
 
-def chain_of(
+def _chain_of(
     model: PreTrainedModel, names: list[str], seen: Mapping[str, tuple[Tensor, Tensor]]
 ) -> list[tuple[str, nn.Module]]:
     """The layers with their names, and between them the activations that the model applies as functions."""
@@ -156,10 +156,10 @@ class Body(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         """The latent of each input, with what several layers take side by side."""
         taken, _ = run(self.model, self.layers, inputs)
-        return torch.cat([select_row(self.rows, one, inputs, pad_token_id(self.model)) for one in taken], 1)
+        return torch.cat([_select_row(self.rows, one, inputs, pad_token_id(self.model)) for one in taken], 1)
 
 
-def select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_token_id: int | None) -> Tensor:
+def _select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_token_id: int | None) -> Tensor:
     """The row of each input, `(n, d)`, that a model takes from what goes into its last layer, `(n, d)` or `(n, t, d)`.
 
     transformers' decoders take the last token whose id is not that of padding, so an end token that also pads is
@@ -205,14 +205,14 @@ def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[
             f"{type(model).__name__} ends in {called[-1]}, a {type(last).__name__}: only heads that end in a linear "
             f"layer can be cut; {BY_HAND}"
         )
-    linears = [name for name in dict.fromkeys(reversed(called)) if is_like(model.get_submodule(name), last)]
+    linears = [name for name in dict.fromkeys(reversed(called)) if _is_like(model.get_submodule(name), last)]
     differences: dict[str, float] = {}
     for layers in (linears[:1], linears[1::-1]):
-        rows, found = closest(model, layers, probe)
+        rows, found = _closest(model, layers, probe)
         if rows:
             return layers, rows
         differences = differences or found
-    allowed = tolerance(last.weight.dtype)
+    allowed = _tolerance(last.weight.dtype)
     raise StitchError(
         f"{type(model).__name__}: {called[-1]} gives logits that differ from the model's own (largest differences: "
         f"{differences or 'other shapes, as from a head on each token'}; {allowed} is allowed), so it is not the "
@@ -220,7 +220,7 @@ def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[
     )
 
 
-def is_like(module: nn.Module, last: nn.Linear) -> bool:
+def _is_like(module: nn.Module, last: nn.Linear) -> bool:
     """Whether a module is a linear layer of as many classes as the last one."""
     return type(module) is nn.Linear and module.out_features == last.out_features
 
@@ -241,7 +241,7 @@ def calls(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> list[str]:
     return called
 
 
-def closest(
+def _closest(
     model: PreTrainedModel, layers: Sequence[str], probe: Mapping[str, Tensor]
 ) -> tuple[str | None, dict[str, float]]:
     """Which row makes the mean of these layers the model's own logits, if any, and how far each row is from them."""
@@ -250,17 +250,17 @@ def closest(
     if len({one.shape[:-1] for one in taken}) > 1:
         return None, differences
     for rows in ROWS if taken[0].ndim == 3 else ("pooled",):
-        latents = [select_row(rows, one, probe, pad_token_id(model)) for one in taken]
+        latents = [_select_row(rows, one, probe, pad_token_id(model)) for one in taken]
         each = [model.get_submodule(name)(one) for name, one in zip(layers, latents, strict=True)]
         found = torch.stack(each).mean(0)
         if found.shape == logits.shape:
             differences[rows] = float((found - logits).abs().max())
     best = min(differences, key=lambda rows: differences[rows], default=None)
-    exact = best is not None and differences[best] <= tolerance(logits.dtype) * max(1.0, float(logits.abs().max()))
+    exact = best is not None and differences[best] <= _tolerance(logits.dtype) * max(1.0, float(logits.abs().max()))
     return best if exact else None, differences
 
 
-def tolerance(dtype: torch.dtype) -> float:
+def _tolerance(dtype: torch.dtype) -> float:
     """How far logits of size 1 may be from the model's own; in half precision its roundings are larger."""
     return max(TOLERANCE, 2 * torch.finfo(dtype).eps)
 
@@ -269,7 +269,7 @@ def folded(linears: Sequence[nn.Linear]) -> nn.Linear:
     """The mean of linear layers as one layer, from their inputs side by side; a single one that is here as it is."""
     if len(linears) == 1 and not linears[0].weight.is_meta:
         return linears[0]
-    parts = [stored(one) for one in linears]
+    parts = [_stored(one) for one in linears]
     biases = [bias for _, bias in parts if bias is not None]
     return linear_of(
         torch.cat([weight for weight, _ in parts], 1) / len(linears),
@@ -277,7 +277,7 @@ def folded(linears: Sequence[nn.Linear]) -> nn.Linear:
     )
 
 
-def stored(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def _stored(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """The weights of a linear layer, also of one that is offloaded."""
     with align_module_device(linear):
         return linear.weight, linear.bias

@@ -45,13 +45,13 @@ def layers_of_estimator(estimator: Any) -> tuple[nn.Module, list[str] | None, st
     if unknown := [type(step).__name__ for step in before if type(step).__name__ != "StandardScaler"]:
         raise StitchError(f"the head's pipeline has a {unknown[0]} before its {name}: {SUPPORTED}")
     try:
-        weights, activation = weights_of(last)
-        probes = probe_rows(before, weights[0][0].shape[1])
-        answers = quietly(estimator.predict, probes)
+        weights, activation = _weights_of(last)
+        probes = _probe_rows(before, weights[0][0].shape[1])
+        answers = _quietly(estimator.predict, probes)
     except (AttributeError, TypeError, ValueError) as error:
         raise StitchError(f"the head is a {name} that gives no weights ({error}): {SUPPORTED}") from error
     for scaler in reversed(before):
-        weights[0] = standardised(scaler, *weights[0])
+        weights[0] = _standardised(scaler, *weights[0])
     classes = getattr(estimator, "classes_", None)
     if classes is not None and answers.ndim == 1 and len(weights[-1][1]) == 1:
         weights[-1] = tuple(np.concatenate([-one / 2, one / 2]) for one in weights[-1])
@@ -65,7 +65,7 @@ def layers_of_estimator(estimator: Any) -> tuple[nn.Module, list[str] | None, st
     return head, [str(one) for one in classes], kind
 
 
-def weights_of(estimator: Any) -> tuple[list[Any], str | None]:
+def _weights_of(estimator: Any) -> tuple[list[Any], str | None]:
     """`(out, in)` weights and `(out,)` biases of each layer, and the activation between layers."""
     if hasattr(estimator, "coefs_"):
         layers = [(np.asarray(weight, float).T, np.asarray(bias, float)) for weight, bias in _mlp(estimator)]
@@ -78,13 +78,13 @@ def _mlp(estimator: Any) -> Any:
     return zip(estimator.coefs_, estimator.intercepts_, strict=True)
 
 
-def standardised(scaler: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
+def _standardised(scaler: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
     """A layer that takes latents as they were before they were standardised."""
     weight = weight / scaler.scale_ if scaler.with_std else weight
     return weight, bias - weight @ scaler.mean_ if scaler.with_mean else bias
 
 
-def probe_rows(scalers: list[Any], dim: int) -> Any:
+def _probe_rows(scalers: list[Any], dim: int) -> Any:
     """Random latents, of the kind that the first scaler has seen if there is one."""
     rows = np.random.default_rng(0).normal(size=(PROBES, dim))
     for scaler in scalers[:1]:
@@ -109,7 +109,7 @@ def compare(estimator: Any, name: str, probes: Any, logits: Any, answers: Any) -
     Raises:
         StitchError: values differ, or answers where they are not a near tie.
     """
-    values, given = own_values(estimator, probes, logits, multi_label=answers.ndim == 2)
+    values, given = _own_values(estimator, probes, logits, multi_label=answers.ndim == 2)
     allowed = TOLERANCE * max(1.0, float(np.abs(values).max()))
     if values.shape != given.shape or float(np.abs(values - given).max()) > allowed:
         raise StitchError(f"the head's {name} is more than its layers, which give other values: {SUPPORTED}")
@@ -125,21 +125,21 @@ def compare(estimator: Any, name: str, probes: Any, logits: Any, answers: Any) -
         raise StitchError(f"the head's {name} answers otherwise than its values say: {SUPPORTED}")
 
 
-def own_values(estimator: Any, probes: Any, logits: Any, *, multi_label: bool) -> tuple[Any, Any]:
+def _own_values(estimator: Any, probes: Any, logits: Any, *, multi_label: bool) -> tuple[Any, Any]:
     """What the estimator says of the probe rows, and the same made of the logits."""
     classifies = hasattr(estimator, "classes_")
     if classifies and hasattr(estimator, "decision_function"):
-        values = quietly(estimator.decision_function, probes)
+        values = _quietly(estimator.decision_function, probes)
         return values, logits if values.ndim == 2 else logits[:, -1] - logits[:, 0]
     if classifies:
         scores: Tensor = torch.from_numpy(logits)
         given = scores.sigmoid() if multi_label else scores.softmax(-1)
-        return quietly(estimator.predict_proba, probes), given.numpy()
-    values = quietly(estimator.predict, probes)
+        return _quietly(estimator.predict_proba, probes), given.numpy()
+    values = _quietly(estimator.predict, probes)
     return values, logits if values.ndim == 2 else logits[:, 0]
 
 
-def quietly(method: Any, rows: Any) -> Any:
+def _quietly(method: Any, rows: Any) -> Any:
     """What an estimator says of rows without column names, and no warning that they have none."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="X does not have valid feature names")

@@ -131,7 +131,7 @@ class Head:
             StitchError: fewer than two classes, one without latents or with none that has a direction, or latents of
                 different widths.
         """
-        module = Prototypes.of(class_means(latents), temperature=temperature)
+        module = Prototypes.of(_class_means(latents), temperature=temperature)
         return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")
 
 
@@ -144,7 +144,7 @@ def _plain_names(count: int) -> list[str]:
     return [f"LABEL_{index}" for index in range(count)]
 
 
-def class_means(latents: Mapping[str, Any]) -> Tensor:
+def _class_means(latents: Mapping[str, Any]) -> Tensor:
     """The mean of the normalised latents of each class, `(classes, d)`.
 
     Raises:

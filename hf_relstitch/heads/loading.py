@@ -34,19 +34,19 @@ TASKS = {
 }
 
 
-def read_linear(repo: Repo, name: str) -> nn.Linear:
+def _read_linear(repo: Repo, name: str) -> nn.Linear:
     """A linear layer of a repo's safetensors.
 
     Raises:
         StitchError: they do not hold it.
     """
-    weight, bias = (read_tensor(repo, f"{name}.{part}") for part in ("weight", "bias"))
+    weight, bias = (_read_tensor(repo, f"{name}.{part}") for part in ("weight", "bias"))
     if weight is None or weight.ndim != 2:
         raise StitchError(f"{repo.name} has no linear {name} in its safetensors: give the head")
     return linear_of(weight, bias)
 
 
-def read_tensor(repo: Repo, name: str) -> Tensor | None:
+def _read_tensor(repo: Repo, name: str) -> Tensor | None:
     """One tensor of a repo's safetensors, or None where they do not hold it."""
     file = "model.safetensors"
     if (index := repo.file(f"{file}.index.json")) is not None:
@@ -77,10 +77,10 @@ def load_head(provenance: Provenance, **options: Any) -> Head:
         raise StitchError(f"{repo.name} is a folder here, and the anchors are of the Hub's model: give the head")
     if THEN in cut_at[1]:
         names = cut_at[1].split(THEN)
-        layers = [built_activation(one) if one in ACTIVATIONS else read_linear(repo, one) for one in names]
+        layers = [built_activation(one) if one in ACTIVATIONS else _read_linear(repo, one) for one in names]
         module: nn.Module = nn.Sequential(*layers)
     else:
-        module = folded([read_linear(repo, name) for name in cut_at[1].split(" and ")])
+        module = folded([_read_linear(repo, name) for name in cut_at[1].split(" and ")])
     config = AutoConfig.from_pretrained(repo.place, **repo.loading)
     return Head(module.requires_grad_(False), class_names(config), config.problem_type, provenance)
 
@@ -94,8 +94,8 @@ def load_target(
         StitchError: no such model, not a classifier that can be cut, or one whose head was never trained.
     """
     repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
-    architecture = architecture_of(repo)
-    loader = auto_class(architecture)
+    architecture = _architecture_of(repo)
+    loader = _auto_class(architecture)
     if loader is None and repo.file(SETFIT_HEAD) is not None:
         raise StitchError(
             f"{repo.name} is a SetFit model whose head is a pickle, which would run code if it were read: load it with "
@@ -117,7 +117,7 @@ def load_target(
     return take_apart(model, processor, at=cut, repo=repo)
 
 
-def architecture_of(repo: Repo) -> str:
+def _architecture_of(repo: Repo) -> str:
     """The architecture that a repo's config names.
 
     Raises:
@@ -131,10 +131,10 @@ def architecture_of(repo: Repo) -> str:
 
 def is_classifier(place: str) -> bool:
     """Whether a folder or a Hub repo holds a classifier, by its config alone."""
-    return auto_class(architecture_of(locate(place))) is not None
+    return _auto_class(_architecture_of(locate(place))) is not None
 
 
-def auto_class(architecture: str) -> Any:
+def _auto_class(architecture: str) -> Any:
     """The Auto class of a classifier, None for what is none; many audio ones are called ForSequenceClassification."""
     task = next((name for name in TASKS if name in architecture), None)
     if task == "ForSequenceClassification" and architecture in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values():

@@ -43,7 +43,7 @@ class Generated:
         before, old, after = split(card.text)
         memory = json.dumps(self.metadata.to_dict(), sort_keys=True).replace(">", "\\u003e")
         card.text = f"{before}{START}{memory} -->\n\n{self.text.strip()}\n\n{END}{after}"
-        vars(card.data).update(merge(remembered(old), vars(card.data), vars(self.metadata)))
+        vars(card.data).update(_merge(_remembered(old), vars(card.data), vars(self.metadata)))
         return str(card)
 
 
@@ -69,7 +69,7 @@ def edits(existing: str | None) -> list[Any]:
     except StitchError:
         return [existing, "", {}]
     before, old, after = split(card.text)
-    was, now = remembered(old), vars(card.data)
+    was, now = _remembered(old), vars(card.data)
     changed = {key: str(now.get(key)) for key in {**was, **now} if now.get(key) != was.get(key)}
     return [before.strip(), after.strip(), changed]
 
@@ -83,7 +83,7 @@ def split(text: str) -> tuple[str, str, str]:
     return text[:start], text[start + len(START) : end], text[end + len(END) :]
 
 
-def remembered(old: str) -> dict[str, Any]:
+def _remembered(old: str) -> dict[str, Any]:
     """The metadata as generated the last time; nothing if somebody changed that line."""
     try:
         return vars(ModelCardData(**json.loads(old.partition(" -->\n")[0])))
@@ -91,9 +91,9 @@ def remembered(old: str) -> dict[str, Any]:
         return {}
 
 
-def merge(before: Mapping[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(before: Mapping[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata as generated now, with every change that was made to what was generated before."""
-    merged = {key: merge_value(before.get(key), theirs.get(key), ours.get(key)) for key in {**theirs, **ours}}
+    merged = {key: _merge_value(before.get(key), theirs.get(key), ours.get(key)) for key in {**theirs, **ours}}
     if any(theirs.get(key) != before.get(key) for key in LICENSE_KEYS):
         merged |= {key: theirs.get(key) for key in LICENSE_KEYS}
     if merged.get("eval_results"):  # they need a name, whoever gives it
@@ -101,7 +101,7 @@ def merge(before: Mapping[str, Any], theirs: Mapping[str, Any], ours: Mapping[st
     return merged
 
 
-def merge_value(before: Any, theirs: Any, ours: Any) -> Any:
+def _merge_value(before: Any, theirs: Any, ours: Any) -> Any:
     """One value, or each entry of a list."""
     if theirs == before:
         return ours

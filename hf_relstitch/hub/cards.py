@@ -33,7 +33,7 @@ def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: 
         StitchError: metadata of `existing` that cannot be read, or a result without its value or names.
     """
     bases = [Base.of(config.get(side, {})) for side in ("source", "target")]
-    license_keys, license_note = licensing(bases)
+    license_keys, license_note = _licensing(bases)
     results = eval_results(config)
     hub_ids = [base.name for base in bases if base.on_hub]
     metadata = ModelCardData(
@@ -41,7 +41,7 @@ def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: 
         pipeline_tag=TASKS[config.get("modality", "text")],
         base_model=list(dict.fromkeys(hub_ids)) or None,
         base_model_relation=("adapter" if config.get("share") == "adapter" else "merge") if hub_ids else None,
-        datasets=dataset_ids(bases),
+        datasets=_dataset_ids(bases),
         tags=TAGS,
         eval_results=results or None,
         model_name=(repo_id or f"{bases[0].name} with a head made for {bases[1].name}") if results else None,
@@ -55,7 +55,7 @@ def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: 
         "results": results,
         "repo_id": repo_id,
     }
-    return render("model_card.md", metadata, template, config=config, existing=existing)
+    return _render("model_card.md", metadata, template, config=config, existing=existing)
 
 
 def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
@@ -65,17 +65,17 @@ def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id:
         StitchError: metadata of `existing` that cannot be read.
     """
     base = Base.of(config.get("provenance", {}))
-    license_keys, license_note = licensing([base])
+    license_keys, license_note = _licensing([base])
     metadata = ModelCardData(
         library_name="hf_relstitch",
         base_model=[base.name] if base.on_hub else None,
         base_model_relation="adapter" if base.on_hub else None,
-        datasets=dataset_ids([base]),
+        datasets=_dataset_ids([base]),
         tags=[ANCHORS_TAG, *([inputs_tag(config["inputs"])] if config.get("inputs") else []), *TAGS],
         **license_keys,
     )
     template = {"base": base, "license_note": license_note, "repo_id": repo_id}
-    return render("anchor_card.md", metadata, template, config=config, existing=existing)
+    return _render("anchor_card.md", metadata, template, config=config, existing=existing)
 
 
 def write_card(config: dict[str, Any], written: Path, *, folder: str | Path, repo_id: str | None = None) -> None:
@@ -87,7 +87,7 @@ def write_card(config: dict[str, Any], written: Path, *, folder: str | Path, rep
     make = anchor_card if "provenance" in config else model_card
     card = make(config, existing=read_card(Path(folder)), repo_id=repo_id)
     (written / CARD_NAME).write_text(card, encoding="utf-8")
-    for name, content in eval_result_files(config).items():
+    for name, content in _eval_result_files(config).items():
         (written / name).parent.mkdir(exist_ok=True)
         (written / name).write_text(content, encoding="utf-8")
 
@@ -120,8 +120,8 @@ def eval_results(config: Mapping[str, Any]) -> list[EvalResult]:
         return [
             EvalResult(
                 task_type=one["task_type"],
-                dataset_type=public_data_name(one.get("dataset_id") or one["dataset_name"]),
-                dataset_name=public_data_name(one["dataset_name"]),
+                dataset_type=_public_data_name(one.get("dataset_id") or one["dataset_name"]),
+                dataset_name=_public_data_name(one["dataset_name"]),
                 dataset_config=one.get("config"),
                 dataset_split=one.get("split"),
                 dataset_revision=one.get("revision"),
@@ -137,7 +137,7 @@ def eval_results(config: Mapping[str, Any]) -> list[EvalResult]:
         ) from error
 
 
-def eval_result_files(config: Mapping[str, Any]) -> dict[str, str]:
+def _eval_result_files(config: Mapping[str, Any]) -> dict[str, str]:
     """Name and content of the `.eval_results/` file: the results on data sets of the Hub, if there are any.
 
     The Hub shows those whose data set is a benchmark there and has the task `task_id`; `default` if none is given. A
@@ -178,13 +178,13 @@ class Base:
     @property
     def link(self) -> str:
         """The name, and where the Hub has the model."""
-        shown = inline(self.name)
+        shown = _inline(self.name)
         return f"[{shown}](https://huggingface.co/{self.name}/tree/{self.revision})" if self.on_hub else shown
 
     @property
     def data_link(self) -> str:
         """The name of the data, and where the Hub has them."""
-        shown = inline(self.data or "data without a name")
+        shown = _inline(self.data or "data without a name")
         found = dataset_id(self.data)
         return f"[{shown}](https://huggingface.co/datasets/{found})" if found else shown
 
@@ -212,7 +212,7 @@ class Base:
         model_id, revision = str(provenance.get("model_id", "")), str(provenance.get("revision", ""))
         on_hub = is_commit(revision) and re.fullmatch(f"({NAMESPACE})?{NAME}", model_id) is not None
         name = model_id if on_hub else " ".join(PureWindowsPath(model_id).name.split()) or "an unnamed model"
-        data = provenance.get("data") and public_data_name(provenance["data"])
+        data = provenance.get("data") and _public_data_name(provenance["data"])
         return cls(name, on_hub, revision, str(provenance.get("pooling", "")), data, provenance.get("license"))
 
 
@@ -223,12 +223,12 @@ def dataset_id(data: str | None) -> str | None:
     return found[1] if found and not is_file else None
 
 
-def dataset_ids(bases: list[Base]) -> list[str] | None:
+def _dataset_ids(bases: list[Base]) -> list[str] | None:
     """The Hub's data sets among what the anchors were taken from."""
     return list(dict.fromkeys(filter(None, (dataset_id(base.data) for base in bases)))) or None
 
 
-def public_data_name(data: str) -> str:
+def _public_data_name(data: str) -> str:
     """The name of data without the folders of a local path."""
     if dataset_id(data) is not None:
         return data
@@ -236,14 +236,14 @@ def public_data_name(data: str) -> str:
     return PureWindowsPath(data).name if is_path else data
 
 
-def licensing(bases: list[Base]) -> tuple[dict[str, Any], str]:
+def _licensing(bases: list[Base]) -> tuple[dict[str, Any], str]:
     """The licence's metadata keys, and the note that says where it comes from."""
-    unknown = dict.fromkeys(inline(base.name) for base in bases if base.license is None)
+    unknown = dict.fromkeys(_inline(base.name) for base in bases if base.license is None)
     licenses = sorted({base.license for base in bases if base.license is not None})
     if unknown:
         who = " and of ".join(unknown)
         return {}, f"**The licence of {who} is not known.** Find out what it allows before you use or share this."
-    named, slugs = " and ".join(map(inline, licenses)), "-and-".join(map(slug, licenses))
+    named, slugs = " and ".join(map(_inline, licenses)), "-and-".join(map(_slug, licenses))
     keys = {"license": slugs} if slugs == licenses[0] else {"license": "other", "license_name": slugs}
     if len(licenses) == 1:
         return keys, f"What it is made of is under one licence, {named}, and so is this."
@@ -253,7 +253,7 @@ def licensing(bases: list[Base]) -> tuple[dict[str, Any], str]:
     )
 
 
-def slug(license_name: str) -> str:
+def _slug(license_name: str) -> str:
     """A licence's name as the Hub takes it."""
     return re.sub(r"[^a-z0-9.+]+", "-", license_name.removeprefix("other ").lower()).strip("-") or "unnamed"
 
@@ -263,23 +263,23 @@ def number(value: object, digits: int) -> str:
     return f"{value:,.{digits}f}" if isinstance(value, int | float) else "not known"
 
 
-def inline(text: object) -> str:
+def _inline(text: object) -> str:
     """Foreign text as one line of Markdown that means nothing but itself, in a table too."""
     line = " ".join(str(text).split())
     special = r"[\\`*\[\]|~<>&$]|(?<!\w)_+|_+(?!\w)"
     return re.sub(special, lambda found: "".join(f"&#{ord(one)};" for one in found[0]), line)
 
 
-def code(text: str) -> str:
+def _code(text: str) -> str:
     """Foreign text for a fenced block of code, which it cannot end."""
     return text.replace("`", "'").replace("<!--", "<!==")
 
 
-def render(
+def _render(
     name: str, metadata: ModelCardData, template: dict[str, Any], *, config: dict[str, Any], existing: str | None
 ) -> str:
     """A card from its template; over an existing one, with the edits of that."""
-    values = template | {"config": config, "inline": inline, "code": code, "number": number}
+    values = template | {"config": config, "inline": _inline, "code": _code, "number": number}
     card = ModelCard.from_template(metadata, template_path=str(TEMPLATES / name), **values)
     generated = Generated(card.text, metadata)
     return generated.over(existing) if existing and existing.strip() else generated.alone()

@@ -36,7 +36,7 @@ def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iter
         StitchError: the folder, or anything in the block, cannot be written.
     """
     folder = Path(folder)
-    with written_to(folder), tempfile.TemporaryDirectory(dir=check_output(folder), prefix=PARTIAL) as temporary:
+    with _written_to(folder), tempfile.TemporaryDirectory(dir=check_output(folder), prefix=PARTIAL) as temporary:
         written = Path(temporary, "whole")
         written.mkdir(mode=0o755)
         yield written
@@ -58,7 +58,7 @@ def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iter
 
 
 @contextmanager
-def written_to(folder: Path) -> Iterator[None]:
+def _written_to(folder: Path) -> Iterator[None]:
     """Say of an OSError which folder could not be written, and what to do."""
     try:
         yield
@@ -72,7 +72,7 @@ def check_output(folder: Path) -> Path:
     Raises:
         StitchError: it cannot be written, or is a file.
     """
-    with written_to(folder):
+    with _written_to(folder):
         there = next(one for one in (folder, *folder.parents) if one.exists())
         if not there.is_dir():
             raise StitchError(f"{there} is a file: give a folder to save to")

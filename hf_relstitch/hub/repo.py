@@ -194,10 +194,10 @@ def hub_errors(doing: str, *others: type[Exception]) -> Iterator[None]:
     except StitchError:
         raise
     except (*HUB_ERRORS, *others) as error:
-        raise StitchError(f"{doing} failed: {explanation(error)}") from error
+        raise StitchError(f"{doing} failed: {_explanation(error)}") from error
 
 
-def explanation(error: Exception) -> str:
+def _explanation(error: Exception) -> str:
     """The Hub's own words, and the remedy for its status."""
     first_line = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
     if isinstance(error, GatedRepoError):
@@ -249,7 +249,7 @@ def push_folder(
             shutil.rmtree(folder / ".cache")  # the client's notes on the download
         write(folder, repo_id)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        with nullcontext() if exists else taken_back(api, repo_id):
+        with nullcontext() if exists else _taken_back(api, repo_id):
             if revision is not None and not revision.startswith("refs/pr/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             there = api.list_repo_files(repo_id, revision=revision)
@@ -260,12 +260,12 @@ def push_folder(
                 revision=revision,
                 create_pr=create_pr,
                 parent_commit=parent_commit or head,
-                delete_patterns=[glob.escape(file) for file in there if any(owns(one, file) for one in owned)],
+                delete_patterns=[glob.escape(file) for file in there if any(_owns(one, file) for one in owned)],
             )
     return str(pushed.commit_url)
 
 
-def owns(pattern: str, file: str) -> bool:
+def _owns(pattern: str, file: str) -> bool:
     """Whether a file in a repo matches a pattern whose * stays in one folder, as a local glob's does."""
     return file.count("/") == pattern.count("/") and fnmatchcase(file, pattern)
 
@@ -279,7 +279,7 @@ def head_of(api: HfApi, repo_id: str, *, revision: str | None) -> str | None:
 
 
 @contextmanager
-def taken_back(api: HfApi, repo_id: str) -> Iterator[None]:
+def _taken_back(api: HfApi, repo_id: str) -> Iterator[None]:
     """Delete a repo that was made just now, and still is as it was made, when the block fails."""
     made = api.model_info(repo_id).sha
     try:

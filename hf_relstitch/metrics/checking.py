@@ -41,7 +41,7 @@ class CheckedMetric(evaluate.Metric):
             shown = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise StitchError(f"{self.name} got {shown}: give one of each for every input")
         if min(counts.values()):
-            columns = {name: plain(given.pop(name)) for name in counts}
+            columns = {name: _plain(given.pop(name)) for name in counts}
             super().add_batch(**columns | {name: value for name, value in given.items() if value is not None})
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
@@ -84,7 +84,7 @@ def information(description: str, **columns: str) -> evaluate.MetricInfo:
     )
 
 
-def plain(column: Any) -> Any:
+def _plain(column: Any) -> Any:
     """A column as evaluate writes it: a tensor of any device and dtype becomes a numpy array."""
     if not isinstance(column, Tensor):
         return column

@@ -25,10 +25,10 @@ class F1(checking.CheckedMetric):
         answered, labelled = (torch.bincount(each, minlength=len(names)).double() for each in places.chunk(2))
         right = torch.bincount(places[: len(answers)][answers == labels], minlength=len(names)).double()
         each = 2 * right / (answered + labelled)
-        return {"f1": float(averaged(each, names, right=right, labelled=labelled, average=average))}
+        return {"f1": float(_averaged(each, names, right=right, labelled=labelled, average=average))}
 
 
-def averaged(each: Tensor, names: Tensor, *, right: Tensor, labelled: Tensor, average: str) -> Tensor:
+def _averaged(each: Tensor, names: Tensor, *, right: Tensor, labelled: Tensor, average: str) -> Tensor:
     """The F1 of each class that occurs as one number.
 
     Raises:

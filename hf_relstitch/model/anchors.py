@@ -120,10 +120,10 @@ class AnchorSet:
     key: str | None = None
 
     def __post_init__(self) -> None:
-        check_shapes(self.latents, self.ids)
+        _check_shapes(self.latents, self.ids)
         object.__setattr__(self, "latents", self.latents.detach().to("cpu", torch.float32).contiguous())
         object.__setattr__(self, "ids", self.ids.detach().to("cpu").contiguous())
-        check_ids(self.ids)
+        _check_ids(self.ids)
         check_latents(self.latents)
         object.__setattr__(self, "inputs", self.inputs or ids_fingerprint(self.ids))
 
@@ -162,7 +162,7 @@ class AnchorSet:
             StitchError: too few different inputs, pairs without a side, or latents that cannot be anchors.
         """
         taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
-        rows = sorted(row_of_each(ids).values())
+        rows = sorted(_row_of_each(ids).values())
         check_count(len(rows))
         latents = encoder.encode(inputs_at(taken, rows), batch_size=batch_size, progress=progress)
         return cls._distinct(latents, ids, rows, replace(encoder.provenance, data=data_name(data)), key=key)
@@ -191,7 +191,7 @@ class AnchorSet:
         if len(found) != len(ids):
             raise StitchError(f"there are {len(found)} latents and {len(ids)} inputs: give them row for row")
         origin = model if isinstance(model, Provenance) else Provenance(model, NOT_KNOWN, "stored")
-        rows = sorted(row_of_each(ids).values())
+        rows = sorted(_row_of_each(ids).values())
         return cls._distinct(found[rows], ids, rows, replace(origin, data=data_name(data)), key=key)
 
     @classmethod
@@ -233,7 +233,7 @@ class AnchorSet:
 
     def rows_of(self, ids: Tensor) -> list[int]:
         """For each anchor the first row of ids `(n,)` that is its own."""
-        first = row_of_each(ids)
+        first = _row_of_each(ids)
         return [first[int(one)] for one in self.ids]
 
     def _subset(self, rows: list[int]) -> "AnchorSet":
@@ -370,7 +370,7 @@ def first_of_each(latents: Tensor) -> list[int]:
     return list(first.values())
 
 
-def check_shapes(latents: Tensor, ids: Tensor) -> None:
+def _check_shapes(latents: Tensor, ids: Tensor) -> None:
     """Refuse tensors that are not `(k, d)` floats and `(k,)` integers with k at least 32."""
     if latents.ndim != 2 or not latents.is_floating_point():
         raise StitchError(f"anchor latents are {latents.dtype} of shape {tuple(latents.shape)}: expected (k, d) floats")
@@ -390,7 +390,7 @@ def check_count(count: int) -> None:
         )
 
 
-def check_ids(ids: Tensor) -> None:
+def _check_ids(ids: Tensor) -> None:
     """Refuse ids that stand twice."""
     values, counts = torch.unique(ids, return_counts=True)
     if len(values) < len(ids):
@@ -434,7 +434,7 @@ def _rows(mask: Tensor) -> str:
 logger = logging.get_logger(__name__)
 
 
-def row_of_each(ids: Tensor) -> dict[int, int]:
+def _row_of_each(ids: Tensor) -> dict[int, int]:
     """The first row that has an id, for each id."""
     return {int(one): row for row, one in reversed(list(enumerate(ids)))}
 

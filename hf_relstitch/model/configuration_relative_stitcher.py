@@ -90,7 +90,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         check_format(
             format_version, supported=FORMAT_VERSION, what="the stitched model", written_by=hf_relstitch_version
         )
-        self.source_config = read_source_config(source_config)
+        self.source_config = _read_source_config(source_config)
         self.modality = modality
         self.pooling = pooling
         self.after_pooling = after_pooling or []
@@ -156,7 +156,7 @@ class RelativeStitcherConfig(PretrainedConfig):
             raise StitchError(f"the config's translation settings are not of this version: {error}") from error
 
 
-def read_source_config(content: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig | None:
+def _read_source_config(content: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig | None:
     """The source encoder's config, of one of the classes that transformers has or that the user registered.
 
     Raises:

@@ -43,19 +43,19 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
             "the stitched model itself, or export it to ONNX"
         )
     _, dtype = placement(model.encoder)
-    model = in_float32(model)
+    model = _in_float32(model)
     fused = fuse(model.translation, model.head)
-    plain = empty_classifier(model)
+    plain = _empty_classifier(model)
     probe = preprocess(model, model.processor, probe_inputs(model.config.modality))
     latents, _ = model.encode_batch(probe)
     expected = fused(latents) / model.config.logit_temperature
-    layers = last_linears(plain, probe)
+    layers = _last_linears(plain, probe)
     if layers[-1].bias is None:
         raise StitchError(f"the last layer of {type(plain).__name__} has no bias, and a translation needs one")
     weight, bias = (part / model.config.logit_temperature for part in (fused.weight, fused.bias))
     ways = [(layers[-1:], 1.0), *((layers[-2:], odd) for odd in ODD_PARTS)]
     for linears, share in ways:
-        if settle(linears, weight, bias, share=share):
+        if _settle(linears, weight, bias, share=share):
             difference = (plain(**probe).logits - expected).abs().max()
             if difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
                 return plain.to(dtype)
@@ -66,13 +66,13 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
     )
 
 
-def in_float32(model: RelativeStitcher) -> RelativeStitcher:
+def _in_float32(model: RelativeStitcher) -> RelativeStitcher:
     """A copy of a model in half precision; of any other, itself."""
     half = torch.finfo(placement(model.encoder)[1]).bits < 32
     return deepcopy(model).float() if half else model
 
 
-def empty_classifier(model: RelativeStitcher) -> PreTrainedModel:
+def _empty_classifier(model: RelativeStitcher) -> PreTrainedModel:
     """The classifier of the source's architecture, with the source's weights and the head's classes."""
     task = AUTO_CLASSES[model.config.modality].removeprefix("AutoModel")
     loader: Any = TASKS[task]
@@ -94,7 +94,7 @@ def empty_classifier(model: RelativeStitcher) -> PreTrainedModel:
     return plain.to(weights.device, weights.dtype).requires_grad_(False)
 
 
-def last_linears(plain: PreTrainedModel, probe: dict[str, Tensor]) -> list[nn.Linear]:
+def _last_linears(plain: PreTrainedModel, probe: dict[str, Tensor]) -> list[nn.Linear]:
     """The linear layers outside the encoder, in the order in which a forward pass calls them."""
     inside = f"{plain.base_model_prefix}."
     called = [plain.get_submodule(name) for name in dict.fromkeys(calls(plain, probe)) if not name.startswith(inside)]
@@ -104,7 +104,7 @@ def last_linears(plain: PreTrainedModel, probe: dict[str, Tensor]) -> list[nn.Li
     return found
 
 
-def settle(linears: list[nn.Linear], weight: Tensor, bias: Tensor, *, share: float) -> bool:
+def _settle(linears: list[nn.Linear], weight: Tensor, bias: Tensor, *, share: float) -> bool:
     """Write one linear layer into one or, with its negative, into two of them; False where they have not the room."""
     classes, width = weight.shape
     if len(linears) == 1:
@@ -143,7 +143,7 @@ def to_onnx(model: RelativeStitcher, file: str | Path) -> Path:
         import onnxscript  # noqa: F401  (torch exports through it)
     except ImportError as error:
         raise StitchError(f"ONNX files need {error.name}: {INSTALL_ONNX}") from error
-    model = in_float32(model)
+    model = _in_float32(model)
     inputs = probe_inputs(model.config.modality)
     traced = preprocess(model, model.processor, [*inputs, *inputs[:1]])
     file, free = Path(file), torch.export.Dim.DYNAMIC

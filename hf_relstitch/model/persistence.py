@@ -37,7 +37,7 @@ AUTO_CLASSES = {
 }
 
 
-def auto_map(modality: str) -> dict[str, str]:
+def _auto_map(modality: str) -> dict[str, str]:
     """Where `trust_remote_code=True` finds the classes: in the stub, which only imports the installed package."""
     stub = Path(STUB_NAME).stem
     return {"AutoConfig": f"{stub}.RelativeStitcherConfig", AUTO_CLASSES[modality]: f"{stub}.RelativeStitcher"}
@@ -56,14 +56,14 @@ def read_config(folder: Path) -> RelativeStitcherConfig:
 
 
 @contextmanager
-def verified_weights(folder: Path, config: RelativeStitcherConfig) -> Iterator[None]:
+def _verified_weights(folder: Path, config: RelativeStitcherConfig) -> Iterator[None]:
     """Compare the weight files with the checksums in the config, on a thread, while the body loads them.
 
     Raises:
         StitchError: no safetensors, a file that is missing or altered, or an index that names any other file; where
             the body fails too, for the file's fault.
     """
-    check_listed(folder, config)
+    _check_listed(folder, config)
     with ThreadPoolExecutor(1) as thread:
         compared = [thread.submit(verify_checksum, folder / name, digest) for name, digest in config.checksums.items()]
         try:
@@ -73,7 +73,7 @@ def verified_weights(folder: Path, config: RelativeStitcherConfig) -> Iterator[N
                 one.result()
 
 
-def check_listed(folder: Path, config: RelativeStitcherConfig) -> None:
+def _check_listed(folder: Path, config: RelativeStitcherConfig) -> None:
     """Refuse a folder that lacks a file of the processor, or that names other weights than safetensors beside it."""
     if not config.checksums:
         raise StitchError(f"{folder} lists no safetensors in its config, and nothing else is read: save it again")
@@ -95,7 +95,7 @@ def check_listed(folder: Path, config: RelativeStitcherConfig) -> None:
             raise StitchError(f"{folder / INDEX} names {', '.join(sorted(strange))}, not in the config's list")
 
 
-def check_loaded(place: str, loading: dict[str, Any]) -> None:
+def _check_loaded(place: str, loading: dict[str, Any]) -> None:
     """Refuse a checkpoint that does not hold every tensor of the model in its right shape."""
     faults = [f"no {name}" for name in sorted(loading["missing_keys"])]
     faults += [f"{name} of shape {tuple(came)} and not {tuple(due)}" for name, came, due in loading["mismatched_keys"]]
@@ -105,7 +105,7 @@ def check_loaded(place: str, loading: dict[str, Any]) -> None:
         )
 
 
-def pin_encoder(encoder: Any, source: dict[str, Any], **options: Any) -> str | None:
+def _pin_encoder(encoder: Any, source: dict[str, Any], **options: Any) -> str | None:
     """The fingerprint of an encoder that an adapter may leave out: it is the one on the Hub at the source's commit.
 
     None for one that is quantised, which is not compared: kernels pack its weights anew as they need them.
@@ -118,7 +118,7 @@ def pin_encoder(encoder: Any, source: dict[str, Any], **options: Any) -> str | N
             f"the source {source['model_id']} was not loaded from the Hub, so an adapter has nothing to load it from "
             "again: push the encoder and stitch from its Hub id, or use share='full'"
         )
-    if is_quantised(encoder):
+    if _is_quantised(encoder):
         if getattr(encoder.config.quantization_config, "load_in_4bit", False):
             raise StitchError(
                 "the source encoder is quantised to 4 bits by bitsandbytes, which does not give the same latents when "
@@ -126,7 +126,7 @@ def pin_encoder(encoder: Any, source: dict[str, Any], **options: Any) -> str | N
             )
         return None
     _, dtype = placement(encoder)
-    pinned, untrained = load_pinned(source, like=encoder.config, dtype=dtype, **options)
+    pinned, untrained = _load_pinned(source, like=encoder.config, dtype=dtype, **options)
     digest = fingerprint(pinned, without=untrained)
     if fingerprint(encoder, without=untrained) != digest:
         raise StitchError(
@@ -136,15 +136,15 @@ def pin_encoder(encoder: Any, source: dict[str, Any], **options: Any) -> str | N
     return digest
 
 
-def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **options: Any) -> nn.Module:
+def _pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **options: Any) -> nn.Module:
     """The source encoder of an adapter, from the Hub, the same as when the adapter was saved.
 
     Raises:
         StitchError: it is not there at that commit any more, or its weights have changed.
     """
     options.setdefault("quantization_config", getattr(config.source_config, "quantization_config", None))
-    encoder, untrained = load_pinned(config.source, like=config.source_config, dtype=config.dtype, **options)
-    quantised = is_quantised(encoder)
+    encoder, untrained = _load_pinned(config.source, like=config.source_config, dtype=config.dtype, **options)
+    quantised = _is_quantised(encoder)
     if not quantised and fingerprint(encoder, without=untrained) != config.encoder_fingerprint:
         raise StitchError(
             f"{config.source['model_id']} at commit {config.source['revision']} does not hold the weights that the "
@@ -155,12 +155,12 @@ def pinned_encoder(config: RelativeStitcherConfig, *, dtype: Any = None, **optio
     return encoder.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
 
-def is_quantised(model: nn.Module) -> bool:
+def _is_quantised(model: nn.Module) -> bool:
     """Whether transformers quantised a model when it was loaded."""
     return getattr(model, "hf_quantizer", None) is not None
 
 
-def load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[nn.Module, set[str]]:
+def _load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[nn.Module, set[str]]:
     """An encoder from the Hub at one commit, and the names of its weights that no training has made.
 
     `like` is a config: what it leaves out of the encoder is left out here. A `quantization_config` of None, or for an
@@ -203,7 +203,7 @@ def save_model(
         )
     if share not in SHARES or kwargs.get("push_to_hub"):
         raise StitchError(f"share is {share!r}: expected one of {', '.join(SHARES)}; push with push_to_hub(repo_id)")
-    if is_quantised(model) or (share == "full" and is_quantised(model.encoder)):
+    if _is_quantised(model) or (share == "full" and _is_quantised(model.encoder)):
         raise StitchError(
             "the source encoder is quantised, and quantised weights are not saved: load it from the Hub with a "
             "quantization_config and use share='adapter', which names both, or stitch it unquantised"
@@ -213,11 +213,11 @@ def save_model(
     fingerprint = None
     if share == "adapter":
         options = {"token": kwargs["token"]} if "token" in kwargs else {}
-        fingerprint = pin_encoder(model.encoder, model.config.source, **options)
+        fingerprint = _pin_encoder(model.encoder, model.config.source, **options)
         kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
         kwargs["state_dict"] = kept
     model.config.share, model.config.encoder_fingerprint = share, fingerprint
-    model.config.auto_map = auto_map(model.config.modality)
+    model.config.auto_map = _auto_map(model.config.modality)
     model.config.source_config.name_or_path = model.config.source["model_id"]  # and no path of this machine
     if (timm := getattr(model.config.source_config, "pretrained_cfg", None)) is not None:
         model.config.pretrained_cfg = timm  # timm's image processor has no file of its own
@@ -245,12 +245,12 @@ def load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: boo
         setattr(config, name, kwargs.pop(name))
     elsewhere = {name: kwargs.pop(name) for name in ENCODER_OPTIONS if name in kwargs and config.share == "adapter"}
     kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    with verified_weights(folder, config):
+    with _verified_weights(folder, config):
         model, loading = PreTrainedModel.from_pretrained.__func__(cls, str(folder), *args, config=config, **kwargs)
-    check_loaded(repo.name, loading)
+    _check_loaded(repo.name, loading)
     if config.share == "adapter":
         model.attach(
-            pinned_encoder(config, dtype=kwargs.get("dtype", kwargs.get("torch_dtype")), **elsewhere, **repo.options)
+            _pinned_encoder(config, dtype=kwargs.get("dtype", kwargs.get("torch_dtype")), **elsewhere, **repo.options)
         )
     model.config.name_or_path = repo.place
     model._processor_folder = folder

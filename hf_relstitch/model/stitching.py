@@ -97,9 +97,9 @@ def stitch(
             or too few inputs in common; `prefer` together with settings that leave nothing to choose.
     """
     how, selection = checked_settings(prefer=prefer, **settings), None
-    check_same_model(source_anchors, source, side="source")
+    _check_same_model(source_anchors, source, side="source")
     if head.provenance is not None:
-        check_same_model(target_anchors, head.provenance, side="target")
+        _check_same_model(target_anchors, head.provenance, side="target")
     takes, _ = widths_of(head.module)
     if takes not in (None, target_anchors.dim):
         raise StitchError(
@@ -123,7 +123,7 @@ def stitch(
             seed=how.seed,
             folds=folds,
         )
-        how, selection = choice.settings, as_data(choice, prefer=prefer or "linear")
+        how, selection = choice.settings, _as_data(choice, prefer=prefer or "linear")
     frames = Frame.of_anchors(x), Frame.of_anchors(y)
     translated = held_out_translations(x, y, settings=how, folds=folds)
     if selection is not None and not (head.answers or how.identity):
@@ -131,7 +131,7 @@ def stitch(
         translated = held_out_translations(x, y, settings=how, folds=folds)
     del folds
     accurate = prefer == "accuracy"
-    report, temperature = foretold_report(translated, to_working(y), head, frames=frames, accurate=accurate)
+    report, temperature = _foretold_report(translated, to_working(y), head, frames=frames, accurate=accurate)
     translation = fit(x, y, settings=how, frames=frames)
     return Stitch(source_anchors, target_anchors, how, selection, translation, temperature, report)
 
@@ -168,7 +168,7 @@ def checked_settings(*, prefer: str | None = None, **settings: Any) -> Translati
     return TranslationSettings(**settings)
 
 
-def as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:
+def _as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:
     """A choice as plain values: of each candidate what sets it apart, and its score."""
     plain = {field.name: field.default for field in fields(TranslationSettings)} | {"seed": choice.settings.seed}
     varied = {"alpha", "ridge", "beta", "target_ridge", "sharpness", "pruning", "subspaces", "identity"}
@@ -187,7 +187,7 @@ def as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:
     }
 
 
-def check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> None:
+def _check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> None:
     """Refuse anchors that another model made: the same width does not make it the same space."""
     if difference := anchors.provenance.difference(model):
         wider = anchors.provenance.pooling == model.pooling + EARLIER_LAYERS
@@ -198,7 +198,7 @@ def check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> Non
         )
 
 
-def foretold_report(
+def _foretold_report(
     translated: Tensor, target: Tensor, head: Head, *, frames: tuple[Frame, Frame], accurate: bool
 ) -> tuple[dict[str, Any], float]:
     """How good the translation is on anchors held out of its fit, and the temperature that its logits need.
@@ -225,12 +225,12 @@ def foretold_report(
         "answers_used": answers_used(true_logits, multi_label=head.multi_label),
         "scale_invariance": scale_invariance(head.module, target, multi_label=head.multi_label),
     }
-    report["verdict"] = judged(report, accurate=accurate)
+    report["verdict"] = _judged(report, accurate=accurate)
     answers = probabilities(true_logits, multi_label=head.multi_label)
     return report, matching_temperature(logits, answers, multi_label=head.multi_label)
 
 
-def judged(report: dict[str, Any], *, accurate: bool, coverage: float | None = None) -> dict[str, str]:
+def _judged(report: dict[str, Any], *, accurate: bool, coverage: float | None = None) -> dict[str, str]:
     """The verdict on what a report says and, where it is known, on how much of the inputs the anchors cover."""
     low, high = report["agreement_interval"]
     told = Foretold(report["agreement"], low, high, report["chance_agreement"])
@@ -253,7 +253,7 @@ def covered(report: dict[str, Any], latents: Tensor, anchors: Tensor, *, accurat
     found = {**report, "coverage": coverage}
     if report["agreement"] is None:
         return found
-    return found | {"verdict": judged(report, accurate=accurate, coverage=coverage)}
+    return found | {"verdict": _judged(report, accurate=accurate, coverage=coverage)}
 
 
 def conditioning(frame: Frame) -> dict[str, Any]:

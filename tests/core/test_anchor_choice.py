@@ -3,7 +3,7 @@ import torch
 from spaces import clusters, gaussian, isometry
 from torch.testing import assert_close
 
-from hf_relstitch.core.anchor_sampling import choose_anchors, squared_distances
+from hf_relstitch.core.anchor_sampling import _squared_distances, choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.relative import directions
 
@@ -61,7 +61,7 @@ def test_an_isometry_a_scale_and_a_shift_choose_the_same_medoids():
 
 def test_squared_distances_are_cdists():
     x, y = gaussian(0, 5, 3), gaussian(1, 4, 3)
-    assert_close(squared_distances(x, y), torch.cdist(x, y) ** 2)
+    assert_close(_squared_distances(x, y), torch.cdist(x, y) ** 2)
 
 
 def test_more_anchors_than_inputs_are_refused():

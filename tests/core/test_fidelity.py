@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, hamming_loss, label_ranking_average_
 from sklearn.metrics.pairwise import cosine_similarity, paired_cosine_distances
 from torch.testing import assert_close
 
-from hf_relstitch.core.cross_validation import assigned_folds
+from hf_relstitch.core.cross_validation import _assigned_folds
 from hf_relstitch.core.measures import agreement, held_out_translations, mean_cosine, mean_reciprocal_rank
 from hf_relstitch.core.relative import BLOCK
 from hf_relstitch.core.translation import TranslationSettings, fit, fit_translation
@@ -71,7 +71,7 @@ def test_held_out_translations_are_those_of_fits(chosen):
     """Made of each fold's decomposition, and the same as fitting anew without the fold."""
     source, target = gaussian(0, 60, 6), gaussian(1, 60, 5)
     how = TranslationSettings(stretch=1.2, seed=3, **chosen)
-    fold_of = assigned_folds(60, seed=3)
+    fold_of = _assigned_folds(60, seed=3)
     expected = torch.empty_like(target)
     for fold in range(5):
         others = fold_of != fold

@@ -6,12 +6,12 @@ from torch.testing import assert_close
 
 from hf_relstitch.core.expected_agreement import (
     Foretold,
+    _share_near,
     anchor_coverage,
     answers_used,
     foretell,
     nearest,
     scale_invariance,
-    share_near,
     verdict,
 )
 from hf_relstitch.core.head_outputs import (
@@ -140,7 +140,7 @@ def test_coverage_tells_inputs_between_the_anchors_by_their_angle():
     along = torch.arange(0.05, 20, 0.4, dtype=torch.float64)
     lines = torch.cat([sign * along[:, None] * torch.eye(16)[line].double() for line in range(5) for sign in (1, -1)])
     between = 0.2 * torch.nn.functional.normalize(gaussian(0, 200, 16), dim=1)
-    assert share_near(between, lines) == 1
+    assert _share_near(between, lines) == 1
     assert anchor_coverage(between, lines) < 0.1
 
 

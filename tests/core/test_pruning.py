@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_relstitch.core.anchor_sampling import farthest_point_sampling, farthest_point_subsets
+from hf_relstitch.core.anchor_sampling import _farthest_point_sampling, farthest_point_subsets
 from hf_relstitch.core.errors import StitchError
 
 examples = settings(deadline=None, max_examples=25, derandomize=True)
@@ -43,22 +43,22 @@ def slow_farthest_point_sampling(rows, *, threshold, first):
 
 def test_pruning_a_hand_worked_set():
     anchors = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0.8, 0.6]]).double()
-    assert farthest_point_sampling(anchors, threshold=0.9, first=0).tolist() == [0, 2, 3]
+    assert _farthest_point_sampling(anchors, threshold=0.9, first=0).tolist() == [0, 2, 3]
 
 
 def test_opposite_anchors_count_as_similar():
     anchors = torch.tensor([[1.0, 0], [-1, 0], [0, 1]]).double()
-    assert farthest_point_sampling(anchors, threshold=0.5, first=0).tolist() == [0, 2]
+    assert _farthest_point_sampling(anchors, threshold=0.5, first=0).tolist() == [0, 2]
 
 
 def test_an_anchor_exactly_at_the_threshold_is_kept():
     anchors = torch.tensor([[1.0, 0], [0.5, 0.75**0.5]]).double()
-    assert farthest_point_sampling(anchors, threshold=0.5, first=0).tolist() == [0, 1]
+    assert _farthest_point_sampling(anchors, threshold=0.5, first=0).tolist() == [0, 1]
 
 
 def test_an_anchor_at_the_centre_is_kept_once():
     anchors = torch.tensor([[1.0, 0], [0, 0], [0.8, 0.6]]).double()
-    assert farthest_point_sampling(anchors, threshold=0.5, first=0).tolist() == [0, 1]
+    assert _farthest_point_sampling(anchors, threshold=0.5, first=0).tolist() == [0, 1]
 
 
 @examples
@@ -66,14 +66,14 @@ def test_an_anchor_at_the_centre_is_kept_once():
 def test_pruning_equals_the_slow_version(pruning):
     anchors, threshold, first = pruning
     expected = slow_farthest_point_sampling(anchors.tolist(), threshold=threshold, first=first)
-    assert farthest_point_sampling(anchors, threshold=threshold, first=first).tolist() == expected
+    assert _farthest_point_sampling(anchors, threshold=threshold, first=first).tolist() == expected
 
 
 @examples
 @given(prunings())
 def test_no_two_kept_anchors_are_more_similar_than_the_threshold(pruning):
     anchors, threshold, first = pruning
-    kept = anchors[farthest_point_sampling(anchors, threshold=threshold, first=first)]
+    kept = anchors[_farthest_point_sampling(anchors, threshold=threshold, first=first)]
     similarity = np.abs(np.triu((kept @ kept.T).numpy(), k=1))
     assert similarity.max() <= threshold
 
@@ -82,7 +82,7 @@ def test_no_two_kept_anchors_are_more_similar_than_the_threshold(pruning):
 @given(prunings())
 def test_every_anchor_left_out_is_too_similar_to_one_kept(pruning):
     anchors, threshold, first = pruning
-    kept = farthest_point_sampling(anchors, threshold=threshold, first=first)
+    kept = _farthest_point_sampling(anchors, threshold=threshold, first=first)
     left_out = [row for row in range(len(anchors)) if row not in kept.tolist()]
     nearest = [(anchors[kept] @ anchors[row]).abs().max().item() for row in left_out]
     assert min(nearest, default=math.inf) > threshold
@@ -92,14 +92,14 @@ def test_every_anchor_left_out_is_too_similar_to_one_kept(pruning):
 @given(prunings())
 def test_a_threshold_of_one_keeps_every_anchor_once(pruning):
     anchors, _, first = pruning
-    kept = farthest_point_sampling(anchors, threshold=1.0, first=first)
+    kept = _farthest_point_sampling(anchors, threshold=1.0, first=first)
     assert sorted(kept.tolist()) == list(range(len(anchors)))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_threshold_of_one_keeps_equal_and_opposite_anchors(sign):
     rows = unit_rows(0, 200, 5)
-    kept = [farthest_point_sampling(torch.stack([row, sign * row]), threshold=1.0, first=0) for row in rows]
+    kept = [_farthest_point_sampling(torch.stack([row, sign * row]), threshold=1.0, first=0) for row in rows]
     assert min(map(len, kept)) == 2
 
 

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from hf_relstitch.core import scoring as retrieval
-from hf_relstitch.core.cross_validation import FOLDS, assigned_folds, folds_of
+from hf_relstitch.core.cross_validation import FOLDS, _assigned_folds, folds_of
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.measures import held_out_translations
 from hf_relstitch.core.scoring import FIRST_LENGTH, LENGTHS, SearchJudge
@@ -46,7 +46,7 @@ def test_every_score_is_that_of_fits_on_the_other_folds(noisy, translates, prefe
     """Against the slow way: fit on four folds, bring the fifth to least squares' length, and search in it."""
     monkeypatch.setattr(retrieval, "NEAREST", 0.05)
     x, y = noisy
-    fold_of = assigned_folds(len(x), seed=3)
+    fold_of = _assigned_folds(len(x), seed=3)
     choice = choose_settings(x, y, translates=translates, prefer=prefer, seed=3)
     new = y if translates == "documents" else x
     for candidate in [each for each in choice.candidates if not each.settings.identity][::17]:

@@ -9,14 +9,14 @@ from spaces import clusters, gaussian, isometry, linear, nearest_mean_head
 from torch.testing import assert_close
 
 from hf_relstitch.core import cross_validation as folds
-from hf_relstitch.core.cross_validation import FOLDS, Fold, assigned_folds
+from hf_relstitch.core.cross_validation import FOLDS, Fold, _assigned_folds
 from hf_relstitch.core.decomposition import Frame, quick_frame
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import temperature_for
 from hf_relstitch.core.measures import held_out_translations
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.scoring import balanced
-from hf_relstitch.core.selection import choose_settings, grid, settled
+from hf_relstitch.core.scoring import _balanced
+from hf_relstitch.core.selection import _settled, choose_settings, grid
 from hf_relstitch.core.translation import TranslationSettings, fit, mean_norm
 
 examples = settings(deadline=None, max_examples=5, derandomize=True)
@@ -106,7 +106,7 @@ def test_every_score_is_that_of_fits_on_the_other_folds(noisy, scale, judged_by)
     """Against the slow way: fit each candidate on four folds, bring the fifth to the target's mean norm, and look."""
     x, y, head = noisy
     head = head if judged_by == "head" else None
-    fold_of = assigned_folds(len(x), seed=3)
+    fold_of = _assigned_folds(len(x), seed=3)
     choice = choose_settings(x, y, head=head, prefer="accuracy", scale=scale, seed=3)
     candidates = [candidate for candidate in choice.candidates if not candidate.settings.identity]
     assert {bool(each.settings.sharpness) for each in candidates} == {True, False}
@@ -134,7 +134,7 @@ def slow_scores(made, true, centres, head):
 
 def test_balanced_weights_are_the_same_in_all_for_every_answer():
     answers = torch.tensor([4, 0, 4, 4, 0, 4, 7])
-    weights = balanced(answers, dtype=torch.float64)
+    weights = _balanced(answers, dtype=torch.float64)
     assert weights.mean() == pytest.approx(1)
     assert [float(weights[answers == answer].sum()) for answer in (0, 4, 7)] == pytest.approx([7 / 3] * 3)
 
@@ -152,10 +152,10 @@ def test_a_linear_map_has_to_beat_a_sharpened_one_beyond_doubt():
     noise = (noise - noise.mean()) / noise.std()
     for ahead, chosen in ((0.19, sharp), (0.21, linear_map)):
         scores = {linear_map: noise + ahead, sharp: torch.zeros(100, dtype=noise.dtype)}
-        assert settled(scores, [linear_map, sharp]) == chosen
+        assert _settled(scores, [linear_map, sharp]) == chosen
     scores = {linear_map: noise, sharp: noise + 0.01}
-    assert settled(scores, [sharp, linear_map]) == sharp
-    assert settled(scores, [linear_map]) == linear_map
+    assert _settled(scores, [sharp, linear_map]) == sharp
+    assert _settled(scores, [linear_map]) == linear_map
 
 
 def test_the_stretch_gives_held_out_latents_the_norm_of_the_target():
@@ -285,8 +285,8 @@ def test_a_quick_frame_spans_what_a_frame_does(count):
 
 
 def test_folds_are_even_and_every_anchor_is_in_one():
-    assert assigned_folds(23, seed=0).bincount().tolist() == [5, 5, 4, 5, 4]
-    assert not torch.equal(assigned_folds(23, seed=0), assigned_folds(23, seed=1))
+    assert _assigned_folds(23, seed=0).bincount().tolist() == [5, 5, 4, 5, 4]
+    assert not torch.equal(_assigned_folds(23, seed=0), _assigned_folds(23, seed=1))
 
 
 def test_a_fold_knows_nothing_of_what_it_holds_out():

@@ -10,9 +10,9 @@ from hf_relstitch.core.translation import (
     SharpenedTranslation,
     Translation,
     TranslationSettings,
+    _fit_sharpened,
     empty_translation,
     fit,
-    fit_sharpened,
     fit_translation,
     sharpen,
     sharpened_spectrum,
@@ -50,7 +50,7 @@ def test_a_sharpness_towards_none_is_ridge_regression(pair):
     x, y = pair[0][:12], pair[1][:12]
     linear = fit_translation(x, y, settings=TranslationSettings(alpha=1.0, ridge=0.11))
     nearly, far = (
-        fit_sharpened(x, y, settings=TranslationSettings(alpha=1.0, ridge=0.12, sharpness=sharpness))
+        _fit_sharpened(x, y, settings=TranslationSettings(alpha=1.0, ridge=0.12, sharpness=sharpness))
         for sharpness in (1e-6, 2.0)
     )
     assert_close(nearly(pair[0]), linear(pair[0]), rtol=1e-4, atol=1e-4)
@@ -59,7 +59,7 @@ def test_a_sharpness_towards_none_is_ridge_regression(pair):
 
 def test_a_sharpened_ridge_regression_is_scikit_learns(pair):
     x, y = pair
-    made = fit_sharpened(x, y, settings=TranslationSettings(alpha=1.0, ridge=0.1, sharpness=0.5, scale="mean"))
+    made = _fit_sharpened(x, y, settings=TranslationSettings(alpha=1.0, ridge=0.1, sharpness=0.5, scale="mean"))
     unit, targets = directions(x, centre=x.mean(0)), directions(y, centre=y.mean(0))
     gram = sharpen(unit @ unit.T, sharpness=0.5)
     _, values = sharpened_spectrum(unit, sharpness=0.5)
@@ -71,7 +71,7 @@ def test_a_sharpened_ridge_regression_is_scikit_learns(pair):
 @pytest.mark.parametrize("scale", ["carry", "mean"])
 def test_fitted_anchors_get_the_mean_norm_of_the_target_times_the_stretch(pair, scale):
     x, y = pair
-    made = fit_sharpened(x, y, settings=TranslationSettings(sharpness=1.0, stretch=1.2, scale=scale))
+    made = _fit_sharpened(x, y, settings=TranslationSettings(sharpness=1.0, stretch=1.2, scale=scale))
     lengths = [(each - y.mean(0)).norm(dim=-1).mean() for each in (made(x), y)]
     assert lengths[0] / lengths[1] == pytest.approx(1.2)
 
@@ -79,7 +79,7 @@ def test_fitted_anchors_get_the_mean_norm_of_the_target_times_the_stretch(pair, 
 def test_a_latent_keeps_its_norm_with_carry_and_loses_it_with_mean(pair):
     x, y = pair
     for scale, factor in (("carry", 2.0), ("mean", 1.0)):
-        made = fit_sharpened(x, y, settings=TranslationSettings(sharpness=1.0, scale=scale))
+        made = _fit_sharpened(x, y, settings=TranslationSettings(sharpness=1.0, scale=scale))
         doubled = made(x.mean(0) + 2 * (x - x.mean(0)))
         assert_close(doubled - y.mean(0), factor * (made(x) - y.mean(0)))
 
@@ -90,7 +90,7 @@ def test_half_precision_is_computed_in_float32(pair, dtype, size):
     x, y = size * pair[0], pair[1]
     assert x.abs().max() < torch.finfo(dtype).max
     assert size == 1 or x.norm(dim=1).max() > torch.finfo(dtype).max
-    made = fit_sharpened(x, y, settings=TranslationSettings(sharpness=1.0))
+    made = _fit_sharpened(x, y, settings=TranslationSettings(sharpness=1.0))
     exact, rounded = made(x), made.to(dtype)(x.to(dtype))
     assert rounded.dtype == dtype
     assert ((rounded.double() - exact).norm(dim=1) / exact.norm(dim=1)).max() < 0.03
