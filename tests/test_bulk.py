@@ -818,7 +818,7 @@ import sys
 from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 from hf_relstitch.bulk.outputs import Output
-from hf_relstitch.bulk.translate import translate_file
+from hf_relstitch.bulk.translate import _translate_file
 from hf_relstitch.bulk.sources import Source
 from hf_relstitch.bulk.translator import Translator
 from hf_relstitch.core.translation import Translation
@@ -827,7 +827,7 @@ for buffer in translation.buffers():
     buffer.fill_(0.01)
 for path in map(Path, sys.argv[2:]):
     source = Source(LocalFileSystem(), str(path), path.name, path.stat().st_size, "")
-    translate_file(source, Output.at(sys.argv[1]), Translator(translation, batch_size=4096))
+    _translate_file(source, Output.at(sys.argv[1]), Translator(translation, batch_size=4096))
     print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024)
 """
 

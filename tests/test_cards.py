@@ -20,7 +20,7 @@ from markdown_it.tree import SyntaxTreeNode
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, load_target
 from hf_relstitch.hub.card_edits import END, START
-from hf_relstitch.hub.cards import _eval_result_files, anchor_card, model_card
+from hf_relstitch.hub.cards import _eval_result_files, _inline, anchor_card, model_card
 from hf_relstitch.hub.repo import Repo
 
 examples = settings(deadline=None, max_examples=50, derandomize=True)
