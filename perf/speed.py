@@ -20,8 +20,9 @@ from hf_relstitch import Encoder, RelativeStitcher
 from hf_relstitch.core.cross_validation import folds_of
 from hf_relstitch.core.decomposition import Frame
 from hf_relstitch.core.measures import held_out_translations, mean_reciprocal_rank
+from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.selection import Prefer, choose_settings
+from hf_relstitch.core.selection import choose_settings
 from hf_relstitch.core.translation import TranslationSettings, fit, fit_translation
 from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.model.anchors import AnchorSet

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, pipeline
 
 from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError
-from hf_relstitch.model.configuration_relative_stitcher import RelativeStitcherConfig
+from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.model.exporting import to_onnx
 
 TEXT = pico.TINY | {"vocab_size": 64, "max_position_embeddings": 32, "pad_token_id": 5, "eos_token_id": 2}

@@ -14,13 +14,13 @@ from yaml import YAMLError, safe_load
 from hf_relstitch.benchmarks.latent_cache import Space
 from hf_relstitch.benchmarks.report import read_results
 from hf_relstitch.benchmarks.scores import own_scores
+from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.hub.cards import RESULTS_NAME, TASKS, write_card
 from hf_relstitch.hub.files import read_json, write_json
 from hf_relstitch.hub.repo import Repo, head_of, hub_errors, locate, push_folder
-from hf_relstitch.model.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.model.persistence import read_config
 

@@ -13,8 +13,8 @@ from hf_relstitch.benchmarks.baselines import PEERS
 from hf_relstitch.benchmarks.latent_cache import Space
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import apply_head
+from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.relative import relative_projection
-from hf_relstitch.core.selection import Prefer
 from hf_relstitch.core.translation import TranslationSettings, fit
 from hf_relstitch.heads.head import Head
 from hf_relstitch.model.anchors import AnchorSet

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from hf_relstitch.core.cross_validation import folds_of
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.options import Prefer, Role
 from hf_relstitch.core.relative import check_latents
-from hf_relstitch.core.scoring import Role, SearchJudge, check_role
-from hf_relstitch.core.selection import Prefer, check_prefer, choose_settings
+from hf_relstitch.core.scoring import SearchJudge, check_role
+from hf_relstitch.core.selection import check_prefer, choose_settings
 from hf_relstitch.core.translation import SharpenedTranslation, Translation, TranslationSettings, empty_translation, fit
 from hf_relstitch.data.latents import as_tensor
 from hf_relstitch.encoders.devices import fingerprint

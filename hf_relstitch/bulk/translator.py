@@ -9,12 +9,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_relstitch.bulk.search import SearchTranslation, sharpness_of
+from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.translation import SharpenedTranslation, Translation, empty_translation
 from hf_relstitch.encoders.devices import fingerprint
 from hf_relstitch.hub.files import verify_checksum, weight_map
 from hf_relstitch.hub.repo import Repo, locate
-from hf_relstitch.model.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.model.persistence import INDEX, read_config
 

@@ -12,8 +12,7 @@ from rich.table import Table
 
 from hf_relstitch.cli.printing import AsJson, print_table, show
 from hf_relstitch.cli.stitch import Column, recommend_command, stitch_command
-from hf_relstitch.core.scoring import Role
-from hf_relstitch.core.selection import Prefer
+from hf_relstitch.core.options import Prefer, Role
 from hf_relstitch.version import __version__
 
 app = typer.Typer(
@@ -262,8 +261,6 @@ def report_command(
 
 def main() -> None:
     """Run the command line; an error of ours is one line and exit status 1."""
-    from torch import distributed
-
     from hf_relstitch.core.errors import StitchError
 
     try:
@@ -272,5 +269,6 @@ def main() -> None:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
     finally:
-        if distributed.is_available() and distributed.is_initialized():  # by accelerate launch
+        distributed = sys.modules.get("torch.distributed")  # what no command loaded needs no end
+        if distributed and distributed.is_available() and distributed.is_initialized():  # by accelerate launch
             distributed.destroy_process_group()

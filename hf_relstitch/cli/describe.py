@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_relstitch.cli.push_pull import locate_artifact
+from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.decomposition import Frame
 from hf_relstitch.hub.cards import anchor_card, model_card, read_card
 from hf_relstitch.hub.files import read_json
 from hf_relstitch.model.anchors import CONFIG_NAME, AnchorSet
-from hf_relstitch.model.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.model.persistence import read_config
 from hf_relstitch.model.stitching import conditioning
 

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from hf_relstitch.cli.printing import AsJson, print_table, show
-from hf_relstitch.core.selection import Prefer
+from hf_relstitch.core.options import Prefer
 
 Target = Annotated[str, typer.Argument(help="The classifier whose head is kept: folder or Hub id.")]
 Cut = Annotated[str | None, typer.Option(help="Cut the target at this module, instead of at its last layer.")]

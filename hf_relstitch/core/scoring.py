@@ -13,10 +13,10 @@ from hf_relstitch.core.cross_validation import Fold, View, centres_of, readings
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import answer_probability, apply_head, logits_of, read_by, temperature_for
 from hf_relstitch.core.measures import held_out_translations
+from hf_relstitch.core.options import Role
 from hf_relstitch.core.relative import directions
 from hf_relstitch.core.translation import TranslationSettings, mean_norm
 
-Role = Literal["documents", "queries"]
 NEAREST = 0.01
 """Share of the documents that a search finds: ten of a thousand, of fewer at least one."""
 QUERIES = 400

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from hf_relstitch.core.cross_validation import Fold, folds_of
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.scoring import Judge, Role, SearchJudge
+from hf_relstitch.core.options import Prefer, Role
+from hf_relstitch.core.scoring import Judge, SearchJudge
 from hf_relstitch.core.translation import Scale, TranslationSettings
 
-Prefer = Literal["linear", "accuracy"]
 Criterion = Literal["head", "cosine", "recall"]
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 RIDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

@@ -9,10 +9,17 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
+from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.projection import relative_half
 from hf_relstitch.core.relative import check_latents, to_working
@@ -30,7 +37,6 @@ from hf_relstitch.heads.loading import is_classifier, load_head, load_target
 from hf_relstitch.hub.repo import push_folder
 from hf_relstitch.layers import build_head, describe_chain, describe_head, own_copy
 from hf_relstitch.model.anchors import AnchorSet, RelativeLatents, check_count
-from hf_relstitch.model.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.model.persistence import (
     OWNED,
     load_model,
@@ -541,3 +547,8 @@ class RelativeStitcher(PreTrainedModel):
         self.config.source_config = getattr(encoder, "config", None)
         if (device_map := getattr(encoder, "hf_device_map", None)) is not None:
             self.hf_device_map = {f"encoder.{name}".rstrip("."): device for name, device in device_map.items()}
+
+
+AutoModelForSequenceClassification.register(RelativeStitcherConfig, RelativeStitcher)
+AutoModelForImageClassification.register(RelativeStitcherConfig, RelativeStitcher)
+AutoModelForAudioClassification.register(RelativeStitcherConfig, RelativeStitcher)

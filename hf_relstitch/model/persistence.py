@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders.callable_encoder import Function
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, placement
@@ -19,7 +20,6 @@ from hf_relstitch.hub.cards import RESULTS_NAME, write_card
 from hf_relstitch.hub.files import check_kind, checksum, read_json, verify_checksum, weight_map, whole_folder
 from hf_relstitch.hub.repo import HUB_OPTIONS, hub_options, is_commit, locate
 from hf_relstitch.layers import CHAIN
-from hf_relstitch.model.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
 
 OWNED = ["model*.safetensors*", RESULTS_NAME]
 """Files of a stitched model that go when a newer one is saved over it without them."""

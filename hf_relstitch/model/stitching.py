@@ -28,8 +28,9 @@ from hf_relstitch.core.head_outputs import (
     values_explained,
 )
 from hf_relstitch.core.measures import held_out_translations, mean_cosine, mean_reciprocal_rank
+from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.relative import to_working
-from hf_relstitch.core.selection import Choice, Prefer, check_prefer, choose_settings
+from hf_relstitch.core.selection import Choice, check_prefer, choose_settings
 from hf_relstitch.core.translation import SharpenedTranslation, Translation, TranslationSettings, fit
 from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
 from hf_relstitch.encoders.devices import accelerate_state

@@ -5,12 +5,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers.configuration_utils import PretrainedConfig
+from transformers.models.auto.configuration_auto import AutoConfig
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.translation import TranslationSettings
-from hf_relstitch.encoders.dual_encoders import FEATURES
-from hf_relstitch.encoders.pooling import POOLINGS
 from hf_relstitch.hub.files import check_format
 from hf_relstitch.layers import build_chain, build_head
 from hf_relstitch.version import __version__
@@ -117,6 +116,10 @@ class RelativeStitcherConfig(PretrainedConfig):
         self._check()
 
     def _check(self) -> None:
+        # Imported here, since they import the Auto classes, which may be what is being imported (see registration.py).
+        from hf_relstitch.encoders.dual_encoders import FEATURES
+        from hf_relstitch.encoders.pooling import POOLINGS
+
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
         if not isinstance(self.earlier_layers, bool) or (self.earlier_layers and self.pooling in FEATURES):
@@ -171,3 +174,6 @@ def _read_source_config(content: PretrainedConfig | dict[str, Any] | None) -> Pr
             f"the config's source_config is of model type {content.get('model_type')!r}, which this transformers does "
             "not know: upgrade transformers, or register the encoder's classes with AutoConfig and AutoModel"
         ) from error
+
+
+AutoConfig.register(RelativeStitcherConfig.model_type, RelativeStitcherConfig)

@@ -1,0 +1,6 @@
+"""The words that options take; without torch, so that the command line knows them at once."""
+
+from typing import Literal
+
+Prefer = Literal["linear", "accuracy"]
+Role = Literal["documents", "queries"]
