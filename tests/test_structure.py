@@ -69,8 +69,8 @@ def test_importing_only_registers() -> None:
 
 
 USES = {
-    "the Auto class, imported after": "import hf_relstitch\nfrom transformers import AutoModelForSequenceClassification",
-    "the Auto class, imported before": "from transformers import AutoModelForSequenceClassification\nimport hf_relstitch",
+    "the Auto class, imported after": "import hf_relstitch\nfrom transformers import AutoModelForImageClassification",
+    "the Auto class, imported before": "from transformers import AutoModelForImageClassification\nimport hf_relstitch",
     "the config alone": "import hf_relstitch\nfrom transformers import AutoConfig",
     "an inner module": "import hf_relstitch.model.anchors",
 }
