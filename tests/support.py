@@ -87,7 +87,7 @@ def render(tables: dict[str, list[Row]]) -> str:
         "# Which classifiers give a head",
         "",
         "Each architecture of transformers' classification mappings as a tiny random model: cut by the one general",
-        "rule (`hf_relstitch/cuts.py`), then compared with the model's own logits, to 1e-5 of the largest, on new",
+        "rule (`hf_relstitch/heads/cutting.py`), then compared with the model's own logits, to 1e-5 of the largest, on new",
         f"inputs of different lengths. Made by `python tests/make_support_table.py` with transformers {VERSION}.",
         "",
         "| task | architectures | built | exact |",

@@ -61,7 +61,7 @@ def test_without_ray_the_error_says_what_to_install(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((5, 3), "f4"))
     script = (
         "import sys; sys.modules['ray'] = None\n"
-        "from hf_relstitch.bulk.cluster import each_on_cluster\n"
+        "from hf_relstitch.bulk.ray_cluster import each_on_cluster\n"
         "list(each_on_cluster(print, [1]))"
     )
     done = subprocess.run([sys.executable, "-c", script], check=False, timeout=120, capture_output=True, text=True)
@@ -72,7 +72,7 @@ def test_a_cluster_that_is_begun_here_reports_no_usage() -> None:
     script = (
         "import os\n"
         "from pathlib import Path\n"
-        "from hf_relstitch.bulk.cluster import each_on_cluster\n"
+        "from hf_relstitch.bulk.ray_cluster import each_on_cluster\n"
         "def same(item): return item\n"
         "assert list(each_on_cluster(same, [1])) == [(1, 1)]\n"
         "for process in Path('/proc').glob('[0-9]*'):\n"

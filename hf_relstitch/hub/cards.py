@@ -27,7 +27,7 @@ NAMESPACE, NAME = "[A-Za-z0-9][A-Za-z0-9._-]*/", "[A-Za-z0-9._-]+"
 def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
     """The card of a stitched model, from the content of its `config.json`.
 
-    `existing` is an earlier README.md, whose edits stay: see `hf_relstitch.edits`.
+    `existing` is an earlier README.md, whose edits stay: see `hf_relstitch.hub.card_edits`.
 
     Raises:
         StitchError: metadata of `existing` that cannot be read, or a result without its value or names.

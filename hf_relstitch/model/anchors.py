@@ -103,7 +103,7 @@ class AnchorSet:
 
     Attributes:
         latents: `(k, d)` float32, one row an anchor, as the encoder gives them (not centred, not normalised).
-        ids: `(k,)` int64, a hash of each input; see `hf_relstitch.inputs.input_ids`.
+        ids: `(k,)` int64, a hash of each input; see `hf_relstitch.data.ids.input_ids`.
         provenance: the model, its pooling, and the name of the data.
         inputs: a fingerprint of all inputs that were given, in any order; of the ids, where none is given.
         key: a fingerprint of the key of keyed ids; None where the ids are not keyed.
