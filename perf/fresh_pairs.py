@@ -132,10 +132,6 @@ def minilm(texts):
     return transformer(assets.minilm(), texts)
 
 
-def mpnet(texts):
-    return transformer(assets.mpnet(), texts)
-
-
 def para3(texts):
     """Encode texts with paraphrase-MiniLM-L3-v2."""
     session = onnx_session(assets.para3())
@@ -411,7 +407,7 @@ def mel(sounds):
 
 ENCODERS = {
     each.__name__: each
-    for each in (minilm, mpnet, para3, use, glove, lsa, chars, lite0, lite1, mobile, hog, voice, wake, crepe, mel)
+    for each in (minilm, para3, use, glove, lsa, chars, lite0, lite1, mobile, hog, voice, wake, crepe, mel)
 }
 
 
@@ -495,38 +491,22 @@ def fortunes():
     return Data(list(found), list(found.values()), list(FORTUNES), "fortunes by their file", "Debian fortunes")
 
 
-def examples():
-    """Glosses of adjectives and adverbs beside an example: of this sense, of the word's other senses, or of any."""
-    senses, other_senses = quoted_senses()
-    draw, glosses = np.random.default_rng(0), list(senses)
-    inputs, labels = [], []
-    for gloss in glosses:
-        choices = ([gloss], other_senses[gloss], [glosses[draw.integers(len(glosses))]])
-        for label, choice in enumerate(choices):
-            if choice:
-                sentences = senses[choice[draw.integers(len(choice))]]
-                inputs.append((gloss, sentences[draw.integers(len(sentences))]))
-                labels.append(label)
-    classes = ["this sense", "another sense of the word", "any word"]
-    about = "a gloss of an adjective or adverb and an example sentence"
-    return Data(inputs, labels, classes, about, "Debian wordnet-base")
-
-
-def quoted_senses():
-    """Return the examples of each gloss of adjectives and adverbs, and the other glosses of its words."""
-    senses, by_word, others = {}, defaultdict(list), defaultdict(list)
+def examples(count=3200):
+    """Glosses of adjectives and adverbs beside an example sentence of theirs, and of another."""
+    senses = {}
     for kind in ("adj", "adv"):
         for line in Path(f"/usr/share/wordnet/data.{kind}").read_text(encoding="utf-8").splitlines():
-            synset, _, text = line.partition(" | ")
+            text = line.partition(" | ")[2]
             quoted, gloss = re.findall(r'"([^"]{12,})"', text), text.split('; "')[0].strip()
-            if quoted and gloss and not line.startswith(" "):
-                senses[gloss], fields = quoted, synset.split()
-                for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]:
-                    by_word[word].append(gloss)
-    for several in by_word.values():
-        for gloss in several:
-            others[gloss] += [other for other in several if other != gloss]
-    return senses, others
+            if quoted and gloss:
+                senses[gloss] = quoted[0]
+    glosses = list(senses)
+    rows = np.random.default_rng(0).permutation(len(glosses))[:count]
+    inputs = [(glosses[row], senses[glosses[row]]) for row in rows]
+    inputs += [(glosses[row], senses[glosses[other]]) for row, other in zip(rows, np.roll(rows, 1), strict=True)]
+    labels = [1] * len(rows) + [0] * len(rows)
+    about = "a gloss of an adjective or adverb and an example sentence"
+    return Data(inputs, labels, ["of another", "of it"], about, "Debian wordnet-base")
 
 
 def reviews():
@@ -770,7 +750,7 @@ SETS = (
     FreshSet("dev", valence, ("minilm", "use", "glove")),
     FreshSet("dev", mnist, ("lite0", "mobile", "hog")),
     FreshSet("dev", fortunes, ("minilm", "use", "lsa")),
-    FreshSet("dev", examples, ("minilm", "para3", "use"), rows=6000),
+    FreshSet("dev", examples, ("minilm", "para3", "use")),
     FreshSet("dev", reviews, ("minilm", "para3", "use")),
     FreshSet("dev", foldoc, ("minilm", "para3", "lsa")),
     FreshSet("dev", notes, ("wake", "crepe", "mel")),
