@@ -28,6 +28,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         pooling: how a latent is made of the source encoder's output; one of `hf_relstitch.pooling.POOLINGS`.
         after_pooling: the layers that a pooled vector goes through to be a latent, as data; see `head_modules.py`.
         earlier_layers: whether means of earlier layers are beside that, see `Encoder.with_earlier_layers`.
+        batching: which inputs may share a batch; one of `hf_relstitch.encoders.padding.BATCHINGS`.
         d_source: width of the source latents.
         d_target: width of the target latents, which the head takes.
         num_anchors: how many anchors are stored for each side.
@@ -66,6 +67,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         pooling: str = "mean",
         after_pooling: list[dict[str, Any]] | None = None,
         earlier_layers: bool = False,
+        batching: str = "padded",
         d_source: int = 1,
         d_target: int = 1,
         num_anchors: int = 0,
@@ -94,6 +96,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.pooling = pooling
         self.after_pooling = after_pooling or []
         self.earlier_layers = earlier_layers
+        self.batching = batching
         self.d_source = d_source
         self.d_target = d_target
         self.num_anchors = num_anchors
@@ -118,10 +121,13 @@ class RelativeStitcherConfig(PretrainedConfig):
     def _check(self) -> None:
         # Imported here, since they import the Auto classes, which may be what is being imported (see registration.py).
         from hf_relstitch.encoders.dual_encoders import FEATURES
+        from hf_relstitch.encoders.padding import BATCHINGS
         from hf_relstitch.encoders.pooling import POOLINGS
 
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
+        if self.batching not in BATCHINGS:
+            raise StitchError(f"the config's batching is {self.batching!r}: expected one of {', '.join(BATCHINGS)}")
         if not isinstance(self.earlier_layers, bool) or (self.earlier_layers and self.pooling in FEATURES):
             raise StitchError(
                 f"the config's earlier_layers is {self.earlier_layers!r} with pooling {self.pooling!r}: expected true "

@@ -92,6 +92,7 @@ class CallableEncoder(Encoder):
         self.processor = None
         self.modality = modality
         self.pooling = "none"
+        self.batching = "padded"
         self.after_pooling = nn.Sequential()
         self.provenance = Provenance(model_id, revision, "none", license=license)
 

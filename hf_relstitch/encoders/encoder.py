@@ -17,6 +17,7 @@ from hf_relstitch.data.inputs import inputs_at, probe_inputs
 from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, gathered, placement, prefetched
 from hf_relstitch.encoders.dual_encoders import FEATURES, features, keep_side
+from hf_relstitch.encoders.padding import choose_batching, unpadded
 from hf_relstitch.encoders.pooling import pool, resolve_pooling, token_mask, with_earlier
 from hf_relstitch.encoders.processors import (
     MODALITIES,
@@ -43,6 +44,7 @@ class Encoder:
         modality: `text`, `image` or `audio`.
         pooling: one of `hf_relstitch.pooling.POOLINGS`, already resolved.
         after_pooling: the layers that a pooled vector goes through to be a latent; often none.
+        batching: which inputs may share a batch, one of `hf_relstitch.encoders.padding.BATCHINGS`.
         earlier_layers: whether latents have the means of earlier layers beside them, see `with_earlier_layers`.
         provenance: which model this is, and where it was `cut` if it was; anchors carry it, and stitching compares it.
     """
@@ -57,6 +59,7 @@ class Encoder:
         pooling: str = "auto",
         after_pooling: nn.Module | None = None,
         cut: str | None = None,
+        batching: str | None = None,
         model_id: str | None = None,
         revision: str | None = None,
         license: str | None = None,  # noqa: A002  (the name that it has on the Hub)
@@ -68,6 +71,9 @@ class Encoder:
         if self.pooling in FEATURES and self.pooling != f"{self.modality}_features":
             raise StitchError(f"pooling is {self.pooling!r} and the processor is for {self.modality}: give that side's")
         self.after_pooling = nn.Sequential(*layers_of(after_pooling or nn.Sequential())).eval().requires_grad_(False)
+        self.batching = batching or choose_batching(
+            self._padded, model, processor, name=model_id or type(model).__name__
+        )
         layers = [layer.get("name", layer["layer"]) for layer in describe_chain(self.after_pooling)]
         self.provenance = Provenance(
             model_id=model_id or type(model).__name__,
@@ -178,8 +184,15 @@ class Encoder:
             pooling=self.pooling,
             after_pooling=self.after_pooling,
             earlier_layers=self.earlier_layers,
+            batching=self.batching,
         )
         return made
+
+    def _padded(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the latents of one batch that may hold padding."""
+        return encode_batch(
+            self.model, batch, pooling=self.pooling, after_pooling=self.after_pooling, earlier_layers=False
+        )[0]
 
     def to_device(self, device: torch.device) -> None:
         """Move the model, unless accelerate has spread it over devices already."""
@@ -219,9 +232,17 @@ def encode_batch(
     pooling: str,
     after_pooling: nn.Module,
     earlier_layers: bool,
+    batching: str = "padded",
     **options: Any,
 ) -> tuple[Tensor, Any]:
-    """Latents `(n, d)` of one batch, and the output that they come from: of an encoder-decoder, its encoder's."""
+    """Latents `(n, d)` of one batch, and the output that they come from: of an encoder-decoder, its encoder's.
+
+    A batch that `batching` takes apart has an output of its own only where it has one part.
+    """
+    if batching != "padded":
+        options |= {"pooling": pooling, "after_pooling": after_pooling, "earlier_layers": earlier_layers}
+        parts = [(rows, *encode_batch(model, part, **options)) for rows, part in unpadded(batch, batching=batching)]
+        return in_order([(rows, latents) for rows, latents, _ in parts]), parts[0][2] if len(parts) == 1 else None
     home = next(iter(batch.values())).device  # parts of a model that accelerate has spread give latents elsewhere
     if pooling in FEATURES:
         output = features(model, batch, side=pooling, **options)

@@ -78,7 +78,7 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
     else:
         rate = processor.sampling_rate
         sounds = [load_audio(one, sampling_rate=rate) for one in inputs]
-        padding = {} if _pads_by_itself(processor) else {"padding": True}
+        padding = {} if pads_by_itself(processor) else {"padding": True}
         batch = processor(sounds, sampling_rate=rate, return_tensors="pt", **padding)
     device, dtype = placement(model)
     return {name: on_device(tensor, device, dtype) for name, tensor in batch.items()}
@@ -97,12 +97,12 @@ def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[l
     check_kinds(inputs, modality=modality_of(processor))
     lengths = [length_of(one, modality=modality_of(processor)) for one in inputs]
     order = sorted(range(len(inputs)), key=lambda row: -lengths[row])
-    alike = modality_of(processor) == "audio" and not _pads_by_itself(processor)
+    alike = modality_of(processor) == "audio" and not pads_by_itself(processor)
     groups = [list(rows) for _, rows in groupby(order, key=lambda row: lengths[row] if alike else None)]
     return [rows[start : start + batch_size] for rows in groups for start in range(0, len(rows), batch_size)]
 
 
-def _pads_by_itself(processor: Any) -> bool:
+def pads_by_itself(processor: Any) -> bool:
     """Whether a feature extractor pads a batch without being told to, as those of fixed length do."""
     padding = signature(processor.__call__).parameters.get("padding")
     return padding is None or padding.default is not False

@@ -87,7 +87,7 @@ def _record(
     finally:
         for hook in hooks:
             hook.remove()
-    return seen, output.logits if "logits" in output else output[0]
+    return seen, logits_of(output)
 
 
 def _picked(
@@ -176,6 +176,11 @@ def _select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_to
     if rows == "next" and mask is not None:
         mask = mask | mask.roll(1, 1) & (mask.cumsum(1) > 0)
     return last_token(latents, mask)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits in a classifier's output, which a few give without their name."""
+    return output.logits if "logits" in output else output[0]
 
 
 def pad_token_id(model: PreTrainedModel) -> int | None:
@@ -306,4 +311,4 @@ def run(model: PreTrainedModel, layers: Sequence[str], inputs: Mapping[str, Tens
         HERE.taken = outer
         for hook in hooks:
             hook.remove()
-    return [taken[name] for name in layers], output.logits if "logits" in output else output[0]
+    return [taken[name] for name in layers], logits_of(output)

@@ -20,8 +20,9 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import probe_inputs
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.encoders.padding import choose_batching
 from hf_relstitch.encoders.processors import load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
-from hf_relstitch.heads.cutting import BY_HAND, THEN, Body, find_chain, find_cut, folded, linear_of, pad_token_id
+from hf_relstitch.heads.cutting import BY_HAND, THEN, Body, find_chain, find_cut, folded, linear_of, logits_of
 from hf_relstitch.heads.head import SETFIT_HEAD, Head, class_names
 from hf_relstitch.hub.files import weight_map
 from hf_relstitch.hub.repo import Repo, hub_options, is_commit, locate
@@ -160,9 +161,10 @@ def cut(
             its rounding), or other layers follow the module to cut at.
     """
     model = model.eval().requires_grad_(False)
-    if isinstance(processor, PreTrainedTokenizerBase) and pad_token_id(model) is None:
-        model.config.get_text_config().pad_token_id = processor.pad_token_id
-    probe = preprocess(model, processor, probe_inputs(modality_of(processor)))
+    name = repo.name if repo else type(model).__name__
+    batching = choose_batching(lambda batch: logits_of(model(**batch)), model, processor, name=name)
+    probes = probe_inputs(modality_of(processor))
+    probe = preprocess(model, processor, probes if batching == "padded" else probes[1:])
     head: nn.Module
     if at is None:
         layers, rows = find_cut(model, probe)
@@ -175,6 +177,7 @@ def cut(
         processor,
         pooling="none",
         cut=f"input of {named}, {rows}",
+        batching=batching,
         model_id=repo.name if repo else None,
         revision=repo.commit if repo else None,
         license=repo.license() if repo else None,

@@ -273,6 +273,7 @@ class RelativeStitcher(PreTrainedModel):
             pooling=encoder.pooling,
             after_pooling=describe_chain(encoder.after_pooling),
             earlier_layers=encoder.earlier_layers,
+            batching=encoder.batching,
             d_source=made.source_anchors.dim,
             d_target=made.target_anchors.dim,
             num_anchors=len(made.source_anchors),
@@ -350,6 +351,7 @@ class RelativeStitcher(PreTrainedModel):
             pooling=self.config.pooling,
             after_pooling=self.after_pooling,
             earlier_layers=self.config.earlier_layers,
+            batching=self.config.batching,
             **options,
         )
 
