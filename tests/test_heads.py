@@ -63,13 +63,13 @@ def test_last_token_is_found_on_either_padding_side(tmp_path: Path, side: str) -
         torch.testing.assert_close(head.module(encoder.latents(batch)), model(**batch).logits)
 
 
-def test_a_decoder_without_padding_token_pads_with_its_end(tmp_path: Path) -> None:
+def test_a_decoder_without_padding_token_pads_with_one_that_no_text_ends_in(tmp_path: Path) -> None:
     pico.classifier("GPT2", pad_token_id=None).save_pretrained(tmp_path)
     tokenizer = pico.tokenizer()
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
     encoder, head = load_target(str(tmp_path))
-    assert encoder.processor.pad_token == "</s>"
+    assert encoder.processor.pad_token not in (None, "</s>")
     assert head.module.in_features == 16
 
 

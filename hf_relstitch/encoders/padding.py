@@ -39,8 +39,8 @@ def choose_batching(run: Run, model: nn.Module, processor: Any, *, name: str) ->
         return "padded"
     _fix_hashes(model)
     readings = _readings(run, model, processor)
-    if len(readings) < 2 and modality == "text" and (text := _text_config(model)) is not None:
-        text.pad_token_id = processor.pad_token_id if text.pad_token_id is None else text.pad_token_id
+    if len(readings) < 2 and modality == "text" and getattr(_text_config(model), "pad_token_id", 0) is None:
+        _text_config(model).pad_token_id = processor.pad_token_id
         readings = _readings(run, model, processor)
     if len(readings) < 2:
         return "padded"  # what does not run on its own says why when it is encoded
@@ -62,6 +62,7 @@ def choose_batching(run: Run, model: nn.Module, processor: Any, *, name: str) ->
         processor.return_attention_mask = True
     elif modality == "text" and "attention_mask" not in processor.model_input_names:
         processor.model_input_names = [*processor.model_input_names, "attention_mask"]
+    last = preprocess(model, processor, probes[-1:])
     batching = "equal length" if _keeps_rows_apart(run, last, allowed) else "one by one"
     logger.info(f"{name}: {BATCHINGS[batching]}")
     return batching
@@ -91,7 +92,8 @@ def _text_config(model: Any) -> Any:
 def _reading(run: Run, model: nn.Module, processor: Any, inputs: list[Any]) -> Tensor | None:
     """What `run` makes of inputs; None where it fails, as for a padding token that the model does not have."""
     try:
-        return run(preprocess(model, processor, inputs))
+        made = run(preprocess(model, processor, inputs))
+        return made if made.ndim == 2 else None
     except Exception as error:  # whatever a model raises
         logger.debug(f"{type(model).__name__} does not run on {len(inputs)} probes: {error}")
         return None
@@ -170,14 +172,14 @@ def _keeps_rows_apart(run: Run, batch: Mapping[str, Tensor], allowed: float) -> 
 
 
 def unpadded(batch: Mapping[str, Tensor], *, batching: str) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield the rows and the tensors of each part of a batch that holds no padding, and so needs no mask."""
+    """Yield the rows and the tensors of each part of a batch, without its padding."""
     mask = batch.get("attention_mask")
     rows_of: dict[Any, list[int]] = defaultdict(list)
     for row in range(len(next(iter(batch.values())))):
         length = None if mask is None else int(mask[row].sum())
         rows_of[row if batching == "one by one" else length].append(row)
     for rows in rows_of.values():
-        part = {key: tensor[rows] for key, tensor in batch.items() if key != "attention_mask"}
+        part = {key: tensor[rows] for key, tensor in batch.items()}
         if mask is not None:
             kept = mask[rows].bool()
             part = {
