@@ -1,6 +1,6 @@
 """Encoder: a frozen model with its processor and pooling, which turns inputs into latents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from inspect import signature
@@ -22,6 +22,7 @@ from hf_relstitch.encoders.pooling import pool, resolve_pooling, token_mask, wit
 from hf_relstitch.encoders.processors import (
     MODALITIES,
     batched,
+    check_vocabulary,
     load_processor,
     main_modality,
     modality_of,
@@ -71,12 +72,13 @@ class Encoder:
         if self.pooling in FEATURES and self.pooling != f"{self.modality}_features":
             raise StitchError(f"pooling is {self.pooling!r} and the processor is for {self.modality}: give that side's")
         self.after_pooling = nn.Sequential(*layers_of(after_pooling or nn.Sequential())).eval().requires_grad_(False)
-        self.batching = batching or choose_batching(
-            self._padded, model, processor, name=model_id or type(model).__name__
-        )
+        name = model_id or type(model).__name__
+        if isinstance(processor, PreTrainedTokenizerBase):
+            check_vocabulary(processor, model, name=name)
+        self.batching = batching or choose_batching(self._padded, model, processor, name=name)
         layers = [layer.get("name", layer["layer"]) for layer in describe_chain(self.after_pooling)]
         self.provenance = Provenance(
-            model_id=model_id or type(model).__name__,
+            model_id=name,
             revision=revision or fingerprint(model, self.after_pooling),
             pooling=cut or ", ".join([self.pooling, *layers]),
             license=license,
@@ -98,7 +100,7 @@ class Encoder:
         options = {"output_loading_info": True, **repo.loading, **model_kwargs}
         try:
             model, loading = AutoModel.from_pretrained(repo.place, **options)
-        except ValueError as error:
+        except (OSError, RuntimeError, ValueError) as error:
             said = str(error).partition("\nModel type should be one of")[0]  # and the names of all configs follow
             raise StitchError(f"{repo.name} cannot be loaded as an encoder: {said}") from error
         modules = read_sentence_modules(repo) if pooling == "auto" else None
@@ -106,10 +108,6 @@ class Encoder:
         if pooling == "auto":
             logger.info(f"{repo.name}: pooling is {chosen!r}")
         untrained = set(loading["missing_keys"])
-        if chosen == "pooler" and untrained:
-            raise StitchError(
-                f"{repo.name} has no trained weights for {sorted(untrained)[0]}: choose another pooling than 'pooler'"
-            )
         modality = chosen.removesuffix("_features") if chosen in FEATURES else main_modality(model)
         processor = load_processor(repo, modality=modality)
         after = modules.after_pooling.to(*placement(model)) if modules else nn.Sequential()
@@ -119,9 +117,7 @@ class Encoder:
             if modality == "text":
                 model.config.get_text_config().pad_token_id = processor.pad_token_id
             keep_side(model, chosen, preprocess(model, processor, probe_inputs(modality)))
-            if unfit := untrained & model.state_dict().keys():
-                raise StitchError(f"{repo.name} has no trained weights for {sorted(unfit)[0]} of its {chosen}")
-        return cls(
+        encoder = cls(
             model,
             processor,
             pooling=chosen,
@@ -130,6 +126,27 @@ class Encoder:
             revision=repo.commit or fingerprint(model, after, without=untrained),
             license=repo.license(),
         )
+        if unfit := encoder.first_that_matters(untrained):
+            raise StitchError(
+                f"{repo.name} has no trained weights for {unfit}, which its latents are made by: choose another "
+                f"pooling than {chosen!r} if that belongs to it, or download or train the model again"
+            )
+        return encoder
+
+    @torch.no_grad()
+    def first_that_matters(self, names: Collection[str]) -> str | None:
+        """Return the first of these tensors on which latents depend: they are not numbers if it is not."""
+        tensors = {name: tensor for name, tensor in self.model.state_dict().items() if name in names}
+        for name, tensor in sorted(tensors.items()):
+            if tensor.is_meta or not tensor.is_floating_point():
+                continue
+            kept = tensor.clone()
+            tensor.fill_(torch.nan)
+            latents = self.latents(preprocess(self.model, self.processor, probe_inputs(self.modality)))
+            tensor.copy_(kept)
+            if latents.isnan().any():
+                return name
+        return None
 
     def with_earlier_layers(self) -> "Encoder":
         """The encoder with wider latents, which tell a translation more.

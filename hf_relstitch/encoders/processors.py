@@ -18,15 +18,57 @@ from hf_relstitch.hub.repo import Repo
 
 MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
 LOADERS = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
+TOKENIZER = "tokenizer.json"
 KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin, "audio": SequenceFeatureExtractor}
 
 
 def load_processor(repo: Repo, *, modality: str) -> Any:
-    """The processor of a repo; a tokenizer without padding token pads with its end token."""
-    processor = LOADERS[modality].from_pretrained(repo.place, **repo.loading)
-    if modality == "text" and processor.pad_token is None:
-        processor.pad_token = processor.eos_token
+    """The processor of a repo; a tokenizer without padding token pads with its end token, or with another special one.
+
+    Raises:
+        StitchError: the repo has no processor, or a tokenizer without the files of its vocabulary.
+    """
+    try:
+        processor = LOADERS[modality].from_pretrained(repo.place, **repo.loading)
+    except Exception as error:  # whatever transformers raises for a file that is missing or damaged
+        files = "" if modality != "text" or repo.file(TOKENIZER) else f"it has no {TOKENIZER}; "
+        raise StitchError(
+            f"{repo.name} has no processor for {modality} that transformers reads ({files}{str(error).strip()}): copy "
+            "or download its files again, beside the weights"
+        ) from error
+    if modality == "text":
+        _check_files(repo, processor)
+        if processor.pad_token is None:
+            processor.pad_token = processor.eos_token or next(iter(processor.all_special_tokens), None)
     return processor
+
+
+def _check_files(repo: Repo, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a repo without tokenizer files, for which transformers makes a vocabulary of special tokens alone."""
+    names = list(tokenizer.vocab_files_names.values())
+    if names and not any(repo.file(name) for name in dict.fromkeys([TOKENIZER, *names])):
+        raise StitchError(
+            f"{repo.name} has no tokenizer files, so that every word would be unknown: it lacks {TOKENIZER} (or "
+            f"{', '.join(name for name in names if name != TOKENIZER)}): copy them there, or save its tokenizer there"
+        )
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, *, name: str) -> None:
+    """Refuse a tokenizer with far fewer tokens than the model has embeddings.
+
+    Raises:
+        StitchError: it has less than a tenth of them, as of another model or of files that are missing.
+    """
+    model = getattr(model, "model", model) if not hasattr(model, "get_input_embeddings") else model
+    try:
+        embeddings = model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):  # a model without a table of tokens
+        return
+    if len(tokenizer) * 10 < embeddings:
+        raise StitchError(
+            f"{name} has {embeddings} token embeddings and its tokenizer knows {len(tokenizer)} tokens, so that most "
+            f"words would be unknown: give the tokenizer that it was trained with (is its {TOKENIZER} there?)"
+        )
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, modules: SentenceModules | None, *, model: Any) -> None:

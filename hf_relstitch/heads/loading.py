@@ -107,7 +107,10 @@ def load_target(
             f"{repo.name} is {architecture}: the target has to be a …{', …'.join(TASKS)} model, with one row of logits "
             f"an input; {BY_HAND}"
         )
-    model, loading = loader.from_pretrained(repo.place, output_loading_info=True, **repo.loading | model_kwargs)
+    try:
+        model, loading = loader.from_pretrained(repo.place, output_loading_info=True, **repo.loading | model_kwargs)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StitchError(f"{repo.name} cannot be loaded as a classifier: {error}") from error
     if loading["missing_keys"]:
         raise StitchError(
             f"{repo.name} lacks trained weights for {', '.join(sorted(loading['missing_keys']))}: train it first"

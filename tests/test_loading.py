@@ -1,0 +1,82 @@
+"""Loading: what lacks a file, a weight or a word is refused by name."""
+
+from pathlib import Path
+
+import pico
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from hf_relstitch import Encoder, StitchError, load_target
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Roberta", "GPT2", "DistilBert", "MPNet"])
+def test_a_folder_without_tokenizer_files_is_refused(architecture: str, tmp_path: Path) -> None:
+    pico.classifier(architecture).save_pretrained(tmp_path)
+    for load in (Encoder.from_pretrained, load_target):
+        with pytest.raises(StitchError, match=r"lacks tokenizer.json \(or .*(vocab.txt|vocab.json)"):
+            load(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "xlm-roberta", "esm", "xlnet"])
+def test_other_folders_without_tokenizer_files_are_refused(kind: str, tmp_path: Path) -> None:
+    tiny_models.classifier("sequence", kind).save_pretrained(tmp_path)
+    with pytest.raises(StitchError, match=r"(lacks|has no) tokenizer.json"):
+        Encoder.from_pretrained(str(tmp_path))
+
+
+def test_a_tokenizer_of_far_fewer_tokens_is_refused() -> None:
+    model = pico.classifier("Bert", vocab_size=4_000).bert
+    with pytest.raises(StitchError, match="has 4000 token embeddings and its tokenizer knows 42 tokens"):
+        Encoder(model, pico.tokenizer())
+
+
+def drop(folder: Path, *names: str) -> None:
+    file = folder / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if name not in names}, file, {"format": "pt"})
+
+
+LAYER = "encoder.layer.1.output.dense.weight"
+
+
+def test_an_encoder_without_a_layer_is_refused(tmp_path: Path) -> None:
+    pico.classifier("Bert").bert.save_pretrained(tmp_path)
+    pico.tokenizer().save_pretrained(tmp_path)
+    drop(tmp_path, LAYER)
+    with pytest.raises(StitchError, match=f"no trained weights for {LAYER}, which its latents are made by"):
+        Encoder.from_pretrained(str(tmp_path))
+
+
+def test_an_encoder_without_any_weights_of_its_own_is_refused(tmp_path: Path) -> None:
+    pico.classifier("Bert").bert.save_pretrained(tmp_path)
+    pico.tokenizer().save_pretrained(tmp_path)
+    save_file({"other": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StitchError, match="no trained weights for embeddings"):
+        Encoder.from_pretrained(str(tmp_path))
+
+
+def test_a_pooler_that_is_not_used_may_be_missing(tmp_path: Path) -> None:
+    model = pico.classifier("Bert").bert
+    model.save_pretrained(tmp_path)
+    pico.tokenizer().save_pretrained(tmp_path)
+    drop(tmp_path, "pooler.dense.weight", "pooler.dense.bias")
+    encoder = Encoder.from_pretrained(str(tmp_path))
+    assert encoder.encode(pico.texts(3), progress=False).isfinite().all()
+    assert encoder.model.state_dict()["pooler.dense.weight"].isfinite().all()
+    with pytest.raises(StitchError, match=r"no trained weights for pooler.dense.bias.*choose another pooling"):
+        Encoder.from_pretrained(str(tmp_path), pooling="pooler")
+
+
+def test_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    pico.saved("Bert", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["bert." + LAYER] = tensors["bert." + LAYER][:, :-1].contiguous()
+    save_file(tensors, file, {"format": "pt"})
+    for load in (Encoder.from_pretrained, load_target):
+        with pytest.raises(StitchError, match="cannot be loaded as a"):
+            load(str(tmp_path))
+    with pytest.raises(RuntimeError):
+        AutoModel.from_pretrained(tmp_path)
