@@ -48,10 +48,10 @@ def check_filled(inputs: Sequence[Any], *, what: str, rows: Sequence[int] | None
     """
     numbered = zip(rows or range(len(inputs)), inputs, strict=True)
     if empty := [row for row, one in numbered if one is None or (isinstance(one, float) and math.isnan(one))]:
-        raise StitchError(f"{what} empty in {_row_names(empty)}: fill in or remove them")
+        raise StitchError(f"{what} empty in {row_names(empty)}: fill in or remove them")
 
 
-def _row_names(rows: Sequence[int]) -> str:
+def row_names(rows: Sequence[int]) -> str:
     """The first of these rows, and how many others there are."""
     others = {1: "", 2: " and 1 other"}.get(len(rows), f" and {len(rows) - 1} others")
     return f"row {rows[0]} (counted from 0){others}"
@@ -67,7 +67,7 @@ def encoded(text: str, *, row: int) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise StitchError(
-            f"the text in {_row_names([row])} has half a character, {text[error.start]!r}, "
+            f"the text in {row_names([row])} has half a character, {text[error.start]!r}, "
             f"which UTF-8 cannot say: read "
             "it with its own encoding, or remove it"
         ) from error
@@ -89,7 +89,7 @@ def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "mode
         anchors = who != "model" and any(isinstance(one, known) for one in strange.values())
         pairs = "; anchors of two kinds are pairs, (what the source takes, what the target takes)" if anchors else ""
         raise StitchError(
-            f"the {who} takes {expected} and what came in {_row_names(list(strange))} is {came}: give it its own kind "
+            f"the {who} takes {expected} and what came in {row_names(list(strange))} is {came}: give it its own kind "
             f"of input{pairs}"
         )
 
@@ -134,6 +134,8 @@ def load_audio(audio: Path | np.ndarray, *, sampling_rate: int | None = None) ->
             f"a sound is a {samples.dtype} array of shape {samples.shape}: expected the samples of one channel, (n,), "
             "floats from -1 to 1"
         )
+    if not np.isfinite(samples).all():
+        raise StitchError("a sound has samples that are not finite numbers: record or read it again, or remove it")
     return samples.astype("<f4")
 
 

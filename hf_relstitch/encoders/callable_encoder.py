@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import check_some
+from hf_relstitch.data.inputs import check_some, row_names
 from hf_relstitch.data.latents import as_tensor
 from hf_relstitch.data.provenance import NOT_KNOWN, Provenance
 from hf_relstitch.encoders.encoder import Encoder
@@ -22,6 +22,7 @@ class Function(nn.Module):
     def __init__(self, function: Callable[[list[Any]], Any]) -> None:
         super().__init__()
         self.function = function
+        self._done: list[tuple[list[Any], Tensor]] = []  # the batches before the one that failed in the last call
 
     def forward(self, **batch: Tensor) -> NoReturn:
         """Nothing.
@@ -36,16 +37,44 @@ class Function(nn.Module):
     def latents(self, inputs: Sequence[Any], *, batch_size: int, progress: bool = False) -> Tensor:
         """Latents `(n, d)` float32 on the CPU, row for row with the inputs.
 
+        After a failure the batches before it are kept, and the next call goes on from there if it begins with them.
+
         Raises:
-            StitchError: no inputs, or a callable that does not give one vector for each.
+            StitchError: no inputs, or a callable that fails or does not give one finite vector for each; it names rows.
         """
         check_some(inputs, batch_size=batch_size)
         starts = range(0, len(inputs), batch_size)
         bar = logging.tqdm(starts, desc="encoding", unit="batch", disable=not progress)
-        made = [self._vectors(list(inputs[start : start + batch_size])) for start in bar]
+        before, self._done = self._done, []
+        for place, start in enumerate(bar):
+            batch = list(inputs[start : start + batch_size])
+            known = place < len(before) and _are_same(before[place][0], batch)
+            self._done.append((batch, before[place][1] if known else self._batch(batch, start=start)))
+        made, self._done = [vectors for _, vectors in self._done], []
         if len(widths := {one.shape[1] for one in made}) > 1:
             raise StitchError(f"the callable gave vectors of {' and '.join(map(str, sorted(widths)))} numbers")
         return torch.cat(made)
+
+    def _batch(self, inputs: list[Any], *, start: int) -> Tensor:
+        """The vectors of a batch that begins at row `start`; where the callable raises, of one input at a time."""
+        kept = f"; the {start} inputs before its batch are kept, and calling again goes on from there" if start else ""
+        try:
+            vectors = self._vectors(inputs)
+        except StitchError:
+            raise
+        except Exception:  # whatever a callable raises
+            singles = []
+            for row, single in enumerate(inputs, start):
+                try:
+                    singles.append(self._vectors([single]))
+                except Exception as error:
+                    said = f"{type(error).__name__}: {error}"
+                    raise StitchError(f"the callable fails at {row_names([row])}: {said}{kept}") from error
+            vectors = torch.cat(singles)
+        if strange := (~vectors.isfinite().all(1)).nonzero().flatten().tolist():
+            rows = row_names([start + row for row in strange])
+            raise StitchError(f"the callable gave numbers that are not finite for {rows}: remove or mend them{kept}")
+        return vectors
 
     @torch.no_grad()
     def _vectors(self, inputs: list[Any]) -> Tensor:
@@ -63,6 +92,12 @@ class Function(nn.Module):
                 f"vector for each, ({len(inputs)}, d) floats"
             )
         return made.float()
+
+
+def _are_same(before: list[Any], now: list[Any]) -> bool:
+    """Whether two batches hold the same objects, or equal texts."""
+    pairs = zip(before, now, strict=False)
+    return len(before) == len(now) and all(a is b or (isinstance(a, str) and a == b) for a, b in pairs)
 
 
 class CallableEncoder(Encoder):

@@ -1,6 +1,6 @@
 """Encoder: a frozen model with its processor and pooling, which turns inputs into latents."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from inspect import signature
@@ -13,7 +13,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedTokeniz
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import inputs_at, probe_inputs
+from hf_relstitch.data.inputs import inputs_at, probe_inputs, row_names
 from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, gathered, placement, prefetched
 from hf_relstitch.encoders.dual_encoders import FEATURES, features, keep_side
@@ -189,8 +189,7 @@ class Encoder:
         batches = batched(inputs, processor=self.processor, batch_size=batch_size)
         mine = batches[state.process_index :: state.num_processes]
         bar = logging.tqdm(mine, desc="encoding", unit="batch", disable=not (progress and state.is_main_process))
-        ready = prefetched(lambda rows: preprocess(self.model, self.processor, inputs_at(inputs, rows)), bar)
-        encoded = [(rows, self.latents(batch)) for rows, batch in ready]
+        encoded = [*encode_batches(inputs, bar, self.latents, model=self.model, processor=self.processor)]
         return [([*chain(*mine)], torch.cat([latents for _, latents in encoded]).cpu())] if encoded else []
 
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -234,6 +233,64 @@ def modality_at(source: str | Encoder) -> str | None:
     if type(config) not in MODEL_MAPPING:
         raise StitchError(f"{repo.name} holds a {config.model_type} model: expected an encoder")
     return MODALITIES.get(getattr(MODEL_MAPPING[type(config)], "main_input_name", ""))
+
+
+def encode_batches(
+    inputs: Sequence[Any],
+    batches: Iterable[list[int]],
+    run: Callable[[Mapping[str, Tensor]], Tensor],
+    *,
+    model: nn.Module,
+    processor: Any,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the rows and latents of each batch; one that fails is encoded row by row, so that the error names the row.
+
+    Raises:
+        StitchError: an input that cannot be encoded, or whose latent is not finite.
+    """
+
+    def prepare(rows: list[int]) -> Mapping[str, Tensor] | Exception:
+        try:
+            return preprocess(model, processor, inputs_at(inputs, rows))
+        except Exception as error:  # whatever a processor raises; read by the loop below
+            return error
+
+    def encode(batch: Mapping[str, Tensor] | Exception) -> Tensor:
+        if isinstance(batch, Exception):
+            raise batch
+        latents = run(batch)
+        if not latents.isfinite().all():
+            dtype = "" if latents.dtype != torch.float16 else "load the model in bfloat16 or float32, or "
+            raise StitchError(f"its latent holds numbers that are not finite: {dtype}remove the input")
+        return latents
+
+    for rows, batch in prefetched(prepare, batches):
+        try:
+            latents = encode(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever the model raises; a batch of one that fails says it again
+            latents = _one_by_one(rows, lambda row: encode(prepare([row])))
+        yield rows, latents
+
+
+def _one_by_one(rows: list[int], encode: Callable[[int], Tensor]) -> Tensor:
+    """The latents of inputs each of which is encoded alone.
+
+    Raises:
+        StitchError: some cannot be encoded; it names their rows.
+    """
+    latents, failed = [], {}
+    for row in rows:
+        try:
+            latents.append(encode(row))
+        except Exception as error:
+            failed[row] = error
+    if failed:
+        first = failed[min(failed)]
+        said = first if isinstance(first, StitchError) else f"{type(first).__name__}: {first}"
+        raise StitchError(f"{row_names(sorted(failed))} cannot be encoded: {said}") from first
+    return torch.cat(latents)
 
 
 def in_order(encoded: Sequence[tuple[list[int], Tensor]]) -> Tensor:

@@ -1,6 +1,6 @@
 """Processors: tokenizers, image processors and feature extractors of sound; from raw inputs to a model's batches."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from itertools import groupby
 from typing import Any
@@ -53,18 +53,36 @@ def _check_files(repo: Repo, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def _num_embeddings(model: Any) -> int | None:
+    """How many tokens a model has embeddings for; None where it has no table of them."""
+    model = getattr(model, "model", model) if not hasattr(model, "get_input_embeddings") else model
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _check_tokens(batch: Mapping[str, Tensor], model: Any) -> None:
+    """Refuse a text without tokens, or with one that the model has no embedding for."""
+    tokens, mask = batch["input_ids"], batch.get("attention_mask")
+    if tokens.shape[1] == 0 or (mask is not None and not mask.any(1).all()):
+        raise StitchError("the tokenizer makes no tokens of an empty text: remove it")
+    embeddings = _num_embeddings(model)
+    if embeddings is not None and int(tokens.max()) >= embeddings:
+        raise StitchError(
+            f"the tokenizer gives the token {int(tokens.max())} and the model has embeddings of {embeddings}: give the "
+            "tokenizer that it was trained with, or model.resize_token_embeddings and train them"
+        )
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, *, name: str) -> None:
     """Refuse a tokenizer with far fewer tokens than the model has embeddings.
 
     Raises:
         StitchError: it has less than a tenth of them, as of another model or of files that are missing.
     """
-    model = getattr(model, "model", model) if not hasattr(model, "get_input_embeddings") else model
-    try:
-        embeddings = model.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):  # a model without a table of tokens
-        return
-    if len(tokenizer) * 10 < embeddings:
+    embeddings = _num_embeddings(model)
+    if embeddings is not None and len(tokenizer) * 10 < embeddings:
         raise StitchError(
             f"{name} has {embeddings} token embeddings and its tokenizer knows {len(tokenizer)} tokens, so that most "
             f"words would be unknown: give the tokenizer that it was trained with (is its {TOKENIZER} there?)"
@@ -115,6 +133,7 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
     check_kinds(inputs, modality=modality)
     if modality == "text":
         batch = processor(list(inputs), padding=True, truncation=True, return_tensors="pt")
+        _check_tokens(batch, model)
     elif modality == "image":
         batch = processor(images=[load_image(one) for one in inputs], return_tensors="pt")
     else:

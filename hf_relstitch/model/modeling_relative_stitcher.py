@@ -30,8 +30,8 @@ from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
 from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
 from hf_relstitch.encoders.devices import accelerate_state, placement
 from hf_relstitch.encoders.dual_encoders import as_configured
-from hf_relstitch.encoders.encoder import Encoder, encode_batch, in_order, modality_at
-from hf_relstitch.encoders.processors import LOADERS, batched, check_inputs, preprocess
+from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_batches, in_order, modality_at
+from hf_relstitch.encoders.processors import LOADERS, batched, check_inputs
 from hf_relstitch.heads.head import Head
 from hf_relstitch.heads.loading import is_classifier, load_head, load_target
 from hf_relstitch.hub.repo import push_folder
@@ -422,11 +422,10 @@ class RelativeStitcher(PreTrainedModel):
         self.eval()
         if isinstance(self.encoder, Function):
             return self.encoder.latents(inputs, batch_size=batch_size).to(self.anchors.source.device)
-        encoded = []
-        for rows in batched(inputs, processor=self.processor, batch_size=batch_size):
-            batch = preprocess(self.encoder, self.processor, inputs_at(inputs, rows))
-            encoded.append((rows, self.encode_batch(batch)[0]))
-        return in_order(encoded).to(self.anchors.source.device)
+        batches = batched(inputs, processor=self.processor, batch_size=batch_size)
+        parts = {"model": self.encoder, "processor": self.processor}
+        encoded = encode_batches(inputs, batches, lambda batch: self.encode_batch(batch)[0], **parts)
+        return in_order([*encoded]).to(self.anchors.source.device)
 
     def fuse(self) -> "RelativeStitcher":
         """Make logits by one linear layer from here on, and give the model; `translate` and saved folders are as ever.
