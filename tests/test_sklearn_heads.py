@@ -10,6 +10,8 @@ import numpy as np
 import pico
 import pytest
 import torch
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import (
     LinearRegression,
@@ -20,16 +22,18 @@ from sklearn.linear_model import (
     SGDClassifier,
 )
 from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from sklearn.preprocessing import Normalizer, PolynomialFeatures, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from transformers import pipeline
 
 from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.heads.from_sklearn import is_estimator
+from hf_relstitch.layers import describe_head
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -225,3 +229,119 @@ def test_nothing_is_an_estimator_where_sklearn_was_never_imported(monkeypatch: p
     assert is_estimator(Ridge())
     monkeypatch.delitem(sys.modules, "sklearn.base")
     assert not is_estimator(Ridge())
+
+
+LINEAR_ON = {
+    "normalizer": lambda model: make_pipeline(Normalizer(), model),
+    "normalizer, scaler": lambda model: make_pipeline(Normalizer(), StandardScaler(), model),
+    "pca": lambda model: make_pipeline(PCA(9, whiten=True), model),
+    "scaler, pca, normalizer": lambda model: make_pipeline(StandardScaler(), PCA(9), Normalizer(), model),
+    "svd": lambda model: make_pipeline(TruncatedSVD(9), model),
+    "one against the rest": OneVsRestClassifier,
+    "one against the rest, each scaled": lambda model: OneVsRestClassifier(make_pipeline(StandardScaler(), model)),
+}
+
+
+@pytest.mark.parametrize("around", LINEAR_ON)
+def test_what_is_linear_or_a_norm_around_a_classifier_is_taken(around: str) -> None:
+    fitted = LINEAR_ON[around](LogisticRegression()).fit(X, Y)
+    head = Head.of(fitted)
+    logits = apply_head(head.module, torch.from_numpy(X).float())
+    np.testing.assert_allclose(logits, fitted.decision_function(X), rtol=1e-3, atol=1e-3)
+    assert [head.id2label[row] for row in logits.argmax(1).tolist()] == fitted.predict(X).tolist()
+    assert describe_head(head.module) is not None
+
+
+def test_one_against_the_rest_of_several_answers_is_multi_label() -> None:
+    fitted = OneVsRestClassifier(LogisticRegression()).fit(X, MULTI)
+    head = Head.of(fitted)
+    logits = apply_head(head.module, torch.from_numpy(X).float())
+    assert head.problem_type == "multi_label_classification"
+    np.testing.assert_array_equal((logits > 0).int(), fitted.predict(X))
+
+
+@pytest.mark.parametrize("ensemble", [True, False])
+@pytest.mark.parametrize("classes", [Y, BINARY], ids=["three classes", "two classes"])
+def test_a_calibrated_classifier_keeps_its_answers(classes: np.ndarray, ensemble: bool) -> None:
+    fitted = CalibratedClassifierCV(LinearSVC(random_state=0), ensemble=ensemble).fit(X, classes)
+    head = Head.of(fitted)
+    logits = apply_head(head.module, torch.from_numpy(X).float())
+    answers = np.array([head.id2label[row] for row in logits.argmax(1).tolist()])
+    assert (answers == fitted.predict(X)).mean() >= (0.97 if ensemble else 0.999)
+    if len(fitted.classes_) == 2:
+        np.testing.assert_allclose(logits.softmax(-1), fitted.predict_proba(X), atol=0.1 if ensemble else 1e-4)
+
+
+def test_a_head_of_normalised_latents_is_taken_as_it_was_trained() -> None:
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    fitted = LogisticRegression(C=100).fit(unit, Y)
+    head = Head.of(fitted, normalized=True)
+    logits = apply_head(head.module, torch.from_numpy(X).float())
+    np.testing.assert_allclose(logits, fitted.decision_function(unit), rtol=1e-3, atol=1e-3)
+    twice = Head.of(Head.of(torch.nn.Linear(16, 3)), normalized=True)
+    assert [type(layer).__name__ for layer in twice.module] == ["Normalize", "Linear"]
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_a_setfit_model_says_its_norm_and_its_names(differentiable: bool, source_folder: str) -> None:
+    if find_spec("setfit") is None:
+        assets.missing("setfit", install=assets.INSTALL_PACKAGES)
+    from sentence_transformers import SentenceTransformer
+    from setfit import SetFitHead, SetFitModel
+
+    texts, body = pico.texts(60), SentenceTransformer(source_folder, device="cpu")
+    unit = body.encode(texts, normalize_embeddings=True)
+    head = SetFitHead(16, 3, device="cpu", temperature=0.5)
+    if not differentiable:
+        head = LogisticRegression().fit(unit, [row % 3 for row in range(60)])
+    names = ["calm", "closed", "stormy"]
+    setfit = SetFitModel(model_body=body, model_head=head, labels=names, normalize_embeddings=True)
+    taken = Head.of(setfit)
+    assert [*taken.id2label.values()] == names
+    logits = apply_head(taken.module, torch.from_numpy(body.encode(texts)))
+    torch.testing.assert_close(logits.softmax(-1), setfit.predict_proba(texts).to(logits), rtol=1e-4, atol=1e-5)
+    assert describe_head(taken.module) is not None
+
+
+NUMBERED = LogisticRegression().fit(X, SCORES.argmax(1))
+FROM_ONE = LogisticRegression().fit(X, SCORES.argmax(1) + 1)
+NAMED = LogisticRegression().fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "labels", "expected"),
+    [
+        (NAMED, ["calm", "closed", "stormy"], ["calm", "closed", "stormy"]),
+        (NAMED, np.array(["calm", "closed", "stormy"]), ["calm", "closed", "stormy"]),
+        (NAMED, {"stormy": "S", "calm": "C", "closed": "X"}, ["C", "X", "S"]),
+        (NUMBERED, ["a", "b", "c"], ["a", "b", "c"]),
+        (NUMBERED, np.array(["a", "b", "c"]), ["a", "b", "c"]),
+        (FROM_ONE, {1: "a", 2: "b", 3: "c"}, ["a", "b", "c"]),
+        (FROM_ONE, ["1", "2", "3"], ["1", "2", "3"]),
+        (torch.nn.Linear(16, 3), {0: "a", 2: "c", 1: "b"}, ["a", "b", "c"]),
+    ],
+)
+def test_labels_name_the_classes_that_they_mean(estimator: Any, labels: Any, expected: list[str]) -> None:
+    assert [*Head.of(estimator, labels=labels).id2label.values()] == expected
+
+
+@pytest.mark.parametrize(
+    ("estimator", "labels", "message"),
+    [
+        (NAMED, ["stormy", "calm", "closed"], "the head names its own classes, 'calm', 'closed', 'stormy'"),
+        (NAMED, ["a", "b", "c"], "give a mapping from the head's names to yours"),
+        (FROM_ONE, ["a", "b", "c"], "the head names its own classes, 1, 2, 3"),
+        (NAMED, ["calm", "closed"], "2 different labels for a head of 3 classes"),
+        (NUMBERED, np.array(["a", "b", "c", "d"]), "4 different labels for a head of 3 classes"),
+        (NUMBERED, {0: "a", 1: "b"}, "labels name 0, 1 and the head's classes are 0, 1, 2"),
+        (FROM_ONE, {0: "a", 1: "b", 2: "c"}, "labels name 0, 1, 2 and the head's classes are 1, 2, 3"),
+    ],
+)
+def test_labels_that_could_swap_classes_are_refused(estimator: Any, labels: Any, message: str) -> None:
+    with pytest.raises(StitchError, match=message):
+        Head.of(estimator, labels=labels)
+
+
+def test_the_labels_of_a_head_are_not_swapped(target: tuple[Encoder, Head]) -> None:
+    with pytest.raises(StitchError, match="leave labels out, or give a mapping"):
+        Head.of(target[1], labels=["closed", "stormy", "calm"])

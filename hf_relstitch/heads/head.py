@@ -16,8 +16,10 @@ from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.from_sklearn import is_estimator, layers_of_estimator
 from hf_relstitch.layers import (
     CHAIN,
+    Normalize,
     Prototypes,
     describe_head,
+    layers_of,
     own_copy,
     widths_of,
 )
@@ -66,34 +68,54 @@ class Head:
         return len(self.id2label) > 1 and self.problem_type != "regression"
 
     @classmethod
-    def of(cls, head: Any, *, labels: list[str] | None = None, dim: int | None = None) -> "Head":
-        """A head as it is, or one made of a module, a fitted scikit-learn estimator or a SetFit model's `model_head`.
+    def of(
+        cls,
+        head: Any,
+        *,
+        labels: Sequence[str] | Mapping[Any, str] | None = None,
+        dim: int | None = None,
+        normalized: bool = False,
+    ) -> "Head":
+        """A head as it is, or one made of a module, a fitted scikit-learn estimator or a whole SetFit model.
 
-        `labels` are the names of the classes; `dim` is the width of the latents, for modules that do not say it. A
-        module that is no chain of linear, activation and layer-norm layers works, but cannot be saved.
+        `labels` are the names of the classes: in the order of the logits where the head does not name them itself, else
+        a mapping from its own names. `dim` is the width of the latents, for modules that do not say it. `normalized`
+        says that the head was trained on latents of norm 1; a SetFit model says so itself. A module that is no chain of
+        linear, activation and layer-norm layers works, but cannot be saved.
 
         Raises:
-            StitchError: what can be no head, or not as many names as classes.
+            StitchError: what can be no head, or names that do not fit its classes.
         """
+        if hasattr(head, "model_head") and labels is None:
+            labels = _setfit_labels(head)
+        normalized = normalized or bool(getattr(head, "normalize_embeddings", False))
         head = getattr(head, "model_head", head)  # of a SetFit model
         head = getattr(head, "best_estimator_", head)  # of a search over scikit-learn's settings
+        known: list[Any] | None = None
         if isinstance(head, cls):
-            made, classes = head, len(head.id2label)
+            made = head
+            if not isinstance(labels, Mapping) and not set(labels if labels is not None else ()) & set(
+                made.id2label.values()
+            ):
+                known = None  # new names for all of its classes
+            else:
+                known = [*made.id2label.values()]
         elif is_estimator(head):
             module, known, problem_type = layers_of_estimator(head)
-            classes = num_logits(module, dim=dim)
-            made = cls(module, dict(enumerate(known or _plain_names(classes))), problem_type)
+            names = _plain_names(num_logits(module, dim=dim)) if known is None else [str(each) for each in known]
+            made = cls(module, dict(enumerate(names)), problem_type)
         elif isinstance(head, nn.Module):
+            many = getattr(head, "multitarget", False)  # of SetFit's own head
+            head = _setfit_layer(head) if type(head).__name__ == "SetFitHead" else head
             module = own_copy(head) if describe_head(head) else deepcopy(head).eval()
-            classes = num_logits(module, dim=dim)
-            made = cls(module, dict(enumerate(_plain_names(classes))))
+            made = cls(
+                module, dict(enumerate(_plain_names(num_logits(module, dim=dim)))), PROBLEM_TYPES[1] if many else None
+            )
         else:
             raise StitchError(f"the head is a {type(head).__name__}: expected a Head, {CHAIN}; any nn.Module in memory")
-        if labels is not None and (len(labels) != classes or len(set(labels)) < classes):
-            raise StitchError(
-                f"{len(set(labels))} different labels for a head of {classes} classes: name each class once"
-            )
-        return replace(made, id2label=dict(enumerate(labels))) if labels else made
+        if normalized:
+            made = replace(made, module=nn.Sequential(Normalize(), *layers_of(made.module)))
+        return made if labels is None else replace(made, id2label=_named(labels, known, count=len(made.id2label)))
 
     @classmethod
     def of_class_names(
@@ -138,6 +160,50 @@ class Head:
 def class_names(config: Any) -> dict[int, str]:
     """The names of a classifier's classes as texts; some configs on the Hub have numbers."""
     return {index: str(name) for index, name in config.id2label.items()}
+
+
+def _named(labels: Any, known: list[Any] | None, *, count: int) -> dict[int, str]:
+    """The name of each class, from `labels` and the classes that a head names itself.
+
+    Raises:
+        StitchError: as many names as classes are wanted, or they may be in another order than the head's own.
+    """
+    own = [*range(count)] if known is None else [each.item() if hasattr(each, "item") else each for each in known]
+    if isinstance(labels, Mapping):
+        names = [labels.get(each, labels.get(str(each))) for each in own]
+        if len(labels) != count or None in names:
+            raise StitchError(
+                f"labels name {', '.join(map(repr, labels))} and the head's classes are {', '.join(map(repr, own))}: "
+                "give a name for each"
+            )
+    else:
+        names = [each.item() if hasattr(each, "item") else each for each in labels]
+        if len(names) != count or len(set(names)) < count:
+            raise StitchError(f"{len(set(names))} different labels for a head of {count} classes: name each class once")
+        if own != [*range(count)] and names != [str(each) for each in own]:
+            raise StitchError(
+                f"the labels are {', '.join(map(repr, names))} and the head names its own classes, "
+                f"{', '.join(map(repr, own))}, which have to be in that order: leave labels out, or give a mapping "
+                "from the head's names to yours"
+            )
+    return dict(enumerate(names))
+
+
+def _setfit_labels(model: Any) -> list[str] | None:
+    """The names that a SetFit model gives the classes 0, 1, …; None where it names none, or its head does."""
+    names, classes = getattr(model, "labels", None), getattr(model.model_head, "classes_", None)
+    if names is None or (classes is not None and [*classes] != [*range(len(names))]):
+        return None
+    return [str(name) for name in names]
+
+
+def _setfit_layer(head: Any) -> nn.Linear:
+    """The layer of SetFit's differentiable head, with the temperature that it divides logits by."""
+    layer: nn.Linear = deepcopy(head.linear)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.div_(head.temperature + head.eps)
+    return layer
 
 
 def _plain_names(count: int) -> list[str]:

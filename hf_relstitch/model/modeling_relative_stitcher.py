@@ -143,7 +143,7 @@ class RelativeStitcher(PreTrainedModel):
         *,
         head: Any = None,
         cut: str | None = None,
-        labels: list[str] | None = None,
+        labels: Sequence[str] | Mapping[Any, str] | None = None,
         num_anchors: int | None = None,
         inputs: Sequence[Any] | None = None,
         data: str | None = None,
@@ -163,7 +163,7 @@ class RelativeStitcher(PreTrainedModel):
             head: what makes logits of target latents, where `target` is an encoder: a `Head`, a module, or a fitted
                 scikit-learn estimator; see `Head.of`.
             cut: the module of `target` to cut at, where it is not the last linear layer; see `hf_relstitch.cut`.
-            labels: the names of the head's classes.
+            labels: the names of the head's classes, or a mapping from its own names; see `Head.of`.
             num_anchors: how many of the anchor inputs to keep, chosen by `choose_anchors`; None keeps all.
             inputs: some unlabeled inputs that the model is for: the report then says whether the anchors are like them.
             data: the name of the data that the anchors come from, for the record.
@@ -225,7 +225,7 @@ class RelativeStitcher(PreTrainedModel):
             num_anchors=None if num_anchors is None else repr(num_anchors),
             data=repr(target_anchors.provenance.data),
             key="key" if key else None,
-            labels="labels" if labels else None,
+            labels="labels" if labels is not None else None,
         )
         return model
 
@@ -237,7 +237,7 @@ class RelativeStitcher(PreTrainedModel):
         target_anchors: str | Path | AnchorSet,
         head: Any = None,
         *,
-        labels: list[str] | None = None,
+        labels: Sequence[str] | Mapping[Any, str] | None = None,
         **settings: Any,
     ) -> "RelativeStitcher":
         """Stitch a source encoder to a head through two anchor sets; the target model is not loaded.
@@ -253,7 +253,7 @@ class RelativeStitcher(PreTrainedModel):
         written: dict[str, Any] = {
             "source_anchors": written_anchors(source_anchors, name="source_anchors"),
             "target_anchors": written_anchors(target_anchors, name="target_anchors"),
-            "labels": "labels" if labels else None,
+            "labels": "labels" if labels is not None else None,
         }
         source_anchors, target_anchors = (
             one if isinstance(one, AnchorSet) else AnchorSet.from_pretrained(one)
