@@ -98,6 +98,11 @@ def _leave_out(model: nn.Module, names: list[str]) -> None:
         raise StitchError(f"the source's config leaves out {', '.join(sorted(map(str, unknown)))}, which is no module")
     for name in names:
         setattr(model, name, None)
+    tied: dict[str, str] | None = getattr(model, "all_tied_weights_keys", None)
+    if tied is not None:  # transformers would look for them there
+        gone = {pair for pair in tied.items() if any(name.split(".")[0] in names for name in pair)}
+        for name, _ in gone:
+            tied.pop(name)
 
 
 def as_configured(model: Any, config: Any) -> Any:

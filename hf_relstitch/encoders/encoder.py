@@ -16,7 +16,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import inputs_at, probe_inputs, row_names
 from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, gathered, placement, prefetched
-from hf_relstitch.encoders.dual_encoders import FEATURES, features, keep_side
+from hf_relstitch.encoders.dual_encoders import FEATURES, LEFT_OUT, features, keep_side
 from hf_relstitch.encoders.padding import choose_batching, unpadded
 from hf_relstitch.encoders.pooling import pool, resolve_pooling, token_mask, with_earlier
 from hf_relstitch.encoders.processors import (
@@ -103,6 +103,7 @@ class Encoder:
         except (OSError, RuntimeError, ValueError) as error:
             said = str(error).partition("\nModel type should be one of")[0]  # and the names of all configs follow
             raise StitchError(f"{repo.name} cannot be loaded as an encoder: {said}") from error
+        merge_adapters(model)
         modules = read_sentence_modules(repo) if pooling == "auto" else None
         chosen = modules.pooling if modules else resolve_pooling(pooling, model=model)
         if pooling == "auto":
@@ -215,6 +216,18 @@ class Encoder:
         if getattr(self.model, "hf_device_map", None) is None:
             self.model.to(device)
             self.after_pooling.to(placement(self.model)[0])
+
+
+def merge_adapters(model: Any) -> None:
+    """Put layers with PEFT's adapters merged into them in the place of those that PEFT has wrapped."""
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return
+    wrapped = [name for name, module in model.named_modules() if hasattr(module, "get_base_layer")]
+    for name in wrapped:
+        layer = model.get_submodule(name)
+        layer.merge()
+        model.set_submodule(name, layer.get_base_layer())
+    model._hf_peft_config_loaded = False
 
 
 def modality_at(source: str | Encoder) -> str | None:
@@ -333,4 +346,6 @@ def encode_batch(
 
 def _encoder_of(model: Any) -> Any:
     """What gives the hidden states: of an encoder-decoder its encoder, of any other model itself."""
-    return model.get_encoder() if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else model
+    config = getattr(model, "config", None)
+    has_decoder = getattr(config, "is_encoder_decoder", False) or "decoder" in getattr(config, LEFT_OUT, [])
+    return model.get_encoder() if has_decoder else model

@@ -28,6 +28,7 @@ from hf_relstitch.hub.files import weight_map
 from hf_relstitch.hub.repo import Repo, hub_options, is_commit, locate
 from hf_relstitch.layers import ACTIVATIONS, built_activation
 
+ADAPTER = "adapter_config.json"
 TASKS = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "ForImageClassification": AutoModelForImageClassification,
@@ -95,6 +96,12 @@ def load_target(
         StitchError: no such model, not a classifier that can be cut, or one whose head was never trained.
     """
     repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
+    if repo.file(ADAPTER) is not None:
+        raise StitchError(
+            f"{repo.name} holds an adapter of PEFT ({ADAPTER}): merge it into its classifier first, by "
+            "AutoPeftModelForSequenceClassification.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER), and "
+            "save the processor there too"
+        )
     architecture = _architecture_of(repo)
     loader = _auto_class(architecture)
     if loader is None and repo.file(SETFIT_HEAD) is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitche
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders.callable_encoder import Function
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, placement
-from hf_relstitch.encoders.dual_encoders import as_configured
+from hf_relstitch.encoders.dual_encoders import LEFT_OUT, as_configured
 from hf_relstitch.hub.cards import RESULTS_NAME, write_card
 from hf_relstitch.hub.files import check_kind, checksum, read_json, verify_checksum, weight_map, whole_folder
 from hf_relstitch.hub.repo import HUB_OPTIONS, hub_options, is_commit, locate
@@ -24,6 +25,12 @@ from hf_relstitch.layers import CHAIN
 OWNED = ["model*.safetensors*", RESULTS_NAME]
 """Files of a stitched model that go when a newer one is saved over it without them."""
 ENCODER_OPTIONS = ("device_map", "max_memory", "offload_folder", "quantization_config", "attn_implementation")
+UNLOADABLE = "the model could not be loaded again, so it is not saved"
+REMEDY = (
+    "give a source that AutoModel.from_pretrained loads and that changes nothing of it, register its classes with "
+    "AutoConfig and AutoModel, or save the two anchor sets and stitch again"
+)
+MERGE = "merge its adapter into it first, by model.merge_and_unload(), or "
 INDEX = "model.safetensors.index.json"
 STUB_NAME = "relative_stitcher.py"
 STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch."""
@@ -180,6 +187,52 @@ def _load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[
     return as_configured(model, like).eval().requires_grad_(False), set(loading["missing_keys"])
 
 
+def _check_loadable(model: Any, *, share: str) -> None:
+    """Refuse a model whose tensors are not those that loading makes of its config.
+
+    Modules that the encoder's class has and this encoder has not, as a pooler or a decoder, are named in its config.
+
+    Raises:
+        StitchError: the encoder's class is not the one that loading takes, or tensors differ in name or shape.
+    """
+    config = deepcopy(model.config)
+    config.share = share
+    try:
+        with torch.device("meta"):
+            if share == "full":
+                whole = as_configured(AutoModel.from_config(config.source_config), config.source_config)
+                _check_class(model.encoder, whole)
+                absent = [name for name, _ in whole.named_children() if getattr(model.encoder, name, None) is None]
+                if absent:
+                    left_out = [*getattr(config.source_config, LEFT_OUT, []), *absent]
+                    for each in (config.source_config, model.config.source_config):
+                        setattr(each, LEFT_OUT, left_out)
+            empty = type(model)(config)
+    except StitchError:
+        raise
+    except (OSError, ValueError) as error:
+        raise StitchError(f"{UNLOADABLE}: transformers makes no model of its config ({error}): {REMEDY}") from error
+    due = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    written = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if share == "adapter":
+        written = {name: shape for name, shape in written.items() if not name.startswith("encoder.")}
+    if written != due:
+        names = sorted(name for name in written.keys() | due.keys() if written.get(name) != due.get(name))
+        first = f"{names[0]} of shape {written.get(names[0], 'none')} where loading makes {due.get(names[0], 'none')}"
+        merge = MERGE if any("lora_" in name for name in names) else ""
+        raise StitchError(f"{UNLOADABLE}: it has {first}, and {len(names) - 1} other differences: {merge}{REMEDY}")
+
+
+def _check_class(encoder: Any, whole: Any) -> None:
+    """Refuse an encoder of a class that loading would replace by another one with other code."""
+    known = type(encoder).__module__.startswith("transformers.models.")
+    if type(encoder) is not type(whole) and not known:
+        raise StitchError(
+            f"{UNLOADABLE}: the source encoder is a {type(encoder).__name__}, and loading would make a "
+            f"{type(whole).__name__} of its config: {MERGE if hasattr(encoder, 'merge_and_unload') else ''}{REMEDY}"
+        )
+
+
 def save_model(
     model: Any, folder: str | Path, *, share: str = "full", repo_id: str | None = None, **kwargs: Any
 ) -> None:
@@ -210,6 +263,7 @@ def save_model(
         )
     if not kwargs.get("is_main_process", accelerate_state().is_main_process):
         return
+    _check_loadable(model, share=share)
     fingerprint = None
     if share == "adapter":
         options = {"token": kwargs["token"]} if "token" in kwargs else {}
