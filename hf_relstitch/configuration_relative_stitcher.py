@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import AutoConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.translation import TranslationSettings
 from hf_relstitch.hub.files import check_format
+from hf_relstitch.hub.repo import without_kernels
 from hf_relstitch.layers import build_chain, build_head
 from hf_relstitch.version import __version__
 
@@ -115,7 +116,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.encoder_fingerprint = encoder_fingerprint
         self.format_version = format_version
         self.hf_relstitch_version = hf_relstitch_version
-        super().__init__(**kwargs)
+        super().__init__(**without_kernels(kwargs))
         self._check()
 
     def _check(self) -> None:
@@ -174,7 +175,7 @@ def _read_source_config(content: PretrainedConfig | dict[str, Any] | None) -> Pr
     if not isinstance(content, dict):
         return content
     try:
-        return AutoConfig.for_model(**content)
+        return AutoConfig.for_model(**without_kernels(content))
     except (TypeError, ValueError) as error:
         raise StitchError(
             f"the config's source_config is of model type {content.get('model_type')!r}, which this transformers does "

@@ -91,13 +91,15 @@ class Encoder:
         """Load the encoder of a folder or a Hub repo through `AutoModel`, with its processor.
 
         `pooling="auto"` is what a sentence-transformers repo asks for, or else the field's usual choice for the
-        architecture; a log line says which. Other keywords (`token`, `dtype`, `device_map`, …) go to `AutoModel`.
+        architecture; a log line says which. Other keywords (`token`, `dtype`, `device_map`, …) go to `AutoModel`;
+        code of the repo runs, for model, config and processor, only with `trust_remote_code=True`.
 
         Raises:
             StitchError: no such model, one that is not for text, images or audio, or a pooler without trained weights.
         """
-        repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
-        options = {"output_loading_info": True, **repo.loading, **model_kwargs}
+        trust = bool(model_kwargs.pop("trust_remote_code", False))
+        repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
+        options = {"output_loading_info": True, **repo.model_loading, **model_kwargs}
         try:
             model, loading = AutoModel.from_pretrained(repo.place, **options)
         except (OSError, RuntimeError, ValueError) as error:

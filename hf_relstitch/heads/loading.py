@@ -95,7 +95,8 @@ def load_target(
     Raises:
         StitchError: no such model, not a classifier that can be cut, or one whose head was never trained.
     """
-    repo = locate(model_id, revision=revision, **hub_options(model_kwargs))
+    trust = bool(model_kwargs.pop("trust_remote_code", False))
+    repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
     if repo.file(ADAPTER) is not None:
         raise StitchError(
             f"{repo.name} holds an adapter of PEFT ({ADAPTER}): merge it into its classifier first, by "
@@ -115,7 +116,9 @@ def load_target(
             f"an input; {BY_HAND}"
         )
     try:
-        model, loading = loader.from_pretrained(repo.place, output_loading_info=True, **repo.loading | model_kwargs)
+        model, loading = loader.from_pretrained(
+            repo.place, output_loading_info=True, **repo.model_loading | model_kwargs
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise StitchError(f"{repo.name} cannot be loaded as a classifier: {error}") from error
     if loading["missing_keys"]:

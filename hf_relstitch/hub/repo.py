@@ -20,10 +20,12 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers import AutoConfig
 from yaml import YAMLError
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.reading import reads_as_path
+from hf_relstitch.hub.files import read_json
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 HUB_ERRORS: tuple[type[Exception], ...] = (HTTPError, EntryNotFoundError, OSError, ValueError)
@@ -48,12 +50,14 @@ class Repo:
         commit: the commit hash; None for a folder.
         subfolder: where in it the model lies.
         options: `cache_dir`, `force_download`, `local_files_only` and `token`, as huggingface_hub takes them.
+        trust_remote_code: whether the user has said that code of the repo may run; transformers is never left to ask.
     """
 
     place: str
     commit: str | None
     subfolder: str = ""
     options: dict[str, Any] = field(default_factory=dict, repr=False)
+    trust_remote_code: bool = False
 
     @property
     def name(self) -> str:
@@ -63,7 +67,19 @@ class Repo:
     @property
     def loading(self) -> dict[str, Any]:
         """The keywords with which a transformers `from_pretrained` reads `place` at this commit."""
-        return {"revision": self.commit or "main", "subfolder": self.subfolder, **self.options}
+        place = {"revision": self.commit or "main", "subfolder": self.subfolder}
+        return {**place, "trust_remote_code": self.trust_remote_code, **self.options}
+
+    @property
+    def model_loading(self) -> dict[str, Any]:
+        """`loading` for a model, whose config may name no repo of kernels, which would be code from elsewhere."""
+        file = self.file("config.json")
+        if file is None or not names_kernels(read_json(file)):
+            return self.loading
+        config = AutoConfig.from_pretrained(self.place, **self.loading)
+        for each in (config, *(getattr(config, name) for name in config.sub_configs)):
+            each._attn_implementation = each._experts_implementation = None
+        return self.loading | {"config": config}
 
     def file(self, name: str) -> Path | None:
         """The path of one file, downloaded where it has to be; None where the repo has no such file.
@@ -139,6 +155,7 @@ def locate(
     config: str = "config.json",
     revision: str | None = None,
     subfolder: str = "",
+    trust_remote_code: bool = False,
     **options: Any,
 ) -> Repo:
     """The folder at `place`, or else the Hub repo of that name at the commit that `revision` is now.
@@ -148,7 +165,7 @@ def locate(
     """
     _check_inside(subfolder, "the subfolder")
     if Path(place).is_dir():
-        return Repo(str(place), None, subfolder, options)
+        return Repo(str(place), None, subfolder, options, trust_remote_code)
     if Path(place).is_file():
         raise StitchError(f"{place} is a file: give a folder or a Hub id")
     if reads_as_path(str(place)):
@@ -157,13 +174,34 @@ def locate(
     with hub_errors(f"{place} is no folder here, and asking the Hub for its {name}"):
         file = Path(hf_hub_download(str(place), name, revision=revision, **options))
     commit = file.parents[name.count("/")].name  # the cache has it at …/snapshots/COMMIT/NAME
-    return Repo(str(place), commit, subfolder, options)
+    return Repo(str(place), commit, subfolder, options, trust_remote_code)
 
 
 def _check_inside(path: str, what: str) -> None:
     """Refuse a path that leads out of a repo."""
     if ".." in Path(path).parts or Path(path).is_absolute():
         raise StitchError(f"{what} is {path!r}: expected a path inside the repo")
+
+
+IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+
+
+def names_kernels(content: Any) -> bool:
+    """Whether a config, or one inside it, takes one of `IMPLEMENTATIONS` from a Hub repo of kernels."""
+    items = content.items() if isinstance(content, dict) else ()
+    return any(_is_kernels(name, value) or names_kernels(value) for name, value in items)
+
+
+def without_kernels(content: dict[str, Any]) -> dict[str, Any]:
+    """A config, and those inside it, without implementations that come from a Hub repo of kernels."""
+    kept = {name: value for name, value in content.items() if not _is_kernels(name, value)}
+    return {name: without_kernels(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def _is_kernels(name: str, value: Any) -> bool:
+    """Whether a config's field names a repo, by its slash, where it says how attention or experts are computed."""
+    setting = str(name).removeprefix("_").removesuffix("_internal")
+    return setting in IMPLEMENTATIONS and "/" in str(value)
 
 
 def hub_options(keywords: dict[str, Any]) -> dict[str, Any]:

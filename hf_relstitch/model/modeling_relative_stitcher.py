@@ -124,7 +124,7 @@ class RelativeStitcher(PreTrainedModel):
         super().__init__(config)
         self.loss_type = "ForSequenceClassification"
         inside = config.source_config is not None and config.share == "full"
-        empty = AutoModel.from_config(config.source_config) if inside else None
+        empty = AutoModel.from_config(config.source_config, trust_remote_code=False) if inside else None
         self.encoder = as_configured(empty, config.source_config) if inside else None
         self.after_pooling = config.empty_after_pooling()
         self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
@@ -471,7 +471,9 @@ class RelativeStitcher(PreTrainedModel):
                     f"the source, {self.config.source['model_id']}, is a callable without a processor: give raw inputs "
                     "to model.predict, or latents to model.classify"
                 )
-            self._processor = LOADERS[self.config.modality].from_pretrained(self._processor_folder)
+            self._processor = LOADERS[self.config.modality].from_pretrained(
+                self._processor_folder, trust_remote_code=False
+            )
         return self._processor
 
     def save_pretrained(

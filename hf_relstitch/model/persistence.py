@@ -17,6 +17,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders.callable_encoder import Function
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, placement
 from hf_relstitch.encoders.dual_encoders import LEFT_OUT, as_configured
+from hf_relstitch.heads.loading import ADAPTER
 from hf_relstitch.hub.cards import RESULTS_NAME, write_card
 from hf_relstitch.hub.files import check_kind, checksum, read_json, verify_checksum, weight_map, whole_folder
 from hf_relstitch.hub.repo import HUB_OPTIONS, hub_options, is_commit, locate
@@ -183,7 +184,7 @@ def _load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[
     if (how := options.pop("quantization_config", None)) is not None:
         stored = AutoConfig.from_pretrained(repo.place, **repo.loading)
         options |= {} if hasattr(stored, "quantization_config") else {"quantization_config": how}
-    model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.loading | options)
+    model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.model_loading | options)
     return as_configured(model, like).eval().requires_grad_(False), set(loading["missing_keys"])
 
 
@@ -200,7 +201,9 @@ def _check_loadable(model: Any, *, share: str) -> None:
     try:
         with torch.device("meta"):
             if share == "full":
-                whole = as_configured(AutoModel.from_config(config.source_config), config.source_config)
+                whole = as_configured(
+                    AutoModel.from_config(config.source_config, trust_remote_code=False), config.source_config
+                )
                 _check_class(model.encoder, whole)
                 absent = [name for name, _ in whole.named_children() if getattr(model.encoder, name, None) is None]
                 if absent:
@@ -225,8 +228,9 @@ def _check_loadable(model: Any, *, share: str) -> None:
 
 def _check_class(encoder: Any, whole: Any) -> None:
     """Refuse an encoder of a class that loading would replace by another one with other code."""
-    known = type(encoder).__module__.startswith("transformers.models.")
-    if type(encoder) is not type(whole) and not known:
+    module = type(encoder).__module__
+    known = module.startswith("transformers.models.") or type(encoder) is type(whole)
+    if not known or module.startswith("transformers_modules."):  # code of a repo, which another process does not have
         raise StitchError(
             f"{UNLOADABLE}: the source encoder is a {type(encoder).__name__}, and loading would make a "
             f"{type(whole).__name__} of its config: {MERGE if hasattr(encoder, 'merge_and_unload') else ''}{REMEDY}"
@@ -293,6 +297,11 @@ def load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: boo
     options = hub_options(kwargs)
     repo = locate(place, revision=kwargs.get("revision"), **options)
     folder = repo.folder()
+    if (folder / ADAPTER).is_file() or kwargs.get("_adapter_model_path"):
+        raise StitchError(
+            f"{repo.name} has an {ADAPTER} beside the stitched model, by which PEFT would change its weights: take "
+            "that file away, or load the stitched model and then the adapter"
+        )
     kwargs = {name: value for name, value in kwargs.items() if name not in (*HUB_OPTIONS, "revision", "subfolder")}
     config = kwargs.pop("config", None) or read_config(folder)
     for name in kwargs.keys() & config.to_dict().keys() - {"dtype"}:
