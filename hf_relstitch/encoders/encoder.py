@@ -5,11 +5,13 @@ from copy import copy
 from dataclasses import replace
 from inspect import signature
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedTokenizerBase
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
@@ -34,6 +36,9 @@ from hf_relstitch.hub.repo import hub_options, locate
 from hf_relstitch.layers import describe_chain, layers_of
 
 logger = logging.get_logger(__name__)
+
+
+WITH_PROCESSOR = "give Encoder(model, processor), or as a target cut(model, processor)"
 
 
 class Encoder:
@@ -220,6 +225,73 @@ class Encoder:
             self.after_pooling.to(placement(self.model)[0])
 
 
+def to_encoder(source: Any) -> Encoder:
+    """Return an encoder of a folder, a Hub id, a transformers model or a SentenceTransformer; an Encoder as it is.
+
+    The processor of a transformers model is read from where the model was loaded.
+
+    Raises:
+        StitchError: another kind of thing, or a model whose processor is not known.
+    """
+    if isinstance(source, Encoder):
+        return source
+    if isinstance(source, str | Path):
+        return Encoder.from_pretrained(str(source))
+    if hasattr(source, "model_card_data") and hasattr(source, "encode"):
+        return _of_sentence_transformer(source)
+    if not isinstance(source, PreTrainedModel):
+        raise StitchError(
+            f"an encoder is wanted and what came is a {type(source).__name__}: give a folder, a Hub id, an "
+            "Encoder(model, processor), a transformers model, a SentenceTransformer, or a CallableEncoder(function, "
+            "model_id=…)"
+        )
+    return Encoder(source, processor_beside(source), model_id=_name_of(source))
+
+
+def processor_beside(model: Any) -> Any:
+    """Return the processor that lies where a transformers model was loaded from.
+
+    Raises:
+        StitchError: the model does not say where, or there is none.
+    """
+    kind, name = type(model).__name__, getattr(model, "name_or_path", "")
+    if not name:
+        raise StitchError(
+            f"the {kind} does not say where it was loaded, nor what reads inputs for it: {WITH_PROCESSOR}"
+        )
+    try:
+        return load_processor(locate(name), modality=main_modality(model))
+    except StitchError as error:
+        raise StitchError(f"the {kind} was loaded from {Path(name).name}: {error}; or {WITH_PROCESSOR}") from error
+
+
+def _name_of(model: Any) -> str:
+    """The Hub id, or the folder's name, that a transformers model was loaded from; empty for none."""
+    name = getattr(model, "name_or_path", "")
+    return Path(name).resolve().name if name and Path(name).is_dir() else name
+
+
+def _of_sentence_transformer(model: Any) -> Encoder:
+    """An encoder that gives what a SentenceTransformer gives, compared on probes.
+
+    Raises:
+        StitchError: it has modules that are not read here.
+    """
+    with TemporaryDirectory() as folder:
+        model.save(folder, create_model_card=False)
+        encoder = Encoder.from_pretrained(folder)
+    name = _name_of(getattr(model[0], "auto_model", None)) or type(model).__name__
+    encoder.provenance = replace(encoder.provenance, model_id=name)
+    probes = probe_inputs(encoder.modality)
+    own = torch.as_tensor(model.encode(probes, convert_to_numpy=True, show_progress_bar=False))
+    if not torch.allclose(encoder.encode(probes, progress=False).to(own), own, rtol=1e-3, atol=1e-4):
+        raise StitchError(
+            "the SentenceTransformer gives other vectors than its modules: give it as CallableEncoder(model.encode, "
+            "model_id=…)"
+        )
+    return encoder
+
+
 def merge_adapters(model: Any) -> None:
     """Put layers with PEFT's adapters merged into them in the place of those that PEFT has wrapped."""
     if not getattr(model, "_hf_peft_config_loaded", False):
@@ -232,7 +304,7 @@ def merge_adapters(model: Any) -> None:
     model._hf_peft_config_loaded = False
 
 
-def modality_at(source: str | Encoder) -> str | None:
+def modality_at(source: str | Path | Encoder) -> str | None:
     """The modality of an encoder, or of one at a place, by its config alone; None where that does not tell.
 
     Raises:

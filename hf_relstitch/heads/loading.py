@@ -1,6 +1,7 @@
 """Loading classifiers and splitting them, at the input of their last linear layer, into encoder and head."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATIO
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import probe_inputs
 from hf_relstitch.data.provenance import Provenance
-from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.encoders.encoder import Encoder, processor_beside, to_encoder
 from hf_relstitch.encoders.padding import choose_batching
 from hf_relstitch.encoders.processors import load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
 from hf_relstitch.heads.cutting import BY_HAND, THEN, Body, find_chain, find_cut, folded, linear_of, logits_of
@@ -131,6 +132,30 @@ def load_target(
     return take_apart(model, processor, at=cut, repo=repo)
 
 
+def to_target(target: Any, *, at: str | None = None) -> tuple[Encoder, Head]:
+    """Return encoder and head of a classifier in a folder or on the Hub, in memory, or of a SetFit model.
+
+    Raises:
+        StitchError: what is no classifier, or one whose processor is not known.
+    """
+    if isinstance(target, str | Path):
+        return load_target(str(target), cut=at)
+    if hasattr(target, "model_body") and hasattr(target, "model_head"):
+        if at is not None:
+            raise StitchError(f"cut is {at!r} and the target is a SetFit model, which is apart already: leave it out")
+        return to_encoder(target.model_body), Head.of(target)
+    if not isinstance(target, PreTrainedModel):
+        raise StitchError(
+            f"a target is wanted and what came is a {type(target).__name__}: give a classifier (a folder, a Hub id, a "
+            "transformers model or a SetFit model), or an encoder with head="
+        )
+    if _auto_class(type(target).__name__) is None:
+        raise StitchError(
+            f"the target is a {type(target).__name__}: expected a …{', …'.join(TASKS)} model, or an encoder with head="
+        )
+    return take_apart(target, processor_beside(target), at=at)
+
+
 def _architecture_of(repo: Repo) -> str:
     """The architecture that a repo's config names.
 
@@ -191,7 +216,7 @@ def cut(
         pooling="none",
         cut=f"input of {named}, {rows}",
         batching=batching,
-        model_id=repo.name if repo else None,
+        model_id=repo.name if repo else type(model).__name__,
         revision=repo.commit if repo else None,
         license=repo.license() if repo else None,
     )

@@ -30,10 +30,10 @@ from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
 from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
 from hf_relstitch.encoders.devices import accelerate_state, placement
 from hf_relstitch.encoders.dual_encoders import as_configured
-from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_batches, in_order, modality_at
+from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_batches, in_order, modality_at, to_encoder
 from hf_relstitch.encoders.processors import LOADERS, batched, check_inputs
 from hf_relstitch.heads.head import Head
-from hf_relstitch.heads.loading import is_classifier, load_head, load_target
+from hf_relstitch.heads.loading import is_classifier, load_head, to_target
 from hf_relstitch.hub.repo import push_folder
 from hf_relstitch.layers import build_head, describe_chain, describe_head, own_copy
 from hf_relstitch.model.anchors import AnchorSet, RelativeLatents, check_count
@@ -137,8 +137,8 @@ class RelativeStitcher(PreTrainedModel):
     @classmethod
     def from_parts(
         cls,
-        source: str | Encoder,
-        target: str | Encoder,
+        source: Any,
+        target: Any,
         anchors: Sequence[Any],
         *,
         head: Any = None,
@@ -155,9 +155,9 @@ class RelativeStitcher(PreTrainedModel):
         """Stitch a source encoder to a target's head over anchor inputs, which both models encode here.
 
         Args:
-            source: the new encoder: a folder, a Hub id, or an `Encoder`.
-            target: a text, image or audio classifier (a folder or a Hub id), which is cut into encoder and head; or,
-                with `head`, the encoder that the head was trained on.
+            source: the new encoder: a folder, a Hub id, an `Encoder`, a transformers model or a SentenceTransformer.
+            target: a text, image or audio classifier (a folder, a Hub id, a transformers model or a SetFit model),
+                which is cut into encoder and head; or, with `head`, the encoder that the head was trained on.
             anchors: unlabeled inputs that both models take: texts, PIL images, numpy arrays of sound, or Paths of
                 images or sounds. Or pairs, what the source takes first, such as (image, text), (German, English).
             head: what makes logits of target latents, where `target` is an encoder: a `Head`, a module, or a fitted
@@ -186,22 +186,24 @@ class RelativeStitcher(PreTrainedModel):
             raise StitchError(f"head is given, and cut is {cut!r}: a classifier is cut, or its head is given")
         if head is None and isinstance(target, Encoder):
             raise StitchError("the target is an encoder without a head: give the head, or a classifier as target")
+        source = source if isinstance(source, str) else to_encoder(source)
         sides = sides_of(anchors)
         check_kinds(side_of(anchors, sides[0]), modality=modality_at(source), who="source")
         if head is None:
             try:
-                target, head = load_target(str(target), cut=cut)
+                target, head = to_target(target, at=cut)
             except StitchError as error:
-                if not is_classifier(str(target)) and isinstance(source, str) and is_classifier(source):
+                names = [each for each in (target, source) if isinstance(each, str)]
+                if [is_classifier(name) for name in names] == [False, True]:
                     raise StitchError(f"only the source is a classifier: were they swapped? {error}") from error
                 raise
-        elif not isinstance(target, Encoder):
-            target = Encoder.from_pretrained(target)
+        else:
+            target = to_encoder(target)
         check_kinds(side_of(anchors, sides[1]), modality=target.modality, who="target")
         ids = input_ids(anchors, key=key)
         target_anchors = AnchorSet.encode(target, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
         del target
-        source = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
+        source = to_encoder(source)
         rows = target_anchors.rows_of(ids)
         source, source_anchors = encoded_source(
             source,
@@ -232,7 +234,7 @@ class RelativeStitcher(PreTrainedModel):
     @classmethod
     def from_anchor_sets(
         cls,
-        source: str | Encoder | None,
+        source: Any,
         source_anchors: str | Path | AnchorSet,
         target_anchors: str | Path | AnchorSet,
         head: Any = None,
@@ -264,7 +266,7 @@ class RelativeStitcher(PreTrainedModel):
         described = describe_head(named_head.module)
         if source is None:
             source = absent_encoder(source_anchors.provenance)
-        encoder = source if isinstance(source, Encoder) else Encoder.from_pretrained(source)
+        encoder = to_encoder(source)
         encoder.to_device(accelerate_state().device)
         made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, **settings)
         config = RelativeStitcherConfig(
