@@ -111,6 +111,13 @@ def activation_between(given: Tensor, made: Tensor) -> str | None:
     return next(alike, None)
 
 
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of its own with these weights."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+    return linear.to(weight.device)
+
+
 def describe_layer(layer: nn.Module) -> dict[str, Any] | None:
     """One layer of a chain as data, None for a layer that no chain has."""
     if type(layer) is nn.Linear:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pico
 import pytest
+import tiny_models
 import torch
 from hub_server import HubServer
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError
+from hf_relstitch import AnchorSet, CallableEncoder, Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.model.exporting import plain_classifier, to_onnx
 from hf_relstitch.model.persistence import read_config
 
@@ -61,6 +62,70 @@ def test_latents_are_those_of_sentence_transformers(tmp_path: Path, chain: str) 
 def test_every_pooling_is_theirs(tmp_path: Path, pooling: str, side: str) -> None:
     place = repo(tmp_path, pooling=pooling, processor_kwargs={"padding_side": side})
     torch.testing.assert_close(Encoder.from_pretrained(place).encode(INPUTS, progress=False), theirs(place))
+
+
+def test_arguments_that_change_nothing_are_harmless(tmp_path: Path) -> None:
+    place = repo(tmp_path)
+    settings = {"max_seq_length": 20, "do_lower_case": False, "model_args": {"add_pooling_layer": False}}
+    Path(place, "sentence_bert_config.json").write_text(json.dumps(settings))
+    torch.testing.assert_close(Encoder.from_pretrained(place).encode(INPUTS, progress=False), theirs(place))
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("dim", [8, 40])
+def test_vectors_are_truncated_as_the_repo_says(tmp_path: Path, chain: str, dim: int, target_folder: str) -> None:
+    place = repo(tmp_path, after=CHAINS[chain]())
+    model = SentenceTransformer(place, device="cpu", truncate_dim=dim)
+    model.save_pretrained(place)
+    encoder, expected = Encoder.from_pretrained(place), theirs(place)
+    assert expected.shape[1] <= dim
+    torch.testing.assert_close(encoder.encode(INPUTS, progress=False), expected)
+    if chain == "normalize" and dim == 8:
+        stitched = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(40), progress=False)
+        stitched.save_pretrained(tmp_path / "stitched")
+        loaded = RelativeStitcher.from_pretrained(tmp_path / "stitched")
+        torch.testing.assert_close(loaded.predict(INPUTS), stitched.classify(expected))
+
+
+def test_the_layout_with_a_folder_for_the_transformer_is_read(tmp_path: Path) -> None:
+    place = Path(repo(tmp_path))
+    (place / "0_Transformer").mkdir()
+    moved = [file for file in place.iterdir() if file.is_file() and "sentence_transformers" not in file.name]
+    for file in moved:
+        if file.name != "modules.json":
+            file.rename(place / "0_Transformer" / file.name)
+    modules = json.loads((place / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (place / "modules.json").write_text(json.dumps(modules))
+    encoder = Encoder.from_pretrained(str(place))
+    torch.testing.assert_close(encoder.encode(INPUTS, progress=False), theirs(str(place)))
+    assert Encoder.from_pretrained(str(place), pooling="cls").pooling == "cls"
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_the_encoder_of_a_text_to_text_model_is_taken(tmp_path: Path, kind: str, target_folder: str) -> None:
+    tiny_models.classifier("sequence", kind).save_pretrained(tmp_path / "plain")
+    pico.tokenizer().save_pretrained(tmp_path / "plain")
+    modules = [Transformer(str(tmp_path / "plain")), Pooling(32), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "repo"))
+    encoder, expected = Encoder.from_pretrained(str(tmp_path / "repo")), theirs(str(tmp_path / "repo"))
+    torch.testing.assert_close(encoder.encode(INPUTS, progress=False), expected, rtol=1e-4, atol=1e-4)
+    stitched = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(40), progress=False)
+    stitched.save_pretrained(tmp_path / "stitched")
+    loaded = RelativeStitcher.from_pretrained(tmp_path / "stitched")
+    torch.testing.assert_close(loaded.predict(INPUTS), stitched.classify(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_static_embeddings_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    static = StaticEmbedding(pico.tokenizer().backend_tokenizer, embedding_dim=8)
+    model = SentenceTransformer(modules=[static], device="cpu")
+    model.save_pretrained(str(tmp_path))
+    with pytest.raises(StitchError, match=r"has the module StaticEmbedding.*CallableEncoder"):
+        Encoder.from_pretrained(str(tmp_path))
+    encoder = CallableEncoder(model.encode, model_id="me/static")
+    torch.testing.assert_close(encoder.encode(INPUTS, progress=False), theirs(str(tmp_path)))
 
 
 def test_texts_are_cut_and_lowered_as_the_repo_says(tmp_path: Path) -> None:

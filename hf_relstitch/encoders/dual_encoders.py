@@ -76,7 +76,7 @@ def keep_side(model: Any, side: str, probe: Mapping[str, Tensor]) -> None:
         for hook in hooks:
             hook.remove()
     unused = {name: module for name, module in model.named_children() if name not in used}
-    _leave_out(model, list(unused))
+    leave_out(model, list(unused))
     try:
         same = torch.equal(tensor_of(features(model, probe, side=side)), tensor_of(expected))
     except (AttributeError, TypeError):  # a module that is read without being called
@@ -84,12 +84,11 @@ def keep_side(model: Any, side: str, probe: Mapping[str, Tensor]) -> None:
     if not same:
         for name, module in unused.items():
             setattr(model, name, module)
-        return
-    setattr(model.config, LEFT_OUT, list(unused))
+        delattr(model.config, LEFT_OUT)
 
 
-def _leave_out(model: nn.Module, names: list[str]) -> None:
-    """Take these modules out of a model.
+def leave_out(model: Any, names: list[str]) -> None:
+    """Take these modules out of a model, and name them in its config.
 
     Raises:
         StitchError: it has no such module.
@@ -103,13 +102,13 @@ def _leave_out(model: nn.Module, names: list[str]) -> None:
         gone = {pair for pair in tied.items() if any(name.split(".")[0] in names for name in pair)}
         for name, _ in gone:
             tied.pop(name)
+    setattr(model.config, LEFT_OUT, names)
 
 
 def as_configured(model: Any, config: Any) -> Any:
     """A whole encoder with what `from_pretrained` writes into the config of one side of it."""
     if names := list(getattr(config, LEFT_OUT, [])):
-        _leave_out(model, names)
-        setattr(model.config, LEFT_OUT, names)
+        leave_out(model, names)
         model.config.get_text_config().pad_token_id = config.get_text_config().pad_token_id
     return model
 

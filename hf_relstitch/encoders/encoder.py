@@ -18,7 +18,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import inputs_at, probe_inputs, row_names
 from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, gathered, placement, prefetched
-from hf_relstitch.encoders.dual_encoders import FEATURES, LEFT_OUT, features, keep_side
+from hf_relstitch.encoders.dual_encoders import FEATURES, LEFT_OUT, features, keep_side, leave_out
 from hf_relstitch.encoders.padding import choose_batching, unpadded
 from hf_relstitch.encoders.pooling import pool, resolve_pooling, token_mask, with_earlier
 from hf_relstitch.encoders.processors import (
@@ -31,7 +31,7 @@ from hf_relstitch.encoders.processors import (
     prepare_tokenizer,
     preprocess,
 )
-from hf_relstitch.encoders.sentence_transformers_repo import read_sentence_modules
+from hf_relstitch.encoders.sentence_transformers_repo import read_sentence_modules, transformer_folder
 from hf_relstitch.hub.repo import hub_options, locate
 from hf_relstitch.layers import describe_chain, layers_of
 
@@ -104,20 +104,23 @@ class Encoder:
         """
         trust = bool(model_kwargs.pop("trust_remote_code", False))
         repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
-        options = {"output_loading_info": True, **repo.model_loading, **model_kwargs}
+        modules = read_sentence_modules(repo) if pooling == "auto" else None
+        inside = replace(repo, subfolder="/".join(filter(None, [repo.subfolder, transformer_folder(repo)])))
+        options = {"output_loading_info": True, **inside.model_loading, **model_kwargs}
         try:
             model, loading = AutoModel.from_pretrained(repo.place, **options)
         except (OSError, RuntimeError, ValueError) as error:
             said = str(error).partition("\nModel type should be one of")[0]  # and the names of all configs follow
             raise StitchError(f"{repo.name} cannot be loaded as an encoder: {said}") from error
         merge_adapters(model)
-        modules = read_sentence_modules(repo) if pooling == "auto" else None
+        if "EncoderModel" in str(model.config.architectures) and getattr(model, "decoder", None) is not None:
+            leave_out(model, ["decoder"])
         chosen = modules.pooling if modules else resolve_pooling(pooling, model=model)
         if pooling == "auto":
             logger.info(f"{repo.name}: pooling is {chosen!r}")
         untrained = set(loading["missing_keys"])
         modality = chosen.removesuffix("_features") if chosen in FEATURES else main_modality(model)
-        processor = load_processor(repo, modality=modality)
+        processor = load_processor(inside, modality=modality)
         after = modules.after_pooling.to(*placement(model)) if modules else nn.Sequential()
         if isinstance(processor, PreTrainedTokenizerBase):
             prepare_tokenizer(processor, modules, model=model)

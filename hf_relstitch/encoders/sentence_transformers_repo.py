@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers.normalizers import Lowercase, Sequence
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub.files import read_json
 from hf_relstitch.hub.repo import Repo
-from hf_relstitch.layers import Normalize
+from hf_relstitch.layers import Normalize, linear_of
 
 MODULES = "modules.json"
 POOLING_MODES = {  # sentence-transformers' name, old and new, and ours
@@ -37,6 +38,8 @@ USUAL = {  # of a Transformer's settings, what changes nothing, None and empty o
     "unpad_inputs": True,
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
 }
+MODEL_ARGUMENTS = {"add_pooling_layer", "attn_implementation", "dtype", "torch_dtype", "use_memory_efficient_attention"}
+"""Of a Transformer's arguments to its model, those that change no embedding of tokens."""
 DENSE_ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (nn.Tanh, nn.ReLU, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ReLU6, nn.LeakyReLU, nn.Mish, nn.Hardswish)
@@ -50,13 +53,15 @@ class SentenceModules:
 
     Attributes:
         pooling: our name of its pooling.
-        after_pooling: its Dense and Normalize modules, in their order, as layers.
+        after_pooling: its Dense and Normalize modules, in their order, as layers; a truncation as a linear one.
+        folder: where in the repo the transformer lies; empty for its top.
         max_length: tokens after which a text is cut; None for as many as the tokenizer says.
         lower_case: whether texts are made lower case, whatever the tokenizer does.
     """
 
     pooling: str
     after_pooling: nn.Sequential
+    folder: str
     max_length: int | None
     lower_case: bool
 
@@ -81,20 +86,54 @@ def read_sentence_modules(repo: Repo) -> SentenceModules | None:
         modules = [(module["type"], module["path"]) for module in json.loads(file.read_text(encoding="utf-8"))]
     except (KeyError, TypeError, ValueError) as error:
         raise StitchError(f"{repo.name}: {MODULES} lists no modules ({error!r}): download it again") from error
+    folder = _inside(modules[0][1]) if modules else ""
     kinds = [kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind for kind, _ in modules]
     if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize")]:
         raise _refused(repo, f"has the module {unknown[0]}; read are Transformer, Pooling, Dense and Normalize")
     if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
         raise _refused(repo, f"has the modules {', '.join(kinds)}; Transformer and Pooling have to come first, once")
     _check_prompt(repo)
-    settings = _read(repo, "sentence_bert_config.json")
+    settings = _read(repo, f"{folder}/sentence_bert_config.json".lstrip("/"))
+    for name in ("model_args", "model_kwargs"):
+        if isinstance(given := settings.get(name), dict) and given.keys() <= MODEL_ARGUMENTS:
+            settings.pop(name)
     max_length, lower_case = settings.pop("max_seq_length", None), settings.pop("do_lower_case", False)
     if odd := [name for name, value in settings.items() if value not in (None, {}, False, USUAL.get(name))]:
         raise _refused(repo, f"has a Transformer with {odd[0]} {settings[odd[0]]!r}")
     (_, pooling), *others = [(kind, path) for kind, (_, path) in zip(kinds, modules, strict=True)][1:]
     layers = [_dense(repo, path) if kind == "Dense" else _normalize(repo, path) for kind, path in others]
-    after = nn.Sequential(*[layer for some in layers for layer in some])
-    return SentenceModules(_pooling(repo, pooling), after.eval().requires_grad_(False), max_length, bool(lower_case))
+    after = nn.Sequential(*[layer for some in layers for layer in some], *_truncation(repo, pooling, layers))
+    after.eval().requires_grad_(False)
+    return SentenceModules(_pooling(repo, pooling), after, folder, max_length, bool(lower_case))
+
+
+def transformer_folder(repo: Repo) -> str:
+    """Return where in a sentence-transformers repo its transformer lies; empty for the top, and for any other repo."""
+    file = repo.file(MODULES)
+    try:
+        modules = json.loads(file.read_text(encoding="utf-8")) if file else []
+        folder = _inside(modules[0]["path"]) if modules else ""
+        return folder if folder and repo.file(f"{folder}/config.json") is not None else ""
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def _inside(path: str) -> str:
+    """A module's path, as part of a repo."""
+    return "" if path in ("", ".") else path.strip("/")
+
+
+def _truncation(repo: Repo, pooling: str, layers: list[list[nn.Module]]) -> list[nn.Module]:
+    """The first numbers of each vector, where the repo says how many it is truncated to, as a linear layer."""
+    truncate_dim = _read(repo, "config_sentence_transformers.json").get("truncate_dim")
+    config = _read(repo, f"{pooling}/config.json")
+    widths = [layer.out_features for some in layers for layer in some if isinstance(layer, nn.Linear)]
+    width = [config.get("embedding_dimension", config.get("word_embedding_dimension")), *widths][-1]
+    if truncate_dim is None or (isinstance(width, int) and width <= truncate_dim):
+        return []
+    if not isinstance(width, int) or not isinstance(truncate_dim, int) or truncate_dim < 1:
+        raise _refused(repo, f"truncates vectors of {width!r} numbers to {truncate_dim!r}")
+    return [linear_of(torch.eye(width)[:truncate_dim], None)]
 
 
 def _read(repo: Repo, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hf_relstitch.layers import (
     activation_name,
     built_activation,
     describe_layer,
+    linear_of,
     own_copy,
 )
 
@@ -286,13 +287,6 @@ def _stored(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """The weights of a linear layer, also of one that is offloaded."""
     with align_module_device(linear):
         return linear.weight, linear.bias
-
-
-def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer of its own with these weights."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
-    linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
-    return linear.to(weight.device)
 
 
 def run(model: PreTrainedModel, layers: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:

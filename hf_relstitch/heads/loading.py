@@ -23,11 +23,11 @@ from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.encoder import Encoder, processor_beside, to_encoder
 from hf_relstitch.encoders.padding import choose_batching
 from hf_relstitch.encoders.processors import load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
-from hf_relstitch.heads.cutting import BY_HAND, THEN, Body, find_chain, find_cut, folded, linear_of, logits_of
+from hf_relstitch.heads.cutting import BY_HAND, THEN, Body, find_chain, find_cut, folded, logits_of
 from hf_relstitch.heads.head import SETFIT_HEAD, Head, class_names
 from hf_relstitch.hub.files import weight_map
 from hf_relstitch.hub.repo import Repo, hub_options, is_commit, locate
-from hf_relstitch.layers import ACTIVATIONS, built_activation
+from hf_relstitch.layers import ACTIVATIONS, built_activation, linear_of
 
 ADAPTER = "adapter_config.json"
 TASKS = {
