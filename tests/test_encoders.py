@@ -3,6 +3,7 @@
 from pathlib import Path
 from threading import Event
 
+import numpy as np
 import pandas
 import pico
 import pytest
@@ -165,6 +166,39 @@ def test_an_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     image.save(tmp_path / "turned.png", exif=turned)
     upright = image.transpose(Image.Transpose.ROTATE_270)
     assert load_image(tmp_path / "turned.png").tobytes() == upright.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F", "unit"])
+def test_pictures_of_more_bits_are_scaled_by_their_range(mode: str, tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(256, size=(20, 20), dtype=np.uint8)
+    grey[0, 0] = 255
+    scaled = {"I": np.int32, "F": np.float32}
+    if mode == "unit":
+        image = Image.fromarray((grey / 255).astype(np.float32))
+    elif mode in scaled:
+        image = Image.fromarray((grey * 257.0).astype(scaled[mode]))
+    else:
+        numbers = (grey * 257.0).astype(">u2" if mode == "I;16B" else "<u2")
+        image = Image.frombytes(mode, (20, 20), numbers.tobytes())
+    expected = Image.fromarray(grey).convert("RGB").tobytes()
+    assert load_image(image).tobytes() == expected
+    if mode == "I;16":
+        image.save(tmp_path / "deep.png")
+        assert load_image(tmp_path / "deep.png").tobytes() == expected
+
+
+def test_numbers_of_no_known_range_are_refused() -> None:
+    for values in (np.array([[1e6]]), np.array([[-1.0]]), np.array([[np.nan]])):
+        with pytest.raises(StitchError, match="an image of mode F has numbers from"):
+            load_image(Image.fromarray(values.astype(np.float32)))
+
+
+def test_models_of_one_channel_get_one(tmp_path: Path) -> None:
+    processor = pico.image_processor()
+    processor.image_mean, processor.image_std = [0.5], [0.5]
+    encoder = Encoder(pico.classifier("ViT", num_channels=1).vit, processor)
+    latents = encoder.encode([Image.linear_gradient("L"), Image.linear_gradient("L").convert("RGB")], progress=False)
+    torch.testing.assert_close(latents[0], latents[1])
 
 
 def test_a_series_is_read_by_place_and_not_by_its_index(source: Encoder) -> None:

@@ -51,7 +51,7 @@ def _secret(key: str | None) -> bytes:
 def _input_id(one: Any, secret: bytes, row: int) -> int:
     if isinstance(one, str):
         content = b"text:" + encoded(one, row=row)
-    elif isinstance(one, np.ndarray) or (isinstance(one, Path) and one.suffix.lower() in SOUNDS):
+    elif isinstance(one, np.ndarray | dict) or (isinstance(one, Path) and one.suffix.lower() in SOUNDS):
         content = b"audio:" + load_audio(one).tobytes()
     elif isinstance(one, Path | Image.Image):
         image = load_image(one)

@@ -13,7 +13,10 @@ from hf_relstitch.core.errors import StitchError
 INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "text": ("texts", (str,)),
     "image": ("PIL images or Paths of images", (Image.Image, Path)),
-    "audio": ("numpy arrays of sound or Paths of sound files", (np.ndarray, Path)),
+    "audio": (
+        "numpy arrays of sound, dicts of an array and its sampling_rate, or Paths of sound files",
+        (np.ndarray, dict, Path),
+    ),
 }
 
 
@@ -102,33 +105,58 @@ SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"}
 def load_image(image: Path | Image.Image) -> Image.Image:
     """An image in RGB and upright, from memory or from a file, as transformers' pipelines read it.
 
+    Numbers of 16 bits are scaled to 8.
+
     Raises:
-        StitchError: the file is not there or is not an image.
+        StitchError: the file is not there or is not an image, or holds numbers of no known range.
     """
     try:
         if isinstance(image, Image.Image):
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _in_eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
         with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return _in_eight_bits(ImageOps.exif_transpose(opened)).convert("RGB")
     except OSError as error:
         raise StitchError(f"{image} cannot be read as an image: {error}") from error
 
 
-def load_audio(audio: Path | np.ndarray, *, sampling_rate: int | None = None) -> np.ndarray:
-    """A sound as samples `(n,)`, float32 from -1 to 1, from memory or from a file (its channels' mean).
-
-    An array has to be at the sampling rate already.
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """An image of numbers of 16 bits, or from 0 to 1, as one of 8 bits; any other as it is.
 
     Raises:
-        StitchError: a file that cannot be read or has another sampling rate, or no array of one axis of floats.
+        StitchError: numbers that are not finite, below 0, or past 16 bits.
     """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    top = values.max(initial=0)
+    if not np.isfinite(values).all() or values.min(initial=0) < 0 or top > 65_535:
+        raise StitchError(
+            f"an image of mode {image.mode} has numbers from {values.min(initial=0)} to {top}: expected 0 to 255, to "
+            "65535, or floats from 0 to 1; scale them"
+        )
+    unit = 1 if image.mode == "F" and top <= 1 else 255 if top <= 255 else 65_535
+    return Image.fromarray(np.round(values * (255 / unit)).astype(np.uint8))
+
+
+def load_audio(audio: Path | np.ndarray | dict[str, Any], *, sampling_rate: int | None = None) -> np.ndarray:
+    """A sound as samples `(n,)`, float32 from -1 to 1, from memory or from a file (its channels' mean).
+
+    A file, or a dict of `array` and `sampling_rate` as datasets give it, is resampled to the sampling rate; an array
+    has to be at it already.
+
+    Raises:
+        StitchError: a file that cannot be read, a dict of other keys, or no array of one axis of floats.
+    """
+    rate = None
     if isinstance(audio, np.ndarray):
         samples = audio
+    elif isinstance(audio, dict):
+        if not {"array", "sampling_rate"} <= audio.keys():
+            raise StitchError(f"a sound is a dict of {', '.join(map(str, audio))}: expected array and sampling_rate")
+        samples, rate = np.asarray(audio["array"]), audio["sampling_rate"]
     else:
         with _open_sound(audio) as opened:
             rate, samples = opened.samplerate, opened.read(dtype="float32", always_2d=True).mean(1)
-        if sampling_rate not in (None, rate):
-            raise StitchError(f"{audio} has {rate} samples a second and the model takes {sampling_rate}: resample it")
     if samples.ndim != 1 or not samples.size or not np.issubdtype(samples.dtype, np.floating):
         raise StitchError(
             f"a sound is a {samples.dtype} array of shape {samples.shape}: expected the samples of one channel, (n,), "
@@ -136,7 +164,34 @@ def load_audio(audio: Path | np.ndarray, *, sampling_rate: int | None = None) ->
         )
     if not np.isfinite(samples).all():
         raise StitchError("a sound has samples that are not finite numbers: record or read it again, or remove it")
+    if sampling_rate is not None and rate not in (None, sampling_rate):
+        samples = _resample(samples, resampled_length(len(samples), rate, sampling_rate))
     return samples.astype("<f4")
+
+
+def check_rates(inputs: Sequence[Any], *rates: int | None) -> None:
+    """Refuse sounds without a sampling rate where two encoders take different ones; None stands for no sounds.
+
+    Raises:
+        StitchError: an array, of which one of the two would hear another sound.
+    """
+    arrays = [row for row, one in enumerate(inputs) if isinstance(one, np.ndarray)]
+    if arrays and None not in rates and len(set(rates)) > 1:
+        raise StitchError(
+            f"{row_names(arrays)} is an array, and the two encoders take {' and '.join(map(str, rates))} samples a "
+            "second: give dicts of array and sampling_rate, or Paths, which are resampled for each"
+        )
+
+
+def resampled_length(samples: int, rate: int, sampling_rate: int) -> int:
+    """Return how many samples a sound has at another rate, one at least."""
+    return max(1, round(samples * sampling_rate / rate))
+
+
+def _resample(samples: np.ndarray, length: int) -> np.ndarray:
+    """A sound with another number of samples: its spectrum, cut off or filled with zeros."""
+    spectrum = np.fft.rfft(samples.astype(np.float64))[: length // 2 + 1]
+    return np.fft.irfft(spectrum, length) * (length / len(samples))
 
 
 def _open_sound(path: Path) -> Any:
@@ -163,11 +218,13 @@ def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:
     return [by_place[row] for row in rows]
 
 
-def length_of(one: Any, *, modality: str) -> int:
+def length_of(one: Any, *, modality: str, sampling_rate: int | None = None) -> int:
     """Characters of a text, samples of a sound; 0 for an image, and for what is no input of this kind."""
     if modality == "audio" and isinstance(one, Path):
         with _open_sound(one) as opened:
-            return opened.frames
+            return resampled_length(opened.frames, opened.samplerate, sampling_rate or opened.samplerate)
+    if modality == "audio" and isinstance(one, dict):
+        return len(load_audio(one, sampling_rate=sampling_rate))
     return len(one) if isinstance(one, str | np.ndarray) else 0
 
 

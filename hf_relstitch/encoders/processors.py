@@ -135,7 +135,9 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
         batch = processor(list(inputs), padding=True, truncation=True, return_tensors="pt")
         _check_tokens(batch, model)
     elif modality == "image":
-        batch = processor(images=[load_image(one) for one in inputs], return_tensors="pt")
+        channels = getattr(getattr(model, "config", None), "num_channels", 3)
+        images = [load_image(one).convert("L" if channels == 1 else "RGB") for one in inputs]
+        batch = processor(images=images, return_tensors="pt")
     else:
         rate = processor.sampling_rate
         sounds = [load_audio(one, sampling_rate=rate) for one in inputs]
@@ -156,7 +158,8 @@ def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[l
     """
     check_some(inputs, batch_size=batch_size)
     check_kinds(inputs, modality=modality_of(processor))
-    lengths = [length_of(one, modality=modality_of(processor)) for one in inputs]
+    rate = getattr(processor, "sampling_rate", None)
+    lengths = [length_of(one, modality=modality_of(processor), sampling_rate=rate) for one in inputs]
     order = sorted(range(len(inputs)), key=lambda row: -lengths[row])
     alike = modality_of(processor) == "audio" and not pads_by_itself(processor)
     groups = [list(rows) for _, rows in groupby(order, key=lambda row: lengths[row] if alike else None)]

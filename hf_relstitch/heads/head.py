@@ -64,8 +64,8 @@ class Head:
 
     @property
     def answers(self) -> bool:
-        """Whether its logits are answers; a single one, or those of a regression, are values."""
-        return len(self.id2label) > 1 and self.problem_type != "regression"
+        """Whether its logits are answers; those of a regression are values, and a single one that is no yes or no."""
+        return self.multi_label or (len(self.id2label) > 1 and self.problem_type != "regression")
 
     @classmethod
     def of(

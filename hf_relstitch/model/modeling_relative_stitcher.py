@@ -25,7 +25,7 @@ from hf_relstitch.core.projection import relative_half
 from hf_relstitch.core.relative import check_latents, to_working
 from hf_relstitch.core.translation import SharpenedTranslation, Translation, empty_translation, fit
 from hf_relstitch.data.ids import input_ids
-from hf_relstitch.data.inputs import check_kinds, inputs_at, side_of, sides_of
+from hf_relstitch.data.inputs import check_kinds, check_rates, inputs_at, side_of, sides_of
 from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
 from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
 from hf_relstitch.encoders.devices import accelerate_state, placement
@@ -201,9 +201,11 @@ class RelativeStitcher(PreTrainedModel):
             target = to_encoder(target)
         check_kinds(side_of(anchors, sides[1]), modality=target.modality, who="target")
         ids = input_ids(anchors, key=key)
+        rate = getattr(target.processor, "sampling_rate", None)
         target_anchors = AnchorSet.encode(target, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
         del target
         source = to_encoder(source)
+        check_rates(side_of(anchors, sides[0]), rate, getattr(source.processor, "sampling_rate", None))
         rows = target_anchors.rows_of(ids)
         source, source_anchors = encoded_source(
             source,
@@ -289,7 +291,7 @@ class RelativeStitcher(PreTrainedModel):
             call=written_call("from_anchor_sets", encoder.provenance, head, settings=made.settings, **written),
             id2label=named_head.id2label,
             label2id={label: index for index, label in named_head.id2label.items()},
-            problem_type=named_head.problem_type,
+            problem_type=named_head.problem_type if named_head.answers else "regression",  # no softmax over one
         )
         with torch.device("meta"):
             model = cls(config)
