@@ -1,5 +1,6 @@
 """RelativeStitcherConfig: everything about a stitched model that is not a tensor."""
 
+import sys
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -15,8 +16,10 @@ from hf_relstitch.hub.repo import without_kernels
 from hf_relstitch.layers import build_chain, build_head
 from hf_relstitch.version import __version__
 
-FORMAT_VERSION = 3
-"""1 had nothing after the pooling, 2 no earlier layers."""
+FORMAT_VERSION = 4
+"""1 had nothing after the pooling, 2 no earlier layers, 3 no readout and other names of settings."""
+OLD_NAMES = {"scale": "norm", "stretch": "output_scale", "sharpness": "gamma"}
+"""Settings of a translation as formats 1 to 3 named them; `scale` was "carry" or "mean"."""
 SHARES = ("full", "adapter")
 
 
@@ -28,13 +31,13 @@ class RelativeStitcherConfig(PretrainedConfig):
         modality: `text`, `image` or `audio`, of the source.
         pooling: how a latent is made of the source encoder's output; one of `hf_relstitch.pooling.POOLINGS`.
         after_pooling: the layers that a pooled vector goes through to be a latent, as data; see `head_modules.py`.
-        earlier_layers: whether means of earlier layers are beside that, see `Encoder.with_earlier_layers`.
         batching: which inputs may share a batch; one of `hf_relstitch.encoders.padding.BATCHINGS`.
         d_source: width of the source latents.
         d_target: width of the target latents, which the head takes.
         num_anchors: how many anchors are stored for each side.
         translation: the fields of a `TranslationSettings`.
         selection: how they were chosen: the criterion, and each candidate with its score; None where they were given.
+        readout: whether a linear readout of the source latents is added to the head's logits.
         logit_temperature: what the head's logits are divided by; 1 leaves them as they are.
         head: the head as data: `{"kind": "linear", "bias": bool}`; of kind `mlp`, with its `layers`; or of kind
             `prototypes`, with its `temperature`. See `head_modules.py`.
@@ -67,13 +70,13 @@ class RelativeStitcherConfig(PretrainedConfig):
         modality: str = "text",
         pooling: str = "mean",
         after_pooling: list[dict[str, Any]] | None = None,
-        earlier_layers: bool = False,
         batching: str = "padded",
         d_source: int = 1,
         d_target: int = 1,
         num_anchors: int = 0,
         translation: dict[str, Any] | None = None,
         selection: dict[str, Any] | None = None,
+        readout: bool = False,
         logit_temperature: float = 1.0,
         head: dict[str, Any] | None = None,
         source: dict[str, Any] | None = None,
@@ -96,13 +99,13 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.modality = modality
         self.pooling = pooling
         self.after_pooling = after_pooling or []
-        self.earlier_layers = earlier_layers
         self.batching = batching
         self.d_source = d_source
         self.d_target = d_target
         self.num_anchors = num_anchors
-        self.translation = translation or asdict(TranslationSettings())
+        self.translation = rename_settings(translation or asdict(TranslationSettings()))
         self.selection = selection
+        self.readout = readout
         self.logit_temperature = logit_temperature
         self.head = head or {"kind": "linear", "bias": True}
         self.source = source or {}
@@ -114,14 +117,18 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.processor_files = processor_files or []
         self.share = share
         self.encoder_fingerprint = encoder_fingerprint
-        self.format_version = format_version
+        self.format_version = FORMAT_VERSION
         self.hf_relstitch_version = hf_relstitch_version
+        if kwargs.pop("earlier_layers", False):
+            raise StitchError(
+                "the model was stitched with earlier layers of its source, which this version does not read: stitch it "
+                "again"
+            )
         super().__init__(**without_kernels(kwargs))
         self._check()
 
     def _check(self) -> None:
         # Imported here, since they import the Auto classes, which may be what is being imported (see registration.py).
-        from hf_relstitch.encoders.dual_encoders import FEATURES
         from hf_relstitch.encoders.padding import BATCHINGS
         from hf_relstitch.encoders.pooling import POOLINGS
 
@@ -129,11 +136,6 @@ class RelativeStitcherConfig(PretrainedConfig):
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
         if self.batching not in BATCHINGS:
             raise StitchError(f"the config's batching is {self.batching!r}: expected one of {', '.join(BATCHINGS)}")
-        if not isinstance(self.earlier_layers, bool) or (self.earlier_layers and self.pooling in FEATURES):
-            raise StitchError(
-                f"the config's earlier_layers is {self.earlier_layers!r} with pooling {self.pooling!r}: expected true "
-                "or false, and false for one side of two towers"
-            )
         with torch.device("meta"):
             self.empty_after_pooling()
             build_head(self.head, d_target=self.d_target, num_labels=self.num_labels)
@@ -155,7 +157,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         Raises:
             StitchError: layers that do not fit one another or the width of the latents.
         """
-        return build_chain(self.after_pooling, gives=None if self.earlier_layers else self.d_source)
+        return build_chain(self.after_pooling, gives=self.d_source)
 
     @property
     def translation_settings(self) -> TranslationSettings:
@@ -164,6 +166,15 @@ class RelativeStitcherConfig(PretrainedConfig):
             return TranslationSettings(**self.translation)
         except TypeError as error:
             raise StitchError(f"the config's translation settings are not of this version: {error}") from error
+
+
+def rename_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give settings of an older format the names of this one, and as many landmarks as there are anchors."""
+    if not settings.keys() & OLD_NAMES.keys():
+        return settings
+    renamed = {OLD_NAMES.get(name, name): value for name, value in settings.items()}
+    norm = "mean" if renamed.get("norm") == "mean" else "keep"
+    return renamed | {"norm": norm, "landmarks": sys.maxsize}
 
 
 def _read_source_config(content: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig | None:

@@ -66,7 +66,7 @@ def by_package(source: Path, output: Path) -> None:
     from hf_relstitch.core.translation import Translation
 
     weight, bias = (torch.from_numpy(one) for one in matrix())
-    translation = Translation(DIM, DIM, scale="carry")
+    translation = Translation(DIM, DIM, norm="keep")
     translation.weight, translation.bias, translation.centre = weight, bias, torch.zeros(DIM)
     folder = Output.at(output.parent / "translated")
     (found,) = find_sources([source], folder)

@@ -32,9 +32,7 @@ if __name__ == "__main__":
             head.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
             shares = [float((head(y[TEST].double()).argmax(1) == labels[TEST]).double().mean())]
             for x in (plain[source], spaces["norm 1"][source]):
-                translation = fit(
-                    x[ANCHORS], y[ANCHORS], settings=choose_settings(x[ANCHORS], y[ANCHORS], head=head).settings
-                )
+                translation = fit(x[ANCHORS], y[ANCHORS], settings=choose_settings(x[ANCHORS], y[ANCHORS]).settings)
                 answers = head(translation(x[TEST]).double()).argmax(1)
                 shares.append(float((answers == labels[TEST]).double().mean()))
             print(f"| {source} → {target} | {kind} | {' | '.join(f'{share:.3f}' for share in shares)} |", flush=True)

@@ -48,7 +48,7 @@ def one(old, new, queries, pairs, documents):
     wanted = nearest(new[queries], new[documents])
     row = {"the old encoder": recall(old[queries], old[documents], wanted)}
     for role, (x, y) in {"documents": (old, new), "queries": (new, old)}.items():
-        ways = {f"auto, {role}": "linear", f"accuracy, {role}": "accuracy", f"isotrieve ridge, {role}": RidgeMapping}
+        ways = {f"linear, {role}": "linear", f"auto, {role}": "auto", f"isotrieve ridge, {role}": RidgeMapping}
         if x.shape[1] == y.shape[1]:
             ways[f"isotrieve Procrustes, {role}"] = OrthogonalProcrustesMapping
         for name, way in ways.items():

@@ -1,8 +1,10 @@
-"""The choice of a translation without labels against peers: one table, one picture.
+"""The choice of a translation without labels against peers: one table.
 
-python perf/selection.py LATENTS [--held-out FOLDER] [--anchors 100 200 500 1500] [--draws 3] [--jobs 2]
+python perf/selection.py FOLDER [--anchors 100 200 500 1500 5000] [--draws 3] [--jobs 2] [--slow]
 
-With `--held-out` it measures on pairs made here instead of the stored ones.
+FOLDER has wordnet.safetensors and emoji.safetensors, or the sets of fresh_pairs.py; with `--held-out` the sets of
+spaces.py are made in it. `--slow` adds cross-validated kernel ridge and an MLP adapter. Rows go to a log, from which
+a run goes on.
 """
 
 import argparse
@@ -16,30 +18,28 @@ from pathlib import Path
 import numpy as np
 import spaces
 import torch
-from peers import PEERS, every_member, inversions
+from peers import PEERS, SLOW_PEERS
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hf_relstitch.core.expected_agreement import foretell
-from hf_relstitch.core.head_outputs import apply_head, matching_temperature
-from hf_relstitch.core.measures import held_out_translations
-from hf_relstitch.core.selection import choose_settings
-from hf_relstitch.core.translation import TranslationSettings, fit
+from hf_relstitch import AnchorSet, Head
+from hf_relstitch.benchmarks.baselines import fit_logistic
+from hf_relstitch.core.head_outputs import apply_head
+from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.model.stitching import stitch
 
 DATA, HEADS = {}, {}  # filled before the workers fork
 KEYS = ("data", "source", "target", "anchors", "draw")
-CHOICES = ("auto", "accuracy of latents alone", "accuracy")
-METHODS = ["own", *PEERS, "one default", "auto", "best member by test labels", *CHOICES[1:]]
+RIVALS = ("RidgeCV", "distilled", "Procrustes")
+METHODS = ["own", *PEERS, *SLOW_PEERS, "distilled", "fresh head on labels", "linear", "auto"]
 
 
-def share(logits, answers):
-    """Of inputs for which these logits give these answers."""
-    return float((logits.argmax(-1) == answers).double().mean())
-
-
-def accuracy(head, latents, labels):
-    return share(apply_head(head, latents), labels)
+def score(logits, labels):
+    """Accuracy, or of values the share of their variance that is explained."""
+    if labels.is_floating_point():
+        return 1 - float((logits[:, 0] - labels).square().mean() / labels.double().var(correction=0))
+    return float((logits.argmax(-1) == labels).double().mean())
 
 
 def calibration_error(logits, labels, bins=15):
@@ -50,55 +50,54 @@ def calibration_error(logits, labels, bins=15):
     return float(gaps.abs().sum() / len(labels))
 
 
-def measured(prefer, x, y, q, own, labels, head):
-    """What a choice made of anchors gives on the queries, and what was foretold of it; by name, "" for the accuracy."""
+def stitched(prefer, x, y, q, own, labels, head):
+    """What a stitched model gives on the queries, and what was expected of it; by name, "" for the accuracy."""
+    sides = [AnchorSet(z, torch.arange(len(z)), Provenance(name, "1", "none")) for name, z in (("x", x), ("y", y))]
+    names = {index: str(index) for index in range(head.out_features)}
+    kind = "regression" if labels.is_floating_point() else "single_label_classification"
     began = time.perf_counter()
-    choice = choose_settings(x, y, head=head, prefer=prefer)
+    made = stitch(*sides, Head(head, names, kind), source=sides[0].provenance, prefer=prefer)
     seconds = time.perf_counter() - began
-    logits = apply_head(head, fit(x, y, settings=choice.settings)(q))
-    held, true = apply_head(head, held_out_translations(x, y, settings=choice.settings)), apply_head(head, y.double())
-    told, temperature = foretell(held, true), matching_temperature(held, true.softmax(-1))
-    return {
-        "": share(logits, labels),
-        "seconds": seconds,
-        "settings": {key: value for key, value in vars(choice.settings).items() if key not in ("scale", "seed")},
-        "agreement": share(logits, own.argmax(-1)),
-        "foretold": told.agreement,
-        "low": told.low,
-        "high": told.high,
-        "share": share(held, true.argmax(-1)),
-        "ECE before": calibration_error(logits, labels),
-        "ECE after": calibration_error(logits / temperature, labels),
+    logits = made.logits(q, head=head)
+    found = {"": score(logits, labels), "seconds": seconds, "gamma": made.settings.gamma, "ridge": made.settings.ridge}
+    found["readout"] = made.readout is not None
+    if kind == "regression":
+        return found
+    low, high = made.report["agreement_interval"]
+    return found | {
+        "agreement": score(logits, own.argmax(-1)),
+        "expected": made.report["agreement"],
+        "low": low,
+        "high": high,
+        "ECE": calibration_error(logits, labels),
     }
 
 
-def one(job):
+def one(job, *, slow):
     """All numbers of one pair, one number of anchors and one draw."""
     torch.set_num_threads(1)
     name, source, target, count, draw = job
     space, head = DATA[name], HEADS[name, target]
     rows, labels = space.anchors(count, draw), space.labels[space.test]
-    s, t = space.latents[source].double(), space.latents[target].double()
-    x, y, q, truth = s[rows], t[rows], s[space.test], t[space.test]
-    row = dict(zip(KEYS, job, strict=True))
-    own = apply_head(head, truth)
-    row |= {"own": share(own, labels), "own ECE": calibration_error(own, labels)}
-    for name, peer in PEERS.items():
-        made = inversions(x, y, q) if peer is None else [peer(x, y, q)]
-        scores = [accuracy(head, latents, labels) for latents in made]
-        row |= {name: max(scores), **({"inversion, all anchors": scores[0]} if peer is None else {})}
-    row["one default"] = accuracy(head, fit(x.float(), y.float(), settings=TranslationSettings())(q), labels)
-    row["best member by test labels"] = max(share(logits, labels) for logits in every_member(x, y, q, head))
-
-    def chosen(prefer, latents):
-        return measured(prefer, latents[rows], y.float(), latents[space.test].double(), own, labels, head)
-
-    plain, wider = space.latents[source], space.wider[source]
-    auto, alone = chosen("linear", plain), chosen("accuracy", plain)
-    accurate = alone if wider is plain else chosen("accuracy", wider)
-    for method, found in zip(CHOICES, (auto, alone, accurate), strict=True):
-        row |= {f"{method} {key}".strip(): value for key, value in found.items()}
+    x, y, q = space.latents[source][rows], space.latents[target][rows], space.latents[source][space.test]
+    own = apply_head(head, space.latents[target][space.test].double())
+    row = dict(zip(KEYS, job, strict=True)) | {"own": score(own, labels)}
+    wide = [latents.double() for latents in (x, y, q)]
+    for name, peer in (PEERS | SLOW_PEERS if slow else PEERS).items():
+        if (made := peer(*wide)) is not None:
+            row[name] = score(apply_head(head, made), labels)
+    if not labels.is_floating_point():
+        truth = torch.nn.functional.one_hot(space.labels[rows], head.out_features).double()
+        row["distilled"] = score(fit_logistic(wide[0], apply_head(head, wide[1]).softmax(-1))(wide[2]), labels)
+        row["fresh head on labels"] = score(fit_logistic(wide[0], truth)(wide[2]), labels)
+    for prefer in ("linear", "auto"):
+        found = stitched(prefer, x, y, wide[2], own, labels, head)
+        row |= {f"{prefer} {key}".strip(): value for key, value in found.items()}
     return row
+
+
+def run(job_and_slow):
+    return one(job_and_slow[0], slow=job_and_slow[1])
 
 
 def jobs(counts, draws):
@@ -108,39 +107,41 @@ def jobs(counts, draws):
 
 
 def mean(rows, key):
-    return float(np.mean([row[key] for row in rows]))
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def by_pair(rows, key):
     groups = defaultdict(list)
     for row in rows:
-        groups[row["data"], row["source"], row["target"]].append(row[key])
+        if row.get(key) is not None:
+            groups[row["data"], row["source"], row["target"]].append(row[key])
     return {pair: float(np.mean(values)) for pair, values in groups.items()}
 
 
 def summary(rows):
     """The targets, for one number of anchors."""
-    auto, pairs = mean(rows, "auto"), by_pair(rows, "auto")
-    peer = max(PEERS, key=lambda name: mean(rows, name))
-    gaps = {pair: pairs[pair] - max(by_pair(rows, name)[pair] for name in PEERS) for pair in pairs}
-    worst = min(gaps, key=gaps.get)
-    near = [abs(row["auto foretold"] - row["auto agreement"]) <= 0.05 for row in rows]
-    told, found = by_pair(rows, "auto foretold"), by_pair(rows, "auto agreement")
-    near_pairs = [abs(told[pair] - found[pair]) <= 0.05 for pair in told]
-    inside = [row["auto low"] <= row["auto agreement"] <= row["auto high"] for row in rows]
-    old = [abs(row["auto share"] - row["auto agreement"]) <= 0.05 for row in rows]
+    pairs = by_pair(rows, "auto")
+    rivals = {name: by_pair(rows, name) for name in RIVALS}
+    rival = max(RIVALS, key=lambda name: mean(rows, name))
+    gaps = {pair: pairs[pair] - max(found.get(pair, -9) for found in rivals.values()) for pair in pairs}
+    worst = sorted(gaps, key=gaps.get)[:3]
+    told = [row for row in rows if row.get("auto expected") is not None]
+    near = [abs(row["auto expected"] - row["auto agreement"]) <= 0.05 for row in told]
+    inside = [row["auto low"] <= row["auto agreement"] <= row["auto high"] for row in told]
+    expected, found = by_pair(told, "auto expected"), by_pair(told, "auto agreement")
+    near_pairs = [abs(expected[pair] - found[pair]) <= 0.05 for pair in expected]
     return {
-        "best member by test labels − auto": f"{mean(rows, 'best member by test labels') - auto:+.4f}",
-        "auto − best single peer": f"{auto - mean(rows, peer):+.4f} ({peer})",
-        "auto − best peer, worst pair": f"{gaps[worst]:+.4f} ({worst[1]} → {worst[2]})",
-        "accuracy − auto": f"{mean(rows, 'accuracy') - auto:+.4f}",
-        "accuracy of latents alone − auto": f"{mean(rows, 'accuracy of latents alone') - auto:+.4f}",
-        "foretold within .05, runs": f"{np.mean(near):.1%} (share alone {np.mean(old):.1%})",
-        "foretold within .05, pairs, in the mean of the draws": f"{np.mean(near_pairs):.1%}",
+        "auto − best of RidgeCV, distilled, Procrustes": f"{mean(rows, 'auto') - mean(rows, rival):+.4f} ({rival})",
+        "auto − best of the three, mean over pairs": f"{np.mean(list(gaps.values())):+.4f}",
+        "pairs more than .01 below the best of the three": f"{sum(gap < -0.01 for gap in gaps.values())}",
+        "worst pairs": "; ".join(f"{gaps[pair]:+.3f} {pair[0]}: {pair[1]} → {pair[2]}" for pair in worst),
+        "auto − linear": f"{mean(rows, 'auto') - mean(rows, 'linear'):+.4f}",
+        "expected within .05 of found, runs": f"{np.mean(near):.1%}",
+        "expected within .05 of found, pairs": f"{np.mean(near_pairs):.1%}",
         "agreement inside its interval": f"{np.mean(inside):.1%}",
-        "ECE before → after (own)": f"{mean(rows, 'auto ECE before'):.3f} → {mean(rows, 'auto ECE after'):.3f} "
-        f"({mean(rows, 'own ECE'):.3f})",
-        "seconds, auto / accuracy": f"{mean(rows, 'auto seconds'):.2f} / {mean(rows, 'accuracy seconds'):.2f}",
+        "ECE of auto": f"{mean(told, 'auto ECE'):.3f}",
+        "seconds, auto / linear": f"{mean(rows, 'auto seconds'):.2f} / {mean(rows, 'linear seconds'):.2f}",
         "pairs, runs": f"{len(pairs)}, {len(rows)}",
     }
 
@@ -148,82 +149,48 @@ def summary(rows):
 def report(rows, title, console):
     counts = sorted({row["anchors"] for row in rows})
     groups = {count: [row for row in rows if row["anchors"] == count] for count in counts}
-    table = Table("accuracy, mean over pairs and draws", *map(str, counts), title=title, box=box.MARKDOWN)
+    table = Table("mean over pairs and draws", *map(str, counts), title=title, box=box.MARKDOWN)
     for method in METHODS:
-        table.add_row(method, *(f"{mean(groups[count], method):.3f}" for count in counts))
+        if any(method in row for row in rows):
+            table.add_row(method, *(f"{mean(groups[count], method):.3f}" for count in counts))
     summaries = {count: summary(groups[count]) for count in counts}
     for name in summaries[counts[0]]:
         table.add_row(name, *(summaries[count][name] for count in counts))
     console.print(table)
 
 
-def picture(rows, file):
-    from matplotlib.figure import Figure
-
-    colours = [
-        "#888888",
-        "#BBBBBB",
-        "#EE6677",
-        "#CCBB44",
-        "#228833",
-        "#66CCEE",
-        "#AA3377",
-        "#4477AA",
-        "#4477AA",
-        "#DDAA77",
-        "#EE7733",
-    ]
-    names = list(dict.fromkeys(row["data"] for row in rows))
-    figure = Figure(figsize=(5 * len(names), 4.5), layout="constrained")
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
-        some = [row for row in rows if row["data"] == name]
-        counts = sorted({row["anchors"] for row in some})
-        for method, colour, marker in zip(METHODS, colours, ".vsD^<>ox1P", strict=True):
-            axes.plot(
-                counts,
-                [mean([row for row in some if row["anchors"] == count], method) for count in counts],
-                marker=marker,
-                color=colour,
-                label=method,
-                linewidth=2.5 if method in CHOICES else 1.2,
-                linestyle=":" if method in ("own", "best member by test labels") else "-",
-            )
-        axes.set(xscale="log", title=name, xlabel="anchors", ylabel="accuracy, mean over pairs and draws")
-        axes.set_xticks(counts, map(str, counts))
-        axes.minorticks_off()
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(file, dpi=130)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("latents", nargs="?", help="folder of wordnet.safetensors and emoji.safetensors")
-    parser.add_argument("--held-out", help="folder for latents of other pairs, made if missing")
-    parser.add_argument("--anchors", nargs="+", type=int, default=[100, 200, 500, 1500])
+    parser.add_argument("folder")
+    parser.add_argument("--held-out", action="store_true", help="make and measure the 24 pairs of spaces.py")
+    parser.add_argument("--anchors", nargs="+", type=int, default=[100, 200, 500, 1500, 5000])
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--out", default="perf/output")
+    parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--log", type=Path, help="file of rows, one a line; by default in perf/output")
     args = parser.parse_args()
-    out = Path(args.out)
-    out.mkdir(exist_ok=True, parents=True)
-    data = spaces.held_out(args.held_out) if args.held_out else spaces.development(args.latents)
+    data = spaces.held_out(args.folder) if args.held_out else spaces.found(args.folder)
     DATA.update({space.name: space for space in data})
     HEADS.update({(space.name, name): space.head(name) for space in data for name in space.latents})
-    began, log = time.perf_counter(), out / "rows.jsonl"
+    began, log = time.perf_counter(), args.log or Path("perf/output", Path(args.folder).name + ".jsonl")
+    log.parent.mkdir(exist_ok=True, parents=True)
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     done = {tuple(row[key] for key in KEYS) for row in rows}
-    todo = [job for job in jobs(args.anchors, args.draws) if job not in done]
+    todo = [(job, args.slow) for job in jobs(args.anchors, args.draws) if job not in done]
     with get_context("fork").Pool(args.jobs) as workers, log.open("a") as file:
-        for row in workers.imap_unordered(one, todo):
+        for row in workers.imap_unordered(run, todo):
             rows.append(row)
             file.write(json.dumps(row) + "\n")
             file.flush()
     console = Console(width=250)
-    report(rows, f"{len(by_pair(rows, 'own'))} pairs", console)
+    answers = [row for row in rows if "distilled" in row]
+    report(answers, f"accuracy, {len(by_pair(answers, 'own'))} pairs", console)
+    if values := [row for row in rows if "distilled" not in row]:
+        report(values, "share of the variance of the values that is explained", console)
     for space in data:
-        report([row for row in rows if row["data"] == space.name], space.name, console)
-    picture(rows, out / "picture.png")
-    console.print(f"{len(todo)} of {len(rows)} runs in {time.perf_counter() - began:.0f} s; {log}, {out}/picture.png")
+        if some := [row for row in rows if row["data"] == space.name]:
+            report(some, space.name, console)
+    console.print(f"{len(todo)} of {len(rows)} runs in {time.perf_counter() - began:.0f} s; {log}")
 
 
 if __name__ == "__main__":

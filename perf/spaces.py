@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import RidgeCV
 
 from hf_relstitch import Encoder
-from hf_relstitch.data.provenance import EARLIER_LAYERS
+from hf_relstitch.benchmarks.methods import train_head
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import assets
@@ -43,14 +44,10 @@ EMOJI_PAIRS = [
 
 @dataclass(frozen=True, eq=False)
 class Spaces:
-    """One data set seen by several encoders, row for row; rows are split into heads', tests' and anchors'.
-
-    `wider` are the latents that `prefer="accuracy"` takes of a source: with earlier layers, where they are stored.
-    """
+    """One data set seen by several encoders, row for row; rows are split into heads', tests' and anchors'."""
 
     name: str
     latents: dict
-    wider: dict
     labels: torch.Tensor
     heads: int
     tests: int
@@ -67,22 +64,22 @@ class Spaces:
         return self.heads + self.tests + rows if count <= free else None
 
     def head(self, name):
-        """A logistic regression on the rows for heads."""
-        rows = self.latents[name][: self.heads].double().numpy()
-        model = LogisticRegression(max_iter=500).fit(rows, self.labels[: self.heads].numpy())
-        layer = torch.nn.Linear(rows.shape[1], len(model.classes_), dtype=torch.float64).requires_grad_(False)
-        layer.weight.copy_(torch.tensor(model.coef_))
-        layer.bias.copy_(torch.tensor(model.intercept_))
-        return layer
+        """A logistic regression on the rows for heads; of values a ridge regression."""
+        rows, labels = self.latents[name][: self.heads].double().numpy(), self.labels[: self.heads]
+        if labels.is_floating_point():
+            model = RidgeCV(np.logspace(-3, 3, 13)).fit(rows, labels.numpy())
+            weight, bias = torch.tensor(model.coef_)[None], torch.tensor(model.intercept_)[None]
+            return linear(weight, bias)
+        return train_head("logistic", self.latents[name][: self.heads], labels, classes=int(self.labels.max()) + 1)
 
 
 def stored(file, *, heads, tests, pairs=None):
     tensors = load_file(file)
-    labels = tensors.pop("labels").long()
-    latents = {name: latent.float() for name, latent in tensors.items() if not name.endswith(EARLIER_LAYERS)}
-    wider = {name: tensors.get(name + EARLIER_LAYERS, latent).float() for name, latent in latents.items()}
+    labels = tensors.pop("labels")
+    labels = labels.double() if labels.is_floating_point() else labels.long()
+    latents = {name: latent.float() for name, latent in tensors.items() if not name.endswith("earlier layers")}
     pairs = pairs or list(itertools.permutations(latents, 2))
-    return Spaces(Path(file).stem, latents, wider, labels, heads, tests, pairs)
+    return Spaces(Path(file).stem, latents, labels, heads, tests, pairs)
 
 
 def development(folder):
@@ -92,6 +89,28 @@ def development(folder):
         stored(folder / "wordnet.safetensors", heads=5000, tests=2000),
         stored(folder / "emoji.safetensors", heads=549, tests=750, pairs=EMOJI_PAIRS),
     ]
+
+
+def found(folder):
+    """The pairs of a folder: the two stored sets that the rule was first developed on, or those of fresh_pairs.py."""
+    if Path(folder, "wordnet.safetensors").is_file():
+        return development(folder)
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return [
+        stored(file, heads=min(2000, rows // 4), tests=min(1500, rows // 5)) for file in files for rows in [count(file)]
+    ]
+
+
+def count(file):
+    with safe_open(file, "pt") as opened:
+        return opened.get_slice("labels").get_shape()[0]
+
+
+def linear(weight, bias):
+    layer = torch.nn.Linear(weight.shape[1], len(weight), dtype=torch.float64).requires_grad_(False)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return layer
 
 
 def held_out(folder):
@@ -146,15 +165,9 @@ def by_text_encoders(labelled, *, count):
     return {
         "labels": torch.tensor([labels[row] for row in rows]),
         "lsa": torch.tensor(TruncatedSVD(256, random_state=0).fit_transform(words)).float(),
-        **both("minilm", Encoder.from_pretrained(str(assets.minilm())), chosen),
-        **both("mpnet", Encoder.from_pretrained(str(assets.mpnet())), chosen),
+        "minilm": Encoder.from_pretrained(str(assets.minilm())).encode(chosen).float(),
+        "mpnet": Encoder.from_pretrained(str(assets.mpnet())).encode(chosen).float(),
     }
-
-
-def both(name, encoder, inputs):
-    """Latents of an encoder, and those with its earlier layers."""
-    wider = encoder.with_earlier_layers()
-    return {name: encoder.encode(inputs).float(), name + EARLIER_LAYERS: wider.encode(inputs).float()}
 
 
 def fashion(count=4000, folder="/usr/share/datasets/fashion-mnist"):
@@ -184,5 +197,5 @@ def by_image_encoders(images, *, labels, pixels):
     made = {"labels": torch.tensor(labels.astype("int64"))}
     made["pixels"] = torch.tensor(pixels.reshape(len(images), -1)).float()
     for size in (0, 2):
-        made |= both(f"lite{size}", Encoder(lite_model(size), lite_processor(size)), images)
+        made[f"lite{size}"] = Encoder(lite_model(size), lite_processor(size)).encode(images).float()
     return made

@@ -1,6 +1,6 @@
 """What translating, stitching, loading and fitting cost, against what one would run without this package.
 
-python perf/speed.py translate | stitched ENCODER | loading ENCODER | fit 1000 768 [--prefer accuracy]
+python perf/speed.py translate | stitched ENCODER | loading ENCODER | fit 1000 768 [--prefer linear]
 
 ENCODER is a folder of all-MiniLM-L6-v2. Both sides of a ratio take turns in one process; each ratio is the median of
 the pairs', and its spread is from the lower to the upper quartile. All but loading run on the GPU where there is one;
@@ -17,9 +17,9 @@ from typing import get_args
 import torch
 
 from hf_relstitch import Encoder, RelativeStitcher
-from hf_relstitch.core.cross_validation import folds_of
 from hf_relstitch.core.decomposition import Frame
-from hf_relstitch.core.measures import held_out_translations, mean_reciprocal_rank
+from hf_relstitch.core.distillation import fit_readout
+from hf_relstitch.core.measures import mean_reciprocal_rank
 from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.relative import directions
 from hf_relstitch.core.selection import choose_settings
@@ -130,12 +130,11 @@ def stitched(options):
     compare(
         f"{options.batch} texts, fused / encoder and pooling", lambda: model(**batch), encoding, pairs=options.pairs
     )
-    wide = encoder.with_earlier_layers()
-    sides = [AnchorSet.encode(each, texts, progress=False) for each in (wide, encoder)]
-    sharp = RelativeStitcher.from_anchor_sets(wide, *sides, model.head, alpha=1.0, ridge=0.1, sharpness=1.0)
+    anchors = AnchorSet.encode(encoder, texts, progress=False)
+    bent = RelativeStitcher.from_anchor_sets(encoder, anchors, anchors, model.head, alpha=1.0, ridge=0.1, gamma=1.0)
     compare(
-        f"{options.batch} texts, sharpened with earlier layers, 1,000 anchors / encoder and pooling",
-        lambda: sharp(**batch),
+        f"{options.batch} texts, with a kernel to 1,000 anchors / encoder and pooling",
+        lambda: bent(**batch),
         encoding,
         pairs=options.pairs,
     )
@@ -165,7 +164,7 @@ def fitting(options):
     torch.manual_seed(0)
     shared = torch.randn(count, 64)
     x, y = ((shared @ torch.randn(64, width) + torch.randn(count, width)).to(DEVICE) for _ in range(2))
-    head, total = torch.nn.Linear(width, 20), 0.0
+    head, total = torch.nn.Linear(width, 20).to(DEVICE).requires_grad_(False), 0.0
 
     def step(name, run):
         nonlocal total
@@ -178,12 +177,11 @@ def fitting(options):
         print(f"| {count:,} × {width:,}, {name} | {spent:.2f} s | {total:.2f} s | {peak:,} MB |", flush=True)
         return result[0]
 
-    folds = step("folds", lambda: folds_of(x, y, scale="carry", seed=0))
-    choice = step("choice", lambda: choose_settings(x, y, head=head, prefer=options.prefer, folds=folds))
-    made = step("held-out", lambda: held_out_translations(x, y, settings=choice.settings, folds=folds))
     frames = step("one SVD a side", lambda: (Frame.of_anchors(x), Frame.of_anchors(y)))
-    step("fit", lambda: fit(x, y, settings=choice.settings, frames=frames))
-    step("retrieval", lambda: mean_reciprocal_rank(made, y.double(), centre=y.double().mean(0)))
+    choice = step("choice", lambda: choose_settings(x, y, prefer=options.prefer, source_frame=frames[0]))
+    step("fit", lambda: fit(x, y, settings=choice.settings, frames=(choice.source_frame, frames[1])))
+    step("readout", lambda: fit_readout(x, head(y).softmax(-1)))
+    step("retrieval", lambda: mean_reciprocal_rank(choice.translated, y.double(), centre=y.double().mean(0)))
 
 
 def main():
@@ -205,7 +203,7 @@ def main():
     command.set_defaults(run=loading)
     command = commands.add_parser("fit")
     command.add_argument("sizes", type=int, nargs=2)
-    command.add_argument("--prefer", choices=get_args(Prefer), default="linear")
+    command.add_argument("--prefer", choices=get_args(Prefer), default="auto")
     command.set_defaults(run=fitting)
     options = parser.parse_args()
     options.run(options)

@@ -98,8 +98,17 @@ def texts(count: int, *, seed: int = 0) -> list[str]:
 
 def translation(dim: int) -> Translation:
     """A random translation between two spaces of one width, always alike."""
-    made = Translation(dim, dim, scale="carry")
+    made = Translation(dim, dim, norm="keep")
     generator = torch.Generator().manual_seed(0)
     made.weight, made.bias = torch.randn(dim, dim, generator=generator), torch.randn(dim, generator=generator)
     made.centre = torch.zeros(dim)
     return made
+
+
+def logits_by_hand(model: Any, head: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """What a stitched model has to give for source latents: the head of their translation, and the readout if any."""
+    with torch.no_grad():
+        logits = head(model.translate(latents))
+        if model.readout is not None:
+            logits = logits + model.readout(latents)
+    return logits / model.config.logit_temperature

@@ -341,13 +341,13 @@ def test_only_the_translation_is_read(
 
 
 def test_a_sharpened_translation(source_folder: str, wide_target: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"progress": False, "alpha": 0.7, "ridge": 0.3, "sharpness": 1.0}
+    options: dict[str, Any] = {"progress": False, "alpha": 0.7, "ridge": 0.3, "gamma": 1.0}
     sharpened = RelativeStitcher.from_parts(source_folder, wide_target, pico.texts(80), **options)
     sharpened.save_pretrained(tmp_path / "model")
     np.save(tmp_path / "x.npy", latents().numpy())
     translate(tmp_path / "model", tmp_path / "x.npy", tmp_path / "out")
     assert torch.allclose(load(tmp_path / "out" / "x.npy"), sharpened.translate(latents()), atol=1e-5)
-    assert json.loads((tmp_path / "out" / MANIFEST_NAME).read_text())["model"]["sharpness"] == 1.0
+    assert json.loads((tmp_path / "out" / MANIFEST_NAME).read_text())["model"]["gamma"] == 1.0
 
 
 def test_a_model_that_is_damaged_is_refused(
@@ -822,7 +822,7 @@ from hf_relstitch.bulk.translate import _translate_file
 from hf_relstitch.bulk.sources import Source
 from hf_relstitch.bulk.translator import Translator
 from hf_relstitch.core.translation import Translation
-translation = Translation(128, 128, scale="carry")
+translation = Translation(128, 128, norm="keep")
 for buffer in translation.buffers():
     buffer.fill_(0.01)
 for path in map(Path, sys.argv[2:]):

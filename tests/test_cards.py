@@ -635,7 +635,7 @@ def test_model_cards_are_all_there() -> None:
 def test_a_card_gives_the_verdict_and_the_interval() -> None:
     verdict = {"grade": "usable", "reason": "the head | answers alike", "remedy": "more anchors"}
     report = CONFIG["report"] | {"verdict": verdict, "agreement_interval": [0.8, 0.95]}
-    card = model_card(CONFIG | {"report": report, "selection": {"prefer": "accuracy", "candidates": []}})
+    card = model_card(CONFIG | {"report": report, "selection": {"prefer": "auto", "candidates": []}})
     assert "**Verdict: usable.** The head &#124; answers alike. What would help: more anchors." in card
     assert "| foretold agreement | 0.912 (0.800 to 0.950) |" in card
-    assert 'chosen on the anchors, without labels, with `prefer="accuracy"`' in card
+    assert 'chosen on the anchors, without labels, with `prefer="auto"`' in card

@@ -65,7 +65,7 @@ def test_stitch_records_where_the_anchors_come_from(model: Path) -> None:
 
 
 def test_stitch_offers_what_may_be_chosen() -> None:
-    for option, choices in {"--prefer": ("linear", "accuracy"), "--scale": ("carry", "mean")}.items():
+    for option, choices in {"--prefer": ("auto", "linear"), "--norm": ("keep", "mean")}.items():
         refused = run("stitch", "a", "b", "c", "--anchors", "d", option, "else", status=2).stderr
         assert all(choice in refused for choice in (option, *choices))
 
@@ -89,17 +89,19 @@ def test_inspect_shows_a_table(model: Path) -> None:
 
 def test_a_choice_is_shown_with_its_best_candidates(source_folder: str, target_folder: str, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(pico.texts(80)))
-    arguments = ("--anchors", tmp_path / "texts.txt", "--limit", "40", "--prefer", "accuracy")
+    arguments = ("--anchors", tmp_path / "texts.txt", "--limit", "40", "--prefer", "auto")
     shown = run("stitch", source_folder, target_folder, tmp_path / "model", *arguments).stdout
-    assert all(word in shown for word in ("best candidates", "alpha", "expected agreement", "do not use"))
+    assert all(word in shown for word in ("best candidates", "gamma", "expected agreement", "do not use"))
     assert f"Written to {tmp_path / 'model'}. Go on with: hf-relstitch predict {tmp_path / 'model'} " in shown
     description = json.loads(run("inspect", tmp_path / "model", "--json").stdout)
     assert description["report"]["num_anchors"] == 40
-    assert description["selection"]["prefer"] == "accuracy"
-    assert [f" {name} " in shown for name in description["best candidates"]] == 3 * [True] + 5 * [False]
+    assert description["selection"]["prefer"] == "auto"
+    listed = [f" {name} " in shown for name in description["best candidates"]]
+    assert all(listed[:3])
+    assert not any(listed[3:])
     scores = list(description["best candidates"].values())
     assert scores == sorted(scores, reverse=True)
-    assert scores[0] >= description["selection"]["score"]  # a sharpened one is taken unless another is clearly better
+    assert scores[0] == description["selection"]["score"]
 
 
 def test_inspect_describes_an_anchor_set(source: Encoder, tmp_path: Path) -> None:
@@ -270,7 +272,7 @@ def test_stitch_and_recommend_over_pairs_of_a_table_at_an_earlier_cut(source_fol
     assert read_inputs(str(table), column="image", target_column="text") == pairs
     description = json.loads(run("inspect", tmp_path / "model", "--json").stdout)
     assert description["target"]["pooling"].startswith("input of classifier.dense then ")
-    assert RelativeStitcher.from_pretrained(tmp_path / "model").anchors.ids.equal(input_ids(pairs))
+    assert RelativeStitcher.from_pretrained(tmp_path / "model").anchors.ids.equal(input_ids(pairs).sort().values)
     ranked = json.loads(run("recommend", roberta, "-c", vit, source_folder, *anchors, "--json").stdout)
     assert [row["candidate"] for row in ranked] == [vit, source_folder]
     assert ranked[0]["error"] is None

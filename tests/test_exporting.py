@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from hf_relstitch import Encoder, RelativeStitcher, StitchError
-from hf_relstitch.core.translation import Translation
+from hf_relstitch.core.translation import KernelTranslation, Translation
 from hf_relstitch.model.exporting import plain_classifier, to_onnx
 from hf_relstitch.model.modeling_relative_stitcher import fuse
 
@@ -36,7 +36,7 @@ def logits(model: nn.Module, texts: list[str]) -> torch.Tensor:
 def test_fused_is_the_head_after_the_translation(seed, widths, size, bias, dtype):
     torch.manual_seed(seed)
     d_source, d_target, classes = widths
-    translation = Translation(d_source, d_target, scale="carry")
+    translation = Translation(d_source, d_target, norm="keep")
     translation.weight, translation.bias = size * torch.randn(d_source, d_target), size * torch.randn(d_target)
     head = nn.Linear(d_target, classes, bias=bias).requires_grad_(False).to(dtype)
     translation, x = translation.to(dtype), torch.randn(6, d_source, dtype=dtype)
@@ -47,7 +47,11 @@ def test_fused_is_the_head_after_the_translation(seed, widths, size, bias, dtype
     assert ((fused(x) - head(translation(x))).abs() <= allowed).all()
 
 
-def test_a_fused_model_gives_the_same_logits_and_saves_as_ever(stitched: RelativeStitcher, tmp_path: Path) -> None:
+def test_a_fused_model_gives_the_same_logits_and_saves_as_ever(
+    source: Encoder, target_folder: str, tmp_path: Path
+) -> None:
+    stitched = RelativeStitcher.from_parts(source, target_folder, pico.texts(100), prefer="linear", progress=False)
+    assert stitched.readout is not None
     before, names = logits(stitched, TEXTS), set(stitched.state_dict())
     assert stitched.fuse() is stitched
     assert_close(logits(stitched, TEXTS), before, rtol=1e-4, atol=1e-5)
@@ -58,7 +62,7 @@ def test_a_fused_model_gives_the_same_logits_and_saves_as_ever(stitched: Relativ
     assert (logits(stitched, TEXTS) - before).abs().max() > 0.1, "the fused layer is not in use"
 
 
-@pytest.mark.parametrize(("given", "message"), [({"scale": "mean"}, "scale='mean'"), ({"sharpness": 1.0}, "sharpened")])
+@pytest.mark.parametrize(("given", "message"), [({"norm": "mean"}, "norm='mean'"), ({"gamma": 1.0}, "has a kernel")])
 def test_what_is_not_affine_does_not_fuse(given, message, source: Encoder, target_folder: str) -> None:
     model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **given)
     with pytest.raises(StitchError, match=message):
@@ -76,7 +80,7 @@ def test_a_plain_classifier_gives_the_stitched_logits(kind, pooling, target_fold
         encoder = Encoder(model, pico.tokenizer(), pooling=pooling)
     else:
         encoder = Encoder.from_pretrained(str(tmp_path / "source"), pooling=pooling)
-    model = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(80), progress=False)
+    model = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(80), prefer="linear", progress=False)
     plain_classifier(model).save_pretrained(tmp_path / "plain")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
     assert type(plain).__name__ == f"{kind}ForSequenceClassification"
@@ -96,7 +100,7 @@ def test_a_plain_classifier_that_would_be_another_is_refused(
     kind, pooling, message, target_folder: str, tmp_path: Path
 ) -> None:
     encoder = Encoder.from_pretrained(pico.saved(kind, tmp_path / "source", seed=3), pooling=pooling)
-    model = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(80), progress=False)
+    model = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(80), prefer="linear", progress=False)
     with pytest.raises(StitchError, match=message):
         plain_classifier(model)
 
@@ -126,7 +130,7 @@ def test_a_plain_classifier_of_half_precision(dtype: torch.dtype, target_folder:
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_precision_does_not_make_another_pooling_pass(dtype, target_folder: str, tmp_path: Path) -> None:
     encoder = Encoder.from_pretrained(pico.saved("Bert", tmp_path, seed=3), pooling="mean", dtype=dtype)
-    model = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(80), progress=False)
+    model = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(80), prefer="linear", progress=False)
     with pytest.raises(StitchError, match="another way than 'mean'"):
         plain_classifier(model)
 
@@ -165,10 +169,11 @@ def test_what_onnxruntime_cannot_run_is_refused_and_leaves_no_file(
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("how", ["carry", "mean", "fused"])
+@pytest.mark.parametrize("how", ["keep", "mean", "kernel", "fused"])
 def test_compiles_to_one_graph_for_all_batch_sizes(unchecked, how, source: Encoder, target_folder: str) -> None:
-    scale = "mean" if how == "mean" else "carry"
-    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, scale=scale)
+    given = {"mean": {"norm": "mean"}, "kernel": {"gamma": 1.0}}.get(how, {"prefer": "linear"})
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **given)
+    assert isinstance(model.translation, KernelTranslation) == (how == "kernel")
     if how == "fused":
         model.fuse()
     torch._dynamo.reset()

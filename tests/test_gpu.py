@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from hf_relstitch import Encoder, Head, RelativeStitcher, TranslationSettings
 from hf_relstitch.bulk import translate_files
 from hf_relstitch.core.anchor_sampling import choose_anchors
-from hf_relstitch.core.measures import held_out_translations
+from hf_relstitch.core.measures import translate_held_out
 from hf_relstitch.core.selection import choose_settings
 from hf_relstitch.core.translation import fit
 from hf_relstitch.model.exporting import plain_classifier, to_onnx
@@ -38,25 +38,25 @@ def latents() -> tuple[Tensor, Tensor]:
     return source, target
 
 
-@pytest.mark.parametrize("prefer", ["linear", "accuracy"])
+@pytest.mark.parametrize("prefer", ["linear", "auto"])
 def test_choosing_and_fitting(latents: tuple[Tensor, Tensor], prefer: str) -> None:
     head = torch.nn.Linear(24, 5)  # which stays on the CPU
     here, there = ([side.to(device) for side in latents] for device in ("cpu", "cuda"))
     expected, choice = (choose_settings(*sides, head=head, prefer=prefer) for sides in (here, there))
     assert choice.settings.ridge == expected.settings.ridge
     assert choice.settings.alpha == expected.settings.alpha
-    assert choice.settings.sharpness == expected.settings.sharpness
+    assert choice.settings.gamma == expected.settings.gamma
     assert choice.score == pytest.approx(expected.score, abs=1e-9)
-    held_out = held_out_translations(*there, settings=expected.settings)
+    held_out = translate_held_out(*there, settings=expected.settings)
     assert held_out.is_cuda
-    assert_close(held_out.cpu(), held_out_translations(*here, settings=expected.settings))
+    assert_close(held_out.cpu(), translate_held_out(*here, settings=expected.settings))
     made = fit(*there, settings=expected.settings)
     assert_close(made(there[0].double()).cpu(), fit(*here, settings=expected.settings)(here[0].double()))
 
 
 @pytest.mark.parametrize("settings", [{"alpha": 0.0, "ridge": 0.0}, {"pruning": 0.5, "subspaces": 3}])
 def test_the_papers_inversion(latents: tuple[Tensor, Tensor], settings: dict[str, float]) -> None:
-    given = TranslationSettings(**settings, scale="mean")
+    given = TranslationSettings(**settings, norm="mean")
     here, there = ([side.to(device) for side in latents] for device in ("cpu", "cuda"))
     made, expected = (fit(*sides, settings=given) for sides in (there, here))
     assert_close(made(there[0].double()).cpu(), expected(here[0].double()))
@@ -84,7 +84,7 @@ def test_encoding(source: Encoder) -> None:
         assert_close(found, source.latents(batch), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("prefer", ["linear", "accuracy"])
+@pytest.mark.parametrize("prefer", ["linear", "auto"])
 def test_a_stitched_model_from_parts_to_pipeline(
     source_folder: str, target_folder: str, tmp_path: Path, prefer: str
 ) -> None:
@@ -98,8 +98,6 @@ def test_a_stitched_model_from_parts_to_pipeline(
     assert_close(logits(model, "cuda"), expected, rtol=1e-4, atol=1e-4)
     assert_close(model.predict(TEXTS).cpu(), expected, rtol=1e-4, atol=1e-4)
     assert model.check(TEXTS)["coverage"] == loaded.check(TEXTS)["coverage"]
-    model.refit()
-    assert_close(logits(model, "cuda"), expected, rtol=1e-4, atol=1e-4)
     if prefer == "linear":
         assert_close(model.relative(TEXTS).values, loaded.relative(TEXTS).values, rtol=1e-3, atol=1e-4)
     answers = [each["label"] for each in pipeline("text-classification", str(tmp_path), device=0)(TEXTS)]

@@ -395,7 +395,7 @@ def test_a_head_that_cannot_be_read_has_to_be_given(source: Encoder, source_id: 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"alpha": 0.0, "ridge": 0.1}, {"scale": "mean"}, {"alpha": 0.3, "pruning": 0.5, "subspaces": 3, "ridge": 0.1}],
+    [{}, {"alpha": 0.0, "ridge": 0.1}, {"norm": "mean"}, {"alpha": 0.3, "pruning": 0.5, "subspaces": 3, "ridge": 0.1}],
 )
 def test_relative_latents_inverted_elsewhere_are_the_translated_ones(
     source: Encoder, target: tuple[Encoder, Head], tmp_path: Path, settings: dict

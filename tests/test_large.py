@@ -57,8 +57,6 @@ def test_an_offloaded_encoder_gives_the_same_model(deep: str, target_folder: str
     assert loaded.head.weight.is_meta
     assert logits(loaded).equal(logits(plain))
     assert loaded.check(TEXTS)["coverage"] == plain.check(TEXTS)["coverage"]
-    loaded.refit()
-    torch.testing.assert_close(logits(loaded.fuse()), logits(plain), rtol=1e-4, atol=1e-5)
 
 
 def test_device_map_auto_is_the_same_model(deep: str, target_folder: str, tmp_path: Path) -> None:

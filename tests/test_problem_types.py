@@ -116,8 +116,8 @@ def test_a_setfit_folder_says_that_its_pickle_is_not_read(tmp_path: Path) -> Non
         load_target(str(tmp_path))
 
 
-def test_a_head_of_many_values_is_chosen_by_cosine(source: Encoder, target: tuple[Encoder, Head]) -> None:
+def test_a_head_of_many_values_is_chosen_without_its_values(source: Encoder, target: tuple[Encoder, Head]) -> None:
     head = Head(nn.Linear(16, 2), {0: "a", 1: "b"}, "regression")
     model = RelativeStitcher.from_parts(source, target[0], pico.texts(60), head=head, progress=False)
-    assert (model.config.selection["criterion"], model.config.logit_temperature) == ("cosine", 1.0)
+    assert (model.config.selection["criterion"], model.config.logit_temperature) == ("leave-one-out", 1.0)
     assert model.report["agreement"] is None

@@ -46,7 +46,7 @@ def test_the_other_modality_takes_over(modality: str, least: float, tmp_path: Pa
     pairs = [(sides[modality][row], sides[other][row]) for row in train[:ANCHORS]]
     names = [f"group {index}" for index in range(9)]
     made = RelativeStitcher.from_parts(
-        encoders[modality](), target, pairs, head=head, labels=names, prefer="accuracy", progress=False
+        encoders[modality](), target, pairs, head=head, labels=names, prefer="auto", progress=False
     )
     made.save_pretrained(tmp_path)
     classify = pipeline(f"{modality}-classification", model=str(tmp_path))

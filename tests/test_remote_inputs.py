@@ -77,7 +77,7 @@ def url(folder: Path) -> Iterator[str]:
 
 
 def translation(d_source: int = DIM) -> Translation:
-    made = Translation(d_source, 4, scale="carry")
+    made = Translation(d_source, 4, norm="keep")
     made.weight, made.bias, made.centre = torch.ones(d_source, 4), torch.ones(4), torch.zeros(d_source)
     return made
 

@@ -155,7 +155,7 @@ import os, signal, sys, torch
 from hf_relstitch.bulk import translate as running, translate_files
 from hf_relstitch.core.translation import Translation
 point, inputs, output, saved = sys.argv[1:]
-translation = Translation(16, 16, scale="carry")
+translation = Translation(16, 16, norm="keep")
 translation.load_state_dict(torch.load(saved, weights_only=True))
 real, write, blocks = running.FORMATS[".npy"], running.Manifest.write, 0
 def halfway(source, sink, translator):

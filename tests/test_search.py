@@ -18,7 +18,7 @@ from hf_relstitch.bulk import SearchTranslation, translate_files, translation_be
 from hf_relstitch.cli import app
 
 D_NEW = 20
-preferences = pytest.mark.parametrize("prefer", ["linear", "accuracy"])
+preferences = pytest.mark.parametrize("prefer", ["linear", "auto"])
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_latents_are_paired_in_whatever_they_are_kept(given: Callable[[torch.Ten
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("prefer", ["linear", "accuracy"])
+@pytest.mark.parametrize("prefer", ["linear", "auto"])
 def test_latents_of_norm_1_are_translated_to_such(dtype: torch.dtype, prefer: Any) -> None:
     old, new = randn(300, 12, seed=1), functional.normalize(randn(300, 12, seed=2), dim=1).bfloat16()
     found = translation_between(old, new, prefer=prefer)

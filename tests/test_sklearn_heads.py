@@ -144,9 +144,13 @@ def test_an_estimator_is_stitched_saved_and_asked_through_the_stock_pipeline(
     assert not [file for file in tmp_path.iterdir() if file.suffix in (".pkl", ".joblib", ".skops")]
     answers = pipeline("text-classification", model=str(tmp_path), top_k=None)(texts[:8])
     assert {one["label"] for answer in answers for one in answer} == {"land", "sea"}
-    translated = model.translate(source.encode(texts[:8], batch_size=1, progress=False))
-    expected = fitted.predict(translated.numpy())
-    assert [answer[0]["label"] for answer in answers] == expected.tolist()
+    latents = source.encode(texts[:8], batch_size=1, progress=False)
+    own = model.head(latents).softmax(-1).detach().numpy()
+    np.testing.assert_allclose(own, fitted.predict_proba(latents.numpy()), rtol=1e-4, atol=1e-5)
+    expected = [
+        model.config.id2label[row] for row in pico.logits_by_hand(model, model.head, latents).argmax(1).tolist()
+    ]
+    assert [answer[0]["label"] for answer in answers] == expected
 
 
 def test_a_regression_is_stitched_to_values(source: Encoder, target: tuple[Encoder, Head], tmp_path: Path) -> None:
@@ -156,7 +160,7 @@ def test_a_regression_is_stitched_to_values(source: Encoder, target: tuple[Encod
     model = RelativeStitcher.from_parts(source, target[0], texts, head=fitted, progress=False)
     assert model.report["agreement"] is None
     assert -0.01 < model.report["values_explained"] < 1  # no worse than the mean value, though the two are unrelated
-    assert (model.config.selection["criterion"], model.config.logit_temperature) == ("cosine", 1.0)
+    assert (model.config.selection["criterion"], model.config.logit_temperature) == ("leave-one-out", 1.0)
     model.save_pretrained(tmp_path)
     answer = pipeline("text-classification", model=str(tmp_path), top_k=None)(texts[0])
     translated = model.translate(source.encode(texts[:1], progress=False)).numpy()

@@ -39,7 +39,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def translation(seed: int = 5) -> Translation:
-    made = Translation(D_OLD, D_NEW, scale="carry")
+    made = Translation(D_OLD, D_NEW, norm="keep")
     made.weight, made.bias, made.centre = randn(D_OLD, D_NEW, seed=seed), randn(D_NEW, seed=6), torch.zeros(D_OLD)
     return made
 

@@ -9,7 +9,6 @@ from evaluate import EvaluationModule, evaluator
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head
 from hf_relstitch.hub.cards import TASKS
@@ -68,7 +67,7 @@ def raw_accuracy(
     latents: Tensor,
     labels: Tensor,
 ) -> dict[str, Any]:
-    """Accuracy of the stitched model on raw inputs, and of its translation and head on their latents.
+    """Return the accuracy of the stitched model on raw inputs, and on their latents.
 
     `anchors` are the source's and the target's.
 
@@ -79,7 +78,7 @@ def raw_accuracy(
     model = RelativeStitcher.from_anchor_sets(encoder, source, target, head)
     data = Dataset.from_dict({"input": list(inputs), "label": labels.tolist()})
     found = _evaluate_model(model, data, Accuracy(keep_in_memory=True), inputs="input")
-    answers = apply_head(model.head, model.translate(latents.to(model.device))).argmax(-1).cpu()
+    answers = model.classify(latents.to(model.device)).argmax(-1).cpu()
     return {
         "rows": len(labels),
         "accuracy": float(found["accuracy"]),

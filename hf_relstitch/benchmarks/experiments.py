@@ -12,7 +12,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.expected_agreement import scale_invariance
 from hf_relstitch.core.measures import angle_correlation, linear_cka, mean_cosine, relative_error
 from hf_relstitch.core.relative import directions, precision_of, to_working
-from hf_relstitch.core.translation import TranslationSettings, anchor_subsets, fit_translation
+from hf_relstitch.core.translation import TranslationSettings, draw_subsets, fit_translation
 
 PAPER = TranslationSettings(alpha=0.0, ridge=0.0)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -53,7 +53,7 @@ def _reconstructed(latents: Tensor, *, count: int, settings: TranslationSettings
     returned = fit_translation(anchors, anchors, settings=settings)(others)
     centre = to_working(anchors).mean(0)
     unit = directions(to_working(anchors), centre=centre)
-    subsets = anchor_subsets(unit, settings)
+    subsets = draw_subsets(unit, settings)
     frame = Frame.of(unit[subsets[0]], precision=precision_of(anchors))
     return {
         "num_anchors": count,

@@ -16,7 +16,6 @@ from hf_relstitch.benchmarks.report import read_results
 from hf_relstitch.benchmarks.scores import own_scores
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.hub.cards import RESULTS_NAME, TASKS, write_card
 from hf_relstitch.hub.files import read_json, write_json
@@ -82,8 +81,7 @@ class Stitched:
         model = RelativeStitcher.from_pretrained(self.repo.place, revision=self.repo.commit)
         weights = next(model.translation.buffers())
         with torch.no_grad():
-            translated = model.translate(latents.to(weights))
-        logits = apply_head(model.head, translated).cpu() / self.config.logit_temperature
+            logits = model.classify(latents.to(weights)).float().cpu()
         return {"rows": len(labels)} | own_scores(logits, truth)
 
 

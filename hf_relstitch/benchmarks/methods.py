@@ -20,10 +20,10 @@ from hf_relstitch.heads.head import Head
 from hf_relstitch.model.anchors import AnchorSet
 from hf_relstitch.model.stitching import stitch
 
-CHOSEN: dict[str, Prefer] = {"auto": "linear", "accuracy": "accuracy"}
+CHOSEN: dict[str, Prefer] = {"auto": "auto", "linear": "linear"}
 FIXED = {
-    "inversion": TranslationSettings(alpha=0.0, ridge=0.0, scale="mean"),
-    "inversion-pruned": TranslationSettings(alpha=0.0, ridge=0.0, scale="mean", pruning=0.2, subspaces=8),
+    "inversion": TranslationSettings(alpha=0.0, ridge=0.0, norm="mean"),
+    "inversion-pruned": TranslationSettings(alpha=0.0, ridge=0.0, norm="mean", pruning=0.2, subspaces=8),
     "parseval": TranslationSettings(alpha=0.5, ridge=0.0),
 }
 NEVER = -1e4
@@ -94,7 +94,7 @@ def _stitched(method: str, problem: Problem) -> Answer:
     ]
     made = stitch(sides[0], sides[1], problem.head, source=problem.source.provenance, prefer=CHOSEN[method])
     device = next(made.translation.buffers()).device
-    logits = apply_head(problem.head.module, made.translation(problem.queries.double().to(device)).cpu())
+    logits = made.logits(problem.queries.double().to(device), head=problem.head.module).cpu()
     report = made.report
     known = {
         "expected_agreement": report["agreement"],
@@ -102,7 +102,7 @@ def _stitched(method: str, problem: Problem) -> Answer:
         "verdict": report.get("verdict", {}).get("grade"),
         "settings": asdict(made.settings),
     }
-    return Answer(logits / made.temperature, known)
+    return Answer(logits, known)
 
 
 def train_head(kind: str, latents: Tensor, labels: Tensor, *, classes: int) -> nn.Linear:

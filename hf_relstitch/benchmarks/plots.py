@@ -32,7 +32,7 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
     if not cells:
         return {}
     shown = [name for name in data if most[name]]
-    best = next((one for one in ("auto", "accuracy") if one in methods), methods[0])
+    best = next((one for one in ("auto", "linear") if one in methods), methods[0])
     last = [cell for cell in cells if cell["anchors"] == most[cell["data"]]]
     titles = {
         "stitching.png": f"Accuracy of `{best}` with the most anchors, source (row) before the target's head (column); "
@@ -158,7 +158,7 @@ def _spectra(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
 
 def _diagram(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
     """Accuracy against confidence, of at most four methods."""
-    wanted = [one for one in ("auto", "accuracy", "procrustes", "inversion") if one in methods] or list(methods)[:4]
+    wanted = [one for one in ("auto", "linear", "procrustes", "inversion") if one in methods] or list(methods)[:4]
     axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
     for place, method in enumerate(wanted):
         bins = np.array([cell["reliability"] for cell in cells if cell["method"] == method])

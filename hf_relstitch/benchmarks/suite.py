@@ -11,7 +11,7 @@ from hf_relstitch.model.anchors import MIN_ANCHORS
 
 METHODS = (
     "auto",
-    "accuracy",
+    "linear",
     "inversion",
     "inversion-pruned",
     "parseval",

@@ -8,6 +8,7 @@ from typing import Any
 from hf_relstitch.bulk.outputs import Output
 from hf_relstitch.bulk.sources import Source
 from hf_relstitch.bulk.translator import Translator
+from hf_relstitch.configuration_relative_stitcher import rename_settings
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub.files import check_format, write_json
 from hf_relstitch.version import __version__
@@ -38,7 +39,7 @@ class Manifest:
     """The content of an output folder.
 
     Attributes:
-        model: name, revision, fingerprint, scale and sharpness of the translation.
+        model: name, revision, fingerprint, norm and gamma of the translation.
         settings: how it was applied.
         inputs: size and etag of each input, by its name.
         shards: rows, size and checksum of each output that is there, by its name.
@@ -105,7 +106,7 @@ class Manifest:
     @property
     def identity(self) -> dict[str, Any]:
         """What two runs into one folder have to have in common."""
-        model = {name: self.model[name] for name in ("scale", "sharpness")}
+        model = {name: self.model[name] for name in ("norm", "gamma")}
         return {"model": self.model["fingerprint"], **model, **self.settings}
 
     @classmethod
@@ -122,6 +123,7 @@ class Manifest:
             check_format(version, supported=FORMAT_VERSION, what=place, written_by=written_by)
             shards = {name: Shard(**shard) for name, shard in content.pop("shards").items()}
             manifest = cls(**content, shards=shards)
+            manifest.model = rename_settings(manifest.model)
             if not isinstance(manifest.inputs, dict) or not manifest.identity:
                 raise TypeError(f"its inputs are {manifest.inputs!r}")
             return manifest

@@ -10,19 +10,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_relstitch.core.cross_validation import folds_of
+from hf_relstitch.configuration_relative_stitcher import rename_settings
+from hf_relstitch.core.cross_validation import make_splits
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.options import Prefer, Role
 from hf_relstitch.core.relative import check_latents
-from hf_relstitch.core.scoring import SearchJudge, check_role
-from hf_relstitch.core.selection import check_prefer, choose_settings
-from hf_relstitch.core.translation import SharpenedTranslation, Translation, TranslationSettings, empty_translation, fit
+from hf_relstitch.core.scoring import RecallScorer, check_role
+from hf_relstitch.core.selection import check_prefer, choose_for_search
+from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, empty_translation, fit
 from hf_relstitch.data.latents import as_tensor
 from hf_relstitch.encoders.devices import fingerprint
 from hf_relstitch.hub.files import read_tensors, write_tensors
 from hf_relstitch.model.anchors import MIN_ANCHORS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had other names of settings."""
 KIND = "search_translation"
 
 UNIT = 1e-2
@@ -44,7 +46,7 @@ class SearchTranslation(nn.Module):
 
     def __init__(
         self,
-        translation: Translation | SharpenedTranslation,
+        translation: Translation | KernelTranslation,
         *,
         translates: Role,
         unit: bool,
@@ -84,8 +86,8 @@ class SearchTranslation(nn.Module):
             "translates": self.translates,
             "unit": self.unit,
             "report": self.report,
-            "scale": self.translation.scale,
-            "sharpness": sharpness_of(self.translation),
+            "norm": self.translation.norm,
+            "gamma": gamma_of(self.translation),
             "fingerprint": fingerprint(self.translation),
         }
         write_tensors(file, self.translation.state_dict(), content, kind=KIND, format_version=FORMAT_VERSION)
@@ -104,7 +106,8 @@ class SearchTranslation(nn.Module):
                 supported=FORMAT_VERSION,
                 otherwise="is no file of SearchTranslation.save: of a stitched model give the folder",
             )
-            settings = TranslationSettings(scale=content["scale"], sharpness=content["sharpness"])
+            content = rename_settings(content)
+            settings = TranslationSettings(norm=content["norm"], gamma=content["gamma"])
             sizes = len(tensors.get("decoder", ())), len(tensors["centre"]), len(tensors["bias"])
             made = empty_translation(*sizes, settings=settings)
             made.load_state_dict(tensors, assign=True)
@@ -119,9 +122,9 @@ class SearchTranslation(nn.Module):
             ) from error
 
 
-def sharpness_of(translation: Translation | SharpenedTranslation) -> float:
-    """γ of a sharpened translation, and 0 of a linear one."""
-    return translation.sharpness if isinstance(translation, SharpenedTranslation) else 0.0
+def gamma_of(translation: Translation | KernelTranslation) -> float:
+    """Return γ of a kernel translation, and 0 of a linear one."""
+    return translation.gamma if isinstance(translation, KernelTranslation) else 0.0
 
 
 def translation_between(
@@ -130,7 +133,7 @@ def translation_between(
     """The translation between two encoders' latents `(k, d_source)` and `(k, d_target)` of the same k inputs.
 
     For a vector index, whose queries are to come from another encoder than its documents did. It is the one whose
-    translations of held-out rows serve a search by cosine best (`SearchJudge`), with no head and no labels. Give the
+    translations of held-out rows serve a search by cosine best (`RecallScorer`), with no head and no labels. Give the
     latents as they are stored and queried: where all target latents have norm 1, translated ones have too, and else
     the same mean norm. Rows of zeros and rows that are there already are left out. A thousand rows take seconds, and
     four thousand are better. `report` says what to expect.
@@ -140,7 +143,7 @@ def translation_between(
         target: latents of the space that they go to.
         translates: "documents", stored vectors into the space of the new encoder's queries; "queries", the new
             encoder's queries into the space of the stored documents.
-        prefer: "linear", one matrix; "accuracy", a sharpened one, which finds more and costs `k·(d_source + d_target)`
+        prefer: "linear", one matrix; "auto", also with a kernel, which finds more and costs `k·(d_source + d_target)`
             a row.
 
     Raises:
@@ -162,15 +165,15 @@ def translation_between(
             f"of {given} pairs of latents {len(x)} are left without rows of zeros and rows that are there already: "
             f"expected {MIN_ANCHORS} or more"
         )
-    folds = folds_of(x, y, scale="carry", seed=0)
-    choice = choose_settings(x, y, translates=translates, prefer=prefer, folds=folds)
-    judge = SearchJudge.of(folds, translates)
+    splits = make_splits(x, y, norm="keep", seed=0)
+    choice = choose_for_search(x, y, translates=translates, prefer=prefer, splits=splits)
+    scorer = RecallScorer.from_splits(splits, translates)
     report = {
         "recall": choice.score,
         "standard_error": choice.standard_error,
-        "recall_untranslated": judge.untranslated(),
-        "nearest": judge.num_nearest,
-        "documents": judge.num_documents,
+        "recall_untranslated": scorer.untranslated(),
+        "nearest": scorer.num_nearest,
+        "documents": scorer.num_documents,
     }
     made = _with_norms_of(y, fit(x, y, settings=choice.settings), x)
     norms = torch.linalg.vector_norm(y, dim=-1)
@@ -190,10 +193,10 @@ def _without_repeats(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_norms_of(
-    target: Tensor, made: Translation | SharpenedTranslation, source: Tensor
-) -> Translation | SharpenedTranslation:
+    target: Tensor, made: Translation | KernelTranslation, source: Tensor
+) -> Translation | KernelTranslation:
     """A translation whose outputs have the target's mean norm, at the same angles."""
     factor = float(target.double().norm(dim=-1).mean() / made(source.double()).norm(dim=-1).mean())
-    for tensor in (made.decoder if isinstance(made, SharpenedTranslation) else made.weight, made.bias):
+    for tensor in (made.decoder if isinstance(made, KernelTranslation) else made.weight, made.bias):
         tensor.mul_(factor)
     return made

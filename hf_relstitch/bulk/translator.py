@@ -8,10 +8,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_relstitch.bulk.search import SearchTranslation, sharpness_of
+from hf_relstitch.bulk.search import SearchTranslation, gamma_of
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.translation import SharpenedTranslation, Translation, empty_translation
+from hf_relstitch.core.translation import KernelTranslation, Translation, empty_translation
 from hf_relstitch.encoders.devices import fingerprint
 from hf_relstitch.hub.files import verify_checksum, weight_map
 from hf_relstitch.hub.repo import Repo, locate
@@ -20,7 +20,7 @@ from hf_relstitch.model.persistence import INDEX, read_config
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
-AnyTranslation = Translation | SharpenedTranslation | SearchTranslation
+AnyTranslation = Translation | KernelTranslation | SearchTranslation
 AnyModel = str | Path | RelativeStitcher | AnyTranslation
 
 
@@ -91,7 +91,7 @@ class Translator:
         if width != self.d_source:
             raise StitchError(
                 f"{what} is {width} wide and the model translates latents of width {self.d_source}: "
-                "give latents of the model's own source encoder, with its earlier layers if the model has them"
+                "give latents of the model's own source encoder"
             )
 
 
@@ -120,8 +120,8 @@ def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[A
     ending = ":norm 1" if isinstance(translation, SearchTranslation) and translation.unit else ""
     which = {
         "fingerprint": fingerprint(translation) + ending,
-        "scale": inner.scale,
-        "sharpness": sharpness_of(inner),
+        "norm": inner.norm,
+        "gamma": gamma_of(inner),
     }
     return translation, {"name": name, "revision": commit, **which}
 

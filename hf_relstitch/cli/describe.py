@@ -11,7 +11,7 @@ from hf_relstitch.hub.cards import anchor_card, model_card, read_card
 from hf_relstitch.hub.files import read_json
 from hf_relstitch.model.anchors import CONFIG_NAME, AnchorSet
 from hf_relstitch.model.persistence import read_config
-from hf_relstitch.model.stitching import conditioning
+from hf_relstitch.model.stitching import describe_frame
 
 SHOWN = 8
 """Candidates of the choice that are shown, the best first."""
@@ -53,7 +53,7 @@ def _describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
         "inputs": anchors.inputs,
         "keyed": anchors.key is not None,
         "provenance": asdict(anchors.provenance),
-        "conditioning": conditioning(Frame.of_anchors(anchors.latents)),
+        "conditioning": describe_frame(Frame.of_anchors(anchors.latents)),
     }
 
 

@@ -39,7 +39,7 @@ PANELS = {
     "Before: source encoder, zero-padded": "source encoder, zero-padded (absolute)",
     "After: source encoder, stitched": "source encoder, stitched",
 }
-PAPER = TranslationSettings(alpha=0.0, ridge=0.0, scale="mean")
+PAPER = TranslationSettings(alpha=0.0, ridge=0.0, norm="mean")
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def quickstart(
     accuracies |= {way: accuracy(head, latents, labels) for way, latents in spaces.items()}
     console.print(table(accuracies))
     console.print(
-        f"Foretold on held-out anchors: {stitched.report['agreement']:.1%} of the head's answers stay the same."
+        f"Expected from held-out anchors: {stitched.report['agreement']:.1%} of the head's answers stay the same."
     )
 
     folder = out / "stitched"

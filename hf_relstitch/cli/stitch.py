@@ -40,10 +40,10 @@ def stitch_command(
         int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times as many at random.", min=32)
     ] = 1000,
     cut: Cut = None,
-    prefer: Annotated[Prefer | None, typer.Option(help="linear is one matrix; accuracy takes earlier layers.")] = None,
+    prefer: Annotated[Prefer | None, typer.Option(help="linear is one matrix; auto may use a kernel.")] = None,
     alpha: Annotated[float | None, typer.Option(help="α of the family, instead of choosing.", min=0, max=1)] = None,
     ridge: Annotated[float | None, typer.Option(help="λ of the family, instead of choosing.", min=0)] = None,
-    scale: Annotated[Literal["carry", "mean"], typer.Option(help="carry: each latent keeps its norm.")] = "carry",
+    norm: Annotated[Literal["keep", "mean"], typer.Option(help="keep: each latent keeps its norm.")] = "keep",
     batch_size: BatchSize = 32,
 ) -> None:
     """Stitch a source encoder to a target's head and write the model."""
@@ -56,7 +56,7 @@ def stitch_command(
     check_output(out)
     check_kind(out, model_type=RelativeStitcher.config_class.model_type)
     inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
-    settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "scale": scale}
+    settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "norm": norm}
     given = {name: value for name, value in settings.items() if value is not None}
     model = RelativeStitcher.from_parts(
         source, target, inputs, cut=cut, num_anchors=limit, data=anchors, batch_size=batch_size, **given

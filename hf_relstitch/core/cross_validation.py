@@ -1,42 +1,40 @@
-"""Anchors in folds, decomposed once, from which every member of the family is made without fitting it anew."""
+"""Decompose anchors once for each split, so that every member of the family is fitted without another decomposition."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hf_relstitch.core.decomposition import quick_frame, shrinkage
+from hf_relstitch.core.decomposition import kernel, kernel_frame, quick_frame, shrinkage
 from hf_relstitch.core.relative import directions, precision_of
 from hf_relstitch.core.translation import (
-    Scale,
+    Norm,
     TranslationSettings,
-    anchor_subsets,
-    fold,
+    compose,
+    draw_subsets,
     mean_norm,
-    paired,
-    sharpen,
-    sharpened_spectrum,
+    pair_anchors,
     unchanged,
 )
 
-FOLDS = 5
+SPLITS = 5
 NORM_ROWS = 64
-"""Held-out rows of a fold, and no fewer, that tell the mean norm of translated latents."""
+"""Held-out rows of a split, and no fewer, that tell the mean norm of translated latents."""
 
 
-def _assigned_folds(count: int, *, seed: int, folds: int = FOLDS) -> Int[Tensor, " k"]:
-    """The fold of each anchor, as even as can be, drawn from the seed."""
+def _assign_splits(count: int, *, seed: int, splits: int = SPLITS) -> Int[Tensor, " k"]:
+    """Draw the split that each anchor is held out of, in even numbers."""
     generator = torch.Generator().manual_seed(seed)
     assigned = torch.empty(count, dtype=torch.int64)
-    assigned[torch.randperm(count, generator=generator)] = torch.arange(count) * folds // count
+    assigned[torch.randperm(count, generator=generator)] = torch.arange(count) * splits // count
     return assigned
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A `Frame` without the rows of the anchors."""
+    """Hold a `Frame` without the rows of the anchors."""
 
     singular_values: Float[Tensor, " r"]
     vh: Float[Tensor, "r d"]
@@ -44,7 +42,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class View:
-    """One way to see a fold: features of its latents, and maps from these to coordinates in the target space.
+    """Hold features of a split's latents, and maps from these to coordinates in the target space.
 
     A translated latent is `features · map(settings) · basis`, up to one scale; the rows of `basis` are orthonormal. A
     map comes as its factors, gains on both sides of a matrix: whoever multiplies by these needs no map of each member.
@@ -56,22 +54,22 @@ class View:
     basis: Float[Tensor, "r_target d_target"]
 
     def map_of(self, settings: TranslationSettings) -> Float[Tensor, "r r_target"]:
-        """The map of one member of the family."""
+        """Return the map of one member of the family."""
         source_gains, between, target_gains = self.factors_of(settings)
         return source_gains * between * target_gains
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Anchors of all folds but one, decomposed, and the anchors of that one; all that it knows is of the former.
+class Split:
+    """Hold the decomposed anchors that a fit sees, and those held out of it.
 
-    The anchors themselves, `x` and `y`, are shared by all folds; directions are made of them when they are needed.
+    The anchors themselves, `x` and `y`, are shared by all splits; directions are made of them when they are needed.
     """
 
     x: Float[Tensor, "k d_source"]
     y: Float[Tensor, "k d_target"]
     held_out: Bool[Tensor, " k"]
-    scale: Scale
+    norm: Norm
     source: Spectrum
     target: Spectrum
     between: Float[Tensor, "r r_target"]
@@ -82,8 +80,8 @@ class Fold:
 
     @classmethod
     def of(
-        cls, x: Tensor, y: Tensor, held_out: Bool[Tensor, " k"], *, scale: Scale, precisions: tuple[float, float]
-    ) -> "Fold":
+        cls, x: Tensor, y: Tensor, held_out: Bool[Tensor, " k"], *, norm: Norm, precisions: tuple[float, float]
+    ) -> "Split":
         """Decompose the anchors that are not held out."""
         centre, target_centre = x[~held_out].mean(0), y[~held_out].mean(0)
         unit, target_unit = directions(x[~held_out], centre=centre), directions(y[~held_out], centre=target_centre)
@@ -92,7 +90,7 @@ class Fold:
             x=x,
             y=y,
             held_out=held_out,
-            scale=scale,
+            norm=norm,
             source=Spectrum(frames[0].singular_values, frames[0].vh),
             target=Spectrum(frames[1].singular_values, frames[1].vh),
             between=frames[0].u.T @ frames[1].u,
@@ -103,20 +101,20 @@ class Fold:
         )
 
     def unit(self, rows: Bool[Tensor, " k"]) -> Float[Tensor, "n d_source"]:
-        """Directions of the source anchors in these rows."""
+        """Return directions of the source anchors in these rows."""
         return directions(self.x[rows], centre=self.source_centre)
 
     def norms(self, rows: Bool[Tensor, " k"]) -> Float[Tensor, "n 1"]:
-        """What a translated latent carries on: its distance from the centre, or 1."""
+        """Return the norm that a translated latent keeps: its distance from the centre, or 1."""
         norms = (self.x[rows] - self.source_centre).norm(dim=-1, keepdim=True)
-        return norms if self.scale == "carry" else torch.ones_like(norms)
+        return norms if self.norm == "keep" else torch.ones_like(norms)
 
     def view(self, settings: TranslationSettings) -> View:
-        """What the candidates of one group have in common."""
+        """Return the features that candidates with the same gamma and pruning share."""
         if settings.pruning is not None:
             return self.pruned_view(settings)
-        if settings.sharpness:
-            return self.sharpened_view(settings)
+        if settings.gamma:
+            return self.kernel_view(settings)
         features = self.source.vh.T / self.source.singular_values
 
         def fitted() -> Tensor:
@@ -128,7 +126,7 @@ class Fold:
     def factors_of(
         self, values: Float[Tensor, " r"], between: Float[Tensor, "r r_target"]
     ) -> Callable[[TranslationSettings], tuple[Tensor, Tensor, Tensor]]:
-        """The factors of each map, from eigenvalues of the source's Gram."""
+        """Return the function from settings to the factors of a map, from eigenvalues of the source's Gram."""
 
         def factors(each: TranslationSettings) -> tuple[Tensor, Tensor, Tensor]:
             source_gains = values * shrinkage(values, exponent=each.alpha, ridge=each.ridge)
@@ -136,89 +134,84 @@ class Fold:
 
         return factors
 
-    def sharpened_view(self, settings: TranslationSettings) -> View:
-        """The eigenvectors of the sharpened Gram."""
+    def kernel_view(self, settings: TranslationSettings) -> View:
+        """Return the eigenvectors of the kernel matrix, and kernel values of the held-out rows in them."""
         unit, target_unit = self.unit(~self.held_out), directions(self.y[~self.held_out], centre=self.centre)
-        vectors, values = sharpened_spectrum(unit, sharpness=settings.sharpness)
-        relative = sharpen(self.unit(self.held_out) @ unit.T, sharpness=settings.sharpness)
-        held_out = self.norms(self.held_out) * (relative @ vectors / values)
-        between = (vectors.T @ target_unit) @ (self.target.vh.T / self.target.singular_values)
-        fitted = self.norms(~self.held_out) * vectors
-        return View(lambda: fitted, held_out, self.factors_of(values, between), self.target.vh)
+        frame = kernel_frame(unit, gamma=settings.gamma, landmarks=settings.landmarks)
+        cosines = self.unit(self.held_out) @ unit[: settings.landmarks].T
+        features = kernel(cosines, gamma=settings.gamma) @ (frame.vh.T / frame.singular_values)
+        between = (frame.u.T @ target_unit) @ (self.target.vh.T / self.target.singular_values)
+        fitted = self.norms(~self.held_out) * frame.u
+        factors = self.factors_of(frame.singular_values**2, between)
+        return View(lambda: fitted, self.norms(self.held_out) * features, factors, self.target.vh)
 
     def pruned_view(self, settings: TranslationSettings) -> View:
-        """The source latents themselves, and the averaged matrices of pruned inversions."""
+        """Return the source latents themselves, with the averaged matrices of pruned inversions."""
         fitted_unit, target_unit = self.unit(~self.held_out), directions(self.y[~self.held_out], centre=self.centre)
         frames = [
             tuple(
                 quick_frame(unit[rows], precision=precision)
                 for unit, precision in zip((fitted_unit, target_unit), self.precisions, strict=True)
             )
-            for rows in anchor_subsets(target_unit, settings)
+            for rows in draw_subsets(target_unit, settings)
         ]
 
         basis = torch.eye(self.y.shape[1], dtype=self.y.dtype, device=self.y.device)
         ones = torch.ones_like(basis[0])
 
         def factors(each: TranslationSettings) -> tuple[Tensor, Tensor, Tensor]:
-            made = torch.stack([fold(*pair, settings=each) for pair in frames]).mean(0)
+            made = torch.stack([compose(*pair, settings=each) for pair in frames]).mean(0)
             return ones.new_ones(len(made), 1), made, ones
 
         fitted, held_out = (self.norms(rows) * self.unit(rows) for rows in (~self.held_out, self.held_out))
         return View(lambda: fitted, held_out, factors, basis)
 
     def translated(self, settings: TranslationSettings) -> Float[Tensor, "n d_target"]:
-        """The held-out anchors, translated by the fit that `settings` make of the others."""
+        """Translate the held-out anchors by the fit that `settings` make of the others."""
         if settings.identity:
             return unchanged(self.x, self.y)(self.x[self.held_out])
         view = self.view(settings)
         made = view.map_of(settings)
-        scale = settings.stretch * self.target_norm / mean_norm(view.fitted() @ made)
+        scale = settings.output_scale * self.target_norm / mean_norm(view.fitted() @ made)
         return self.centre + scale * (view.held_out @ made) @ view.basis
 
 
-def folds_of(
+def make_splits(
     source_anchors: Float[Tensor, "k d_source"],
     target_anchors: Float[Tensor, "m d_target"],
     *,
-    scale: Scale,
+    norm: Norm,
     seed: int,
-    folds: int = FOLDS,
-) -> list[Fold]:
-    """Anchors in folds drawn from the seed, each without one decomposed.
+    splits: int = SPLITS,
+) -> list[Split]:
+    """Split anchors as the seed says, and decompose those that each fit sees.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
     """
-    x, y = paired(source_anchors, target_anchors)
+    x, y = pair_anchors(source_anchors, target_anchors)
     precisions = precision_of(source_anchors), precision_of(target_anchors)
-    fold_of = _assigned_folds(len(x), seed=seed, folds=folds).to(x.device)
-    return [Fold.of(x, y, fold_of == fold, scale=scale, precisions=precisions) for fold in range(folds)]
+    split_of = _assign_splits(len(x), seed=seed, splits=splits).to(x.device)
+    return [Split.of(x, y, split_of == split, norm=norm, precisions=precisions) for split in range(splits)]
 
 
-def readings(
-    folds: Sequence[Fold],
-    views: Sequence[View],
-    settings: TranslationSettings,
-    *,
-    readouts: Sequence[Float[Tensor, "_ width"]],
-) -> Iterator[tuple[Fold, Float[Tensor, "_ width"]]]:
-    """Each fold, and its held-out anchors translated by the fit on the others, as the fold's readout reads them.
-
-    They have the target's mean norm, seen from its centre. No latent of `d_target` is made for a readout that is
-    narrower.
-    """
-    for each, view, readout in zip(folds, views, readouts, strict=True):
+def translate_views(
+    splits: Sequence[Split], views: Sequence[View], settings: TranslationSettings
+) -> Float[Tensor, "k d_target"]:
+    """Translate each anchor by the fit that did not see it, from the target's centre and at its mean norm."""
+    away = torch.empty_like(splits[0].y)
+    for split, view in zip(splits, views, strict=True):
         source_gains, between, target_gains = view.factors_of(settings)
         held_out = view.held_out * source_gains.T
         some = held_out[:: max(1, len(held_out) // NORM_ROWS)]  # whatever order the anchors came in
-        scale = each.target_norm / mean_norm(some @ between * target_gains)
-        yield each, scale * torch.linalg.multi_dot([held_out, between, target_gains[:, None] * readout])
+        scale = split.target_norm / mean_norm(some @ between * target_gains)
+        away[split.held_out] = scale * torch.linalg.multi_dot([held_out, between, target_gains[:, None] * view.basis])
+    return away
 
 
-def centres_of(folds: Sequence[Fold]) -> Float[Tensor, "k d_target"]:
-    """The target's centre for each anchor, as the fold that it is held out of knows it."""
-    centres = torch.empty_like(folds[0].y)
-    for each in folds:
+def centres_of(splits: Sequence[Split]) -> Float[Tensor, "k d_target"]:
+    """Return the target's centre for each anchor, as the fit that did not see the anchor knows it."""
+    centres = torch.empty_like(splits[0].y)
+    for each in splits:
         centres[each.held_out] = each.centre
     return centres

@@ -1,5 +1,6 @@
-"""Anchors in folds, decomposed once, from which every member of the family is made without fitting it anew."""
+"""Decompose anchors once: thin SVDs of one side's directions, and of the kernel values between them."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +9,13 @@ from torch import Tensor
 
 from hf_relstitch.core.relative import directions, precision_of, to_working
 
+NULL = 1e-12
+"""Eigenvalues of a kernel matrix below this share of the largest, times its size, are rounding."""
+
 
 @dataclass(frozen=True)
 class Frame:
-    """The thin SVD of one side's anchors, `X = U D Vᵀ`, without the directions that are null.
+    """Hold the thin SVD of one side's anchors, `X = U D Vᵀ`, without the directions that are null.
 
     A singular value counts as null when rounding alone can make it, as in `torch.linalg.pinv`: encoders that end in
     a layer norm have such directions, and an inversion would amplify their noise beyond everything else.
@@ -42,23 +46,23 @@ class Frame:
 
     @property
     def rank(self) -> int:
-        """Directions that the anchors span."""
+        """Count the directions that the anchors span."""
         return len(self.singular_values)
 
     @property
     def condition_number(self) -> float:
-        """The largest singular value over the smallest that is not numerically null."""
+        """Divide the largest singular value by the smallest that is not numerically null."""
         return float(self.singular_values[0] / self.singular_values[-1])
 
     @property
     def effective_rank(self) -> float:
-        """Directions that the anchors really use: exp of the entropy of the singular values (Roy & Vetterli 2007)."""
+        """Return exp of the entropy of the singular values, the directions really used (Roy & Vetterli 2007)."""
         p = self.singular_values / self.singular_values.sum()
         return float(torch.exp(-(p * p.log()).sum()))
 
 
 def _without_silent(vh: Float[Tensor, "r d"], unit_anchors: Float[Tensor, "k d"]) -> Float[Tensor, "r d"]:
-    """`Vᵀ` with 0 for coordinates so small beside the largest that it holds nothing but rounding there.
+    """Set `Vᵀ` to 0 for coordinates so small beside the largest that it holds nothing but rounding there.
 
     all-mpnet-base-v2 has some that vary by 1e-34: a head on standardised latents would see rounding alone, magnified.
     With 0 they are translated to their mean.
@@ -68,12 +72,12 @@ def _without_silent(vh: Float[Tensor, "r d"], unit_anchors: Float[Tensor, "k d"]
 
 
 def shrinkage(eigenvalues: Float[Tensor, " r"], *, exponent: float, ridge: float) -> Float[Tensor, " r"]:
-    """Eigenvalues of `(G + λI)^(−exponent)`, with λ relative to the mean of the eigenvalues of G that are not null."""
+    """Return eigenvalues of `(G + λI)^(−exponent)`, λ relative to the mean of G's eigenvalues that are not null."""
     return (eigenvalues + ridge * eigenvalues.mean()) ** -exponent
 
 
 def quick_frame(unit_anchors: Float[Tensor, "k d"], *, precision: float) -> Frame:
-    """`Frame.of` by the Gram matrix of the smaller side: several times faster, blind below √eps of the largest."""
+    """Decompose as `Frame.of`, by the Gram matrix of the smaller side: faster, blind below √eps of the largest."""
     wide = unit_anchors.shape[0] < unit_anchors.shape[1]
     gram = unit_anchors @ unit_anchors.T if wide else unit_anchors.T @ unit_anchors
     values, vectors = torch.linalg.eigh(gram)
@@ -84,3 +88,33 @@ def quick_frame(unit_anchors: Float[Tensor, "k d"], *, precision: float) -> Fram
     if wide:
         return Frame(vectors, s, _without_silent(vectors.T @ unit_anchors / s[:, None], unit_anchors))
     return Frame(unit_anchors @ vectors / s, s, _without_silent(vectors.T, unit_anchors))
+
+
+def kernel(cosines: Float[Tensor, "n k"], *, gamma: float) -> Float[Tensor, "n k"]:
+    """Bend cosines so that near anchors count for more: `(exp(2γr) − 1)/(exp(2γ) − 1)`.
+
+    0 stays 0, 1 stays 1, and γ = 0 changes nothing. `exp(2γ(r − 1))` is the RBF kernel of unit vectors; taking off
+    its value at r = 0 removes the part that is the same for every latent. Its Taylor coefficients are positive, so
+    the kernel matrix of anchors is positive semi-definite (Schoenberg 1942).
+    """
+    if gamma == 0:
+        return cosines
+    return torch.expm1(2 * gamma * cosines) / math.expm1(2 * gamma)
+
+
+def kernel_frame(unit_anchors: Float[Tensor, "k d"], *, gamma: float, landmarks: int) -> Frame:
+    """Decompose the features that a kernel gives anchors; `vh` maps kernel values to landmarks to these features.
+
+    The landmarks are the first `landmarks` anchors. With more anchors than that the features are Nyström's (Williams &
+    Seeger 2001), so that time and memory grow with k and not with its square.
+    """
+    marks = unit_anchors[:landmarks]
+    values, vectors = torch.linalg.eigh(kernel(marks @ marks.T, gamma=gamma))
+    kept = values > values[-1] * len(marks) * NULL
+    values, vectors = values[kept], vectors[:, kept]
+    to_features = vectors / values.sqrt()
+    if len(marks) == len(unit_anchors):
+        return Frame(vectors, values.sqrt(), to_features.T)
+    features = kernel(unit_anchors @ marks.T, gamma=gamma) @ to_features
+    frame = quick_frame(features, precision=torch.finfo(features.dtype).eps)
+    return Frame(frame.u, frame.singular_values, frame.vh @ to_features.T)

@@ -1,4 +1,4 @@
-"""What a stitched model will be worth, told from held-out anchors before any label is seen."""
+"""Estimate what a stitched model is worth from held-out anchors, before any label is seen."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,8 +21,8 @@ FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 @dataclass(frozen=True)
-class Foretold:
-    """Expected share of answers that the head gives alike on translated and on true latents, with a 95 % interval.
+class AgreementEstimate:
+    """Hold the expected share of answers that a head gives alike on translated and true latents; 95 % interval.
 
     `chance` is the agreement of answers that are as frequent but unrelated. The interval is for inputs like the
     anchors, and for no others.
@@ -34,26 +34,26 @@ class Foretold:
     chance: float
 
     def kappa(self, agreement: float) -> float:
-        """Agreement beyond chance: 0 for unrelated answers, 1 for the same ones (Cohen 1960)."""
+        """Return agreement beyond chance: 0 for unrelated answers, 1 for the same ones (Cohen 1960)."""
         return (agreement - self.chance) / (1 - self.chance) if self.chance < 1 else 0.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to use a stitched model, why, and what is likely to help."""
+    """Say whether to use a stitched model, why, and what is likely to help."""
 
     grade: Grade
     reason: str
     remedy: str
 
 
-def foretell(
+def estimate_agreement(
     translated_logits: Float[Tensor, "k classes"],
     true_logits: Float[Tensor, "k classes"],
     *,
     multi_label: bool = False,
-) -> Foretold:
-    """The agreement to expect, from the head's logits on anchors held out of the translation's fit.
+) -> AgreementEstimate:
+    """Estimate the agreement from the head's logits on anchors held out of the translation's fit.
 
     It is the mean of the share of anchors that are answered alike and of the head's mean confidence on translated
     latents, once one temperature has made that confidence right (Guo et al. 2017, with the head's own answers as
@@ -68,11 +68,11 @@ def foretell(
     half = Z / (1 + Z**2 / count) * (expected * (1 - expected) / count + Z**2 / (4 * count**2)) ** 0.5
     p, q = answers.double().mean(0), truth.double().mean(0)
     chance = float((p * q + (1 - p) * (1 - q)).mean() if multi_label else p @ q)
-    return Foretold(expected, max(0.0, centre - half), min(1.0, centre + half), chance)
+    return AgreementEstimate(expected, max(0.0, centre - half), min(1.0, centre + half), chance)
 
 
 def answers_used(true_logits: Float[Tensor, "k classes"], *, multi_label: bool = False) -> float:
-    """Classes that the head really uses on the anchors, as a share of all that it can: exp of the answers' entropy."""
+    """Return the share of its classes that the head uses on the anchors: exp of the answers' entropy, over all."""
     if multi_label:
         return 1.0
     shares = answers_of(true_logits).double().mean(0)
@@ -82,7 +82,7 @@ def answers_used(true_logits: Float[Tensor, "k classes"], *, multi_label: bool =
 def scale_invariance(
     head: nn.Module, latents: Float[Tensor, "k d_target"], *, multi_label: bool = False
 ) -> dict[str, float]:
-    """Share of answers that a head keeps when true latents are scaled, about their mean, by a factor.
+    """Return the share of answers that a head keeps when true latents are scaled, about their mean, by a factor.
 
     The paper's inversion drops the norm of a latent and relies on these being near 1.
     """
@@ -93,7 +93,7 @@ def scale_invariance(
 
 
 def anchor_coverage(latents: Float[Tensor, "n d_source"], anchors: Float[Tensor, "k d_source"]) -> float:
-    """How much of other latents the anchors are like: about 1 for inputs of their kind, towards 0 for others.
+    """Return how much of other latents the anchors are like: about 1 for inputs of their kind, towards 0 for others.
 
     The share of latents as near to their nearest anchor as 90 % of the anchors are to theirs, over that 90 % (as in
     Sun et al. 2022, Deep Nearest Neighbors), by distance or by angle, whichever is less.
@@ -105,7 +105,7 @@ def anchor_coverage(latents: Float[Tensor, "n d_source"], anchors: Float[Tensor,
 
 
 def _share_near(latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"]) -> float:
-    """Share of latents as near to their nearest anchor as 90 % of the anchors are to theirs."""
+    """Return the share of latents as near to their nearest anchor as 90 % of the anchors are to theirs."""
     among = nearest(anchors, anchors, themselves=True)
     return float((nearest(latents, anchors) <= among.quantile(0.9)).double().mean())
 
@@ -113,7 +113,7 @@ def _share_near(latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"]) ->
 def nearest(
     latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"], *, themselves: bool = False
 ) -> Float[Tensor, " n"]:
-    """Distance of each latent to its nearest anchor, to another than itself where the latents are the anchors."""
+    """Return the distance of each latent to its nearest anchor, other than itself where the latents are the anchors."""
     found = []
     for start in range(0, len(latents), BLOCK):
         distances = torch.cdist(latents[start : start + BLOCK], anchors)
@@ -124,28 +124,26 @@ def nearest(
 
 
 def verdict(
-    foretold: Foretold,
+    estimate: AgreementEstimate,
     *,
     num_anchors: int,
     rank: int,
     answers_used: float,
     coverage: float | None = None,
-    accurate: bool = False,
     of: str = "inputs",
 ) -> Verdict:
-    """A plain word on a stitched model.
+    """Give a plain verdict on a stitched model.
 
     Args:
-        foretold: what `foretell` gave.
+        estimate: what `estimate_agreement` gave.
         num_anchors: anchors of the translation.
         rank: directions that the source anchors span.
         answers_used: what `answers_used` gave.
         coverage: what `anchor_coverage` gave for inputs that the model is for; None where there are none.
-        accurate: whether the translation was chosen with `prefer="accuracy"` already.
         of: what the agreement is a share of: for several labels, of the yes and no to each class.
     """
-    reason = f"the head is expected to answer as on its own encoder on {foretold.agreement:.0%} of {of}"
-    sure = foretold.kappa(foretold.low)
+    reason = f"the head is expected to answer as on its own encoder on {estimate.agreement:.0%} of {of}"
+    sure = estimate.kappa(estimate.low)
     if coverage is not None and coverage < COVERED:
         return Verdict(
             "do not use",
@@ -153,10 +151,10 @@ def verdict(
             "take the anchors from the inputs that the model is for",
         )
     if sure < USABLE_KAPPA:
-        unrelated = foretold.kappa(foretold.agreement) < 0.1 or num_anchors >= 2 * rank
+        unrelated = estimate.kappa(estimate.agreement) < 0.1 or num_anchors >= 2 * rank
         return Verdict(
             "do not use",
-            f"{reason}, where unrelated answers would agree on {foretold.chance:.0%}",
+            f"{reason}, where unrelated answers would agree on {estimate.chance:.0%}",
             "check that both encoders saw the same inputs in the same order; if they did, they do not share what the "
             "head looks at: take another encoder"
             if unrelated
@@ -170,4 +168,4 @@ def verdict(
         )
     if sure >= GOOD_KAPPA:
         return Verdict("good", reason, "none needed")
-    return Verdict("usable", reason, "more anchors" if accurate else "more anchors, or the preference 'accuracy'")
+    return Verdict("usable", reason, "more anchors")

@@ -6,34 +6,34 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hf_relstitch.core.cross_validation import FOLDS, Fold, folds_of
+from hf_relstitch.core.cross_validation import SPLITS, Split, make_splits
 from hf_relstitch.core.relative import BLOCK, directions
 from hf_relstitch.core.translation import TranslationSettings
 
 
-def held_out_translations(
+def translate_held_out(
     source_anchors: Float[Tensor, "k d_source"],
     target_anchors: Float[Tensor, "k d_target"],
     *,
     settings: TranslationSettings,
-    folds: int | Sequence[Fold] = FOLDS,
+    splits: int | Sequence[Split] = SPLITS,
 ) -> Float[Tensor, "k d_target"]:
-    """Each source anchor translated by a fit on the folds that it is not in; folds are drawn from the seed.
+    """Translate each source anchor by a fit on the splits that it is not in, drawn from the seed.
 
-    `folds` may be these anchors in `folds_of` already, so that nothing is decomposed twice.
+    `splits` may be these anchors in `make_splits` already, so that nothing is decomposed twice.
     """
-    if isinstance(folds, int):
-        folds = folds_of(source_anchors, target_anchors, scale=settings.scale, seed=settings.seed, folds=folds)
-    translated = torch.empty_like(folds[0].y)
-    for fold in folds:
-        translated[fold.held_out] = fold.translated(settings)
+    if isinstance(splits, int):
+        splits = make_splits(source_anchors, target_anchors, norm=settings.norm, seed=settings.seed, splits=splits)
+    translated = torch.empty_like(splits[0].y)
+    for split in splits:
+        translated[split.held_out] = split.translated(settings)
     return translated
 
 
 def mean_cosine(
     translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
 ) -> float:
-    """Mean cosine between translated and true latents, both seen from `centre`; 1 is perfect."""
+    """Return the mean cosine between translated and true latents, both seen from `centre`; 1 is perfect."""
     cosines = directions(translated, centre=centre) * directions(target, centre=centre)
     return float(cosines.sum(-1).mean())
 
@@ -41,14 +41,14 @@ def mean_cosine(
 def mean_reciprocal_rank(
     translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
 ) -> float:
-    """Mean of 1/rank of the true latent among all targets, by cosine to the translated one; 1 is perfect."""
+    """Return the mean of 1/rank of the true latent among all targets, by cosine to the translated one; 1 is perfect."""
     return float((1 / retrieval_ranks(translated, target, centre=centre)).mean())
 
 
 def retrieval_ranks(
     translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
 ) -> Int[Tensor, " n"]:
-    """Rank of the true latent among all targets, by cosine to the translated one: 1 is first, ties count against it."""
+    """Rank the true latent among all targets, by cosine to the translated one: 1 is first, ties count against it."""
     queries, keys = directions(translated, centre=centre), directions(target, centre=centre)
     ranks = []
     for start in range(0, len(queries), BLOCK):
@@ -60,7 +60,7 @@ def retrieval_ranks(
 def relative_error(
     translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
 ) -> float:
-    """`‖Ŷ − Y‖ / ‖Y − μ‖` over all rows: 0 is perfect, and 1 is no better than giving the centre μ for every row."""
+    """Return `‖Ŷ − Y‖ / ‖Y − μ‖` over all rows: 0 is perfect, 1 no better than the centre μ for every row."""
     return float((translated - target).norm() / (target - centre).norm())
 
 
@@ -70,7 +70,7 @@ def agreement(
     *,
     multi_label: bool = False,
 ) -> float:
-    """Share of answers that the head gives alike on translated and on true latents.
+    """Return the share of answers that the head gives alike on translated and on true latents.
 
     An answer is the class of the largest logit or, with `multi_label`, each class's yes (logit above 0) or no.
     """
@@ -80,7 +80,7 @@ def agreement(
 
 
 def angle_correlation(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
-    """Pearson correlation, over all pairs of rows, of the pair's cosine in one space and in the other.
+    """Return the Pearson correlation, over all pairs of rows, of the pair's cosine in one space and in the other.
 
     Each space is seen from its mean. By `Σ_ij (x_i·x_j)(y_i·y_j) = ‖XᵀY‖²` no `(n, n)` matrix is made. NaN where all
     cosines of a space are the same.
@@ -106,7 +106,7 @@ def angle_correlation(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> f
 
 
 def linear_cka(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
-    """Linear centred kernel alignment, `‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖)` of centred latents (Kornblith et al. 2019).
+    """Return linear centred kernel alignment, `‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖)` of centred latents (Kornblith et al. 2019).
 
     1 where one isometry, one scale and one shift make one space of the other; these change nothing in either. NaN
     where a space's latents are all the same.

@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-Prefer = Literal["linear", "accuracy"]
+Prefer = Literal["auto", "linear"]
 Role = Literal["documents", "queries"]

@@ -1,4 +1,4 @@
-"""Choosing a translation on anchors alone: cross-validation over the family, by what the head says."""
+"""Choose a translation on anchors alone, by what it makes of anchors that its fit has not seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,28 +7,31 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_relstitch.core.cross_validation import Fold, folds_of
+from hf_relstitch.core.cross_validation import Split, make_splits
+from hf_relstitch.core.decomposition import Frame, kernel_frame
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.options import Prefer, Role
-from hf_relstitch.core.scoring import Judge, SearchJudge
-from hf_relstitch.core.translation import Scale, TranslationSettings
+from hf_relstitch.core.relative import directions
+from hf_relstitch.core.scoring import RecallScorer
+from hf_relstitch.core.translation import LANDMARKS, Norm, TranslationSettings, mean_norm, pair_anchors
 
-Criterion = Literal["head", "cosine", "recall"]
-ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-RIDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-SHARPNESS = 1.0
-SHARP_RIDGES = (0.03, 0.1, 0.3, 1.0)
-SHARP_BETAS = (0.3, 0.45)
-SHARP_TARGET_RIDGES = (0.3, 1.0)
-MARGIN = 2.0
-"""Standard errors by which a candidate that is not sharpened has to beat the best sharpened one."""
+Criterion = Literal["leave-one-out", "recall"]
+RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6)
+GAMMA = 1.0
+"""The kernel's γ: `exp(2γ(r − 1))` is the RBF kernel `exp(−γ‖x − z‖²)` of unit vectors."""
+
+SEARCH_ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SEARCH_RIDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+KERNEL_RIDGES = (0.03, 0.1, 0.3, 1.0)
+KERNEL_BETAS = (0.3, 0.45)
+KERNEL_TARGET_RIDGES = (0.3, 1.0)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One member of the family with its cross-validated score."""
+    """Hold one member of the family with its score on anchors held out of its fit."""
 
     settings: TranslationSettings
     score: float
@@ -36,11 +39,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings that were chosen, and on what grounds.
+    """Hold the settings that were chosen, and on what grounds.
 
     `score` is the mean of `criterion` over anchors held out of the fit; `standard_error` is its standard error.
-    `candidates` are all that were looked at, the highest score first; with `prefer="accuracy"` the choice may be
-    another than the first, see `_settled`.
+    `candidates` are all that were compared, the highest score first.
     """
 
     settings: TranslationSettings
@@ -50,89 +52,143 @@ class Choice:
     candidates: tuple[Candidate, ...]
 
 
+@dataclass(frozen=True)
+class LeaveOneOutChoice(Choice):
+    """Hold a choice with what it was made on.
+
+    `translated` are the source anchors, each translated by the fit on all others; `source_frame` is the source's
+    decomposition, which `fit` takes.
+    """
+
+    translated: Float[Tensor, "k d_target"]
+    source_frame: Frame
+
+
 @torch.no_grad()
 def choose_settings(
     source_anchors: Float[Tensor, "k d_source"],
     target_anchors: Float[Tensor, "k d_target"],
     *,
-    head: nn.Module | None = None,
-    translates: Role | None = None,
+    prefer: Prefer = "auto",
+    norm: Norm = "keep",
+    source_frame: Frame | None = None,
+) -> LeaveOneOutChoice:
+    """Choose ridge or kernel ridge regression, and its λ, by leave-one-out error; no labels, and no head.
+
+    Both map directions of source latents to directions of target latents. Their leave-one-out predictions have a
+    closed form, `y − (y − ŷ)/(1 − h)` with h the leverage, so that every anchor is held out once, nothing is drawn, and
+    the order of the anchors does not matter (Allen 1974). The score is 1 less the squared distance of a direction from
+    its prediction. Spaces of one dimension may also be left as they are.
+
+    `prefer="auto"` looks at both, `"linear"` at what is one matrix. `output_scale` of the choice gives held-out latents
+    the mean norm of the target anchors. `source_frame` is the source's `Frame.of_anchors`, where it is at hand.
+
+    Raises:
+        StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
+            `prefer` is something else.
+    """
+    check_prefer(prefer)
+    x, y = pair_anchors(source_anchors, target_anchors)
+    centre, target_centre = x.mean(0), y.mean(0)
+    unit, true = directions(x, centre=centre), directions(y, centre=target_centre)
+    frames = {0.0: source_frame or Frame.of_anchors(source_anchors)}
+    if prefer == "auto":
+        frames[GAMMA] = kernel_frame(unit, gamma=GAMMA, landmarks=LANDMARKS)
+    scores: dict[TranslationSettings, Tensor] = {}
+    for gamma, frame in frames.items():
+        best = -torch.inf
+        for ridge in RIDGES:
+            settings = TranslationSettings(alpha=1.0, ridge=ridge, gamma=gamma, norm=norm)
+            scores[settings] = 1 - (_leave_one_out(frame, true, settings)[1] - true).square().sum(-1)
+            if (score := float(scores[settings].mean())) < best:
+                break  # the error has one valley along λ
+            best = score
+    if norm == "keep" and x.shape[1] == y.shape[1]:
+        identity = TranslationSettings(identity=True)
+        scores[identity] = 1 - (directions(x, centre=target_centre) - true).square().sum(-1)
+    choice = _rank(scores, "leave-one-out")
+    if choice.settings.identity:
+        return LeaveOneOutChoice(**vars(choice), translated=x, source_frame=frames[0.0])
+    norms = (x - centre).norm(dim=-1, keepdim=True) if norm == "keep" else 1.0
+    frame = frames[choice.settings.gamma]
+    fitted, left_out = (norms * predicted for predicted in _leave_one_out(frame, true, choice.settings))
+    scaled = replace(choice.settings, output_scale=float(mean_norm(fitted) / mean_norm(left_out)))
+    return LeaveOneOutChoice(
+        **vars(choice) | {"settings": scaled},
+        translated=target_centre + left_out * (mean_norm(y - target_centre) / mean_norm(left_out)),
+        source_frame=frame,
+    )
+
+
+def _leave_one_out(
+    frame: Frame, true: Float[Tensor, "k d"], settings: TranslationSettings
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]]:
+    """Predict each row by ridge regression on all rows, and by the one on all rows but it."""
+    gains = frame.singular_values * settings.gains(frame.singular_values, side="source")
+    fitted = frame.u @ (gains[:, None] * (frame.u.T @ true))
+    leverage = frame.u.square() @ gains
+    return fitted, true - (true - fitted) / (1 - leverage).clamp_min(torch.finfo(true.dtype).eps)[:, None]
+
+
+def _rank(scores: dict[TranslationSettings, Tensor], criterion: Criterion) -> Choice:
+    """Choose the candidate with the highest mean score, the first of equals."""
+    means = {candidate: float(score.mean()) for candidate, score in scores.items()}
+    ranked = sorted(means, key=lambda candidate: -means[candidate])
+    best = scores[ranked[0]]
+    return Choice(
+        settings=ranked[0],
+        score=means[ranked[0]],
+        standard_error=float(best.std()) / len(best) ** 0.5,
+        criterion=criterion,
+        candidates=tuple(Candidate(candidate, means[candidate]) for candidate in ranked),
+    )
+
+
+@torch.no_grad()
+def choose_for_search(
+    source_anchors: Float[Tensor, "k d_source"],
+    target_anchors: Float[Tensor, "k d_target"],
+    *,
+    translates: Role,
     prefer: Prefer = "linear",
-    scale: Scale = "carry",
-    multi_label: bool = False,
-    seed: int = 0,
-    folds: Sequence[Fold] | None = None,
+    splits: Sequence[Split] | None = None,
 ) -> Choice:
-    """The member of the family that does best on anchors held out of its fit, in five folds; no labels.
+    """Choose the member of the family that serves a search best, by recall in five splits; see `RecallScorer`.
 
-    With a head the criterion is the mean probability that the head, seeing the translated latent, gives to the answer
-    that it gives on the true one: agreement made smooth. It is bounded and linear in the answer, as the mean absolute
-    error that noise in labels does not bias (Ghosh, Kumar & Sastry 2017), so a weak head's mistakes do not pull the
-    choice as they do with a divergence. Every answer weighs the same in all, however often the head gives it, since a
-    weak head gives the frequent ones too often, and the balanced error is the one that such noise leaves in place
-    (Menon et al. 2015). The logits of each candidate are brought to a mean confidence of 0.8 first, so that the scale
-    of neither head nor latents matters. Without a head, or with a single logit, the criterion is the cosine of
-    translated and true latents; where it is said what of a search `translates`, it is what that search finds, see
-    `SearchJudge`.
-
-    `prefer="linear"` looks at W(α, λ) and, for spaces of one width, at leaving latents as they are; `"accuracy"` also
-    at sharpened translations, which do not fold: kernel ridge regressions whose outputs are then evened out over the
-    target's directions (β, with a ridge of its own). `stretch` of the choice gives held-out latents the mean norm of
-    the target anchors, or up to four times that where the criterion gains .005 by it: what a head adds for frequent
-    answers then counts for less. `folds` are these anchors in `folds_of`, where they are at hand.
+    `prefer="linear"` looks at W(α, λ) and, for spaces of one dimension, at leaving latents as they are; `"auto"` also
+    at kernel translations, whose outputs are evened out over the target's directions (β, with a ridge of its own).
+    `splits` are these anchors in `make_splits`, where they are at hand.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
             `prefer` or `translates` is something else.
     """
     check_prefer(prefer)
-    folds = folds or folds_of(source_anchors, target_anchors, scale=scale, seed=seed)
-    x, y = folds[0].x, folds[0].y
-    judge = SearchJudge.of(folds, translates) if translates is not None else Judge.of(head, y, multi_label=multi_label)
+    splits = splits or make_splits(source_anchors, target_anchors, norm="keep", seed=0)
+    scorer = RecallScorer.from_splits(splits, translates)
     scores: dict[TranslationSettings, Tensor] = {}
-    for candidates in grid(prefer, TranslationSettings(scale=scale, seed=seed)):
-        views = [fold.view(candidates[0]) for fold in folds]
-        readouts = [judge.readout(view) for view in views]
-        scores |= {candidate: judge.scores(folds, views, candidate, readouts=readouts) for candidate in candidates}
-    if scale == "carry" and x.shape[1] == y.shape[1]:
-        scores[TranslationSettings(seed=seed, identity=True)] = judge.unchanged(x)
-    means = {candidate: float(each.mean()) for candidate, each in scores.items()}
-    ranked = sorted(means, key=lambda candidate: -means[candidate])
-    best = _settled(scores, ranked)
-    stretch = 1.0 if best.identity else judge.stretch(folds, best)
-    return Choice(
-        settings=replace(best, stretch=stretch),
-        score=means[best],
-        standard_error=float(scores[best].std()) / len(scores[best]) ** 0.5,
-        criterion=judge.criterion,
-        candidates=tuple(Candidate(candidate, means[candidate]) for candidate in ranked),
-    )
+    for candidates in search_grid(prefer):
+        views = [split.view(candidates[0]) for split in splits]
+        scores |= {candidate: scorer.scores(splits, views, candidate) for candidate in candidates}
+    if splits[0].x.shape[1] == splits[0].y.shape[1]:
+        scores[TranslationSettings(identity=True)] = scorer.unchanged(splits[0].x)
+    choice = _rank(scores, "recall")
+    if choice.settings.identity:
+        return choice
+    return replace(choice, settings=replace(choice.settings, output_scale=scorer.output_scale(splits, choice.settings)))
+
+
+def search_grid(prefer: Prefer) -> list[list[TranslationSettings]]:
+    """List the candidates for a search, in groups that share their decompositions."""
+    groups = [[TranslationSettings(alpha=alpha, ridge=ridge) for alpha in SEARCH_ALPHAS for ridge in SEARCH_RIDGES]]
+    if prefer == "auto":
+        bent = TranslationSettings(alpha=1.0, gamma=GAMMA)
+        members = product(KERNEL_RIDGES, KERNEL_BETAS, KERNEL_TARGET_RIDGES)
+        groups += [[replace(bent, ridge=ridge, beta=beta, target_ridge=other) for ridge, beta, other in members]]
+    return groups
 
 
 def check_prefer(prefer: str) -> None:
-    """Refuse another word than the two."""
+    """Refuse a word that is not one of the two."""
     if prefer not in get_args(Prefer):
-        raise StitchError(f"prefer is {prefer!r}: it has to be 'linear' or 'accuracy'")
-
-
-def _settled(scores: dict[TranslationSettings, Tensor], ranked: list[TranslationSettings]) -> TranslationSettings:
-    """The first of the ranked candidates, or the first sharpened one unless the first beats it beyond doubt.
-
-    Where the head is weak, linear maps are nearer to what it says and no nearer to the truth; so a linear map has to
-    be better by two standard errors of the difference (as in the one-standard-error rule of Breiman et al. 1984).
-    """
-    sharpened = next((candidate for candidate in ranked if candidate.sharpness), None)
-    if sharpened is None or sharpened == ranked[0]:
-        return ranked[0]
-    ahead = scores[ranked[0]] - scores[sharpened]
-    return ranked[0] if ahead.mean() > MARGIN * ahead.std() / len(ahead) ** 0.5 else sharpened
-
-
-def grid(prefer: Prefer, base: TranslationSettings) -> list[list[TranslationSettings]]:
-    """The candidates, in groups that share their decompositions."""
-    groups = [[replace(base, alpha=alpha, ridge=ridge) for alpha in ALPHAS for ridge in RIDGES]]
-    if prefer == "accuracy":
-        sharp = replace(base, alpha=1.0, sharpness=SHARPNESS)
-        members = product(SHARP_RIDGES, SHARP_BETAS, SHARP_TARGET_RIDGES)
-        groups += [[replace(sharp, ridge=ridge, beta=beta, target_ridge=other) for ridge, beta, other in members]]
-    return groups
+        raise StitchError(f"prefer is {prefer!r}: it has to be 'auto' or 'linear'")

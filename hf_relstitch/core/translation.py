@@ -1,6 +1,5 @@
-"""From settings to the translation that they ask for: one matrix, or a sharpened one."""
+"""From settings to the translation that they ask for: one matrix, or kernel values and a matrix."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,17 +8,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hf_relstitch.core.anchor_sampling import farthest_point_subsets
-from hf_relstitch.core.decomposition import Frame, shrinkage
+from hf_relstitch.core.decomposition import Frame, kernel, kernel_frame, shrinkage
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.relative import check_latents, directions, precision_of, to_working
 
-Scale = Literal["carry", "mean"]
+Norm = Literal["keep", "mean"]
 Side = Literal["source", "target"]
+MAX_GAMMA = 20.0
+"""Above it a kernel is 0 for all but copies of an anchor."""
+LANDMARKS = 2000
+"""Anchors that kernel values are taken to, and no more: their decomposition takes seconds."""
 
 
 @dataclass(frozen=True)
 class TranslationSettings:
-    """How a translation is made from anchors.
+    """Say how a translation is made from anchors.
 
     `alpha` and `ridge` are α and λ of the family `W(α, λ) = Xᵀ(XXᵀ + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−(1−α)) Y`:
     α = 0, λ = 0 is the inversion of arXiv 2406.15057, α = ½, λ = 0 the Parseval frame, α = 1 ridge regression.
@@ -28,17 +31,17 @@ class TranslationSettings:
     `beta` and `target_ridge` are the target side's own exponent and λ, where they are not 1 − α and the source side's:
     with another `beta` no member is exact any more, but the two sides can be shrunk each as much as it needs.
 
-    `scale="carry"` lets each latent keep its own norm, which makes the translation affine; `scale="mean"`
+    `norm="keep"` lets each latent keep its own norm, which makes the translation affine; `norm="mean"`
     gives every latent the mean norm of the target anchors, as the paper does.
 
     `pruning` keeps anchors by farthest-point sampling until each one left out has an |cosine| above it to one
     kept; `subspaces` averages that many prunings, each with its own first anchor drawn from `seed`.
 
-    `stretch` is the mean norm that translated anchors get, relative to that of the target anchors: above 1 it makes
-    up for what a fit loses on latents that it has not seen, and lets them count for more beside a head's bias.
+    `output_scale` is the mean norm that translated anchors get, relative to that of the target anchors: above 1 it
+    makes up for what a fit loses on latents that it has not seen.
 
-    `sharpness` is γ of `sharpening.py`: above 0 the relative coordinates are bent before they are decoded, and the
-    translation is no longer one matrix.
+    `gamma` above 0 passes the cosines to anchors through a kernel (see `kernel`) before they are decoded, and the
+    translation is no longer one matrix. The kernel's values are taken to the first `landmarks` anchors.
 
     `identity` leaves latents as they are, for two encoders whose spaces are one already; nothing is fitted.
     """
@@ -47,12 +50,13 @@ class TranslationSettings:
     ridge: float = 0.3
     beta: float | None = None
     target_ridge: float | None = None
-    scale: Scale = "carry"
+    norm: Norm = "keep"
     pruning: float | None = None
     subspaces: int = 1
     seed: int = 0
-    stretch: float = 1.0
-    sharpness: float = 0.0
+    output_scale: float = 1.0
+    gamma: float = 0.0
+    landmarks: int = LANDMARKS
     identity: bool = False
 
     def __post_init__(self) -> None:
@@ -65,17 +69,18 @@ class TranslationSettings:
             f"target_ridge is {self.target_ridge}: it has to be 0 or more, and finite, or None for ridge": (
                 self.target_ridge is None or 0 <= self.target_ridge < infinite
             ),
-            f"scale is {self.scale!r}: it has to be 'carry' or 'mean'": self.scale in ("carry", "mean"),
+            f"norm is {self.norm!r}: it has to be 'keep' or 'mean'": self.norm in ("keep", "mean"),
             f"pruning is {self.pruning}: it is an |cosine|, in (0, 1], or None": self.pruning is None
             or 0 < self.pruning <= 1,
             f"subspaces is {self.subspaces} with pruning {self.pruning}: it has to be 1 or more, and more than 1 only "
             "with a pruning threshold": self.subspaces == 1 or (self.subspaces > 1 and self.pruning is not None),
-            f"stretch is {self.stretch}: it has to be above 0, and finite": 0 < self.stretch < infinite,
-            f"sharpness is {self.sharpness}: it has to be 0 or more, and finite": 0 <= self.sharpness < infinite,
-            "a sharpened translation is not pruned: set sharpness to 0 or pruning to None": not self.sharpness
+            f"output_scale is {self.output_scale}: it has to be above 0, and finite": 0 < self.output_scale < infinite,
+            f"gamma is {self.gamma}: it has to be from 0 to {MAX_GAMMA}": 0 <= self.gamma <= MAX_GAMMA,
+            f"landmarks is {self.landmarks}: it has to be 1 or more": self.landmarks >= 1,
+            "a kernel translation is not pruned: set gamma to 0 or pruning to None": not self.gamma
             or self.pruning is None,
-            "identity=True leaves latents as they are: it goes with no sharpness, no pruning and scale='carry'": not (
-                self.identity and (self.sharpness or self.pruning or self.scale != "carry")
+            "identity=True leaves latents as they are: it goes with no gamma, no pruning and norm='keep'": not (
+                self.identity and (self.gamma or self.pruning or self.norm != "keep")
             ),
         }
         for message, kept in rules.items():
@@ -83,7 +88,7 @@ class TranslationSettings:
                 raise StitchError(message)
 
     def gains(self, singular_values: Float[Tensor, " r"], *, side: Side) -> Float[Tensor, " r"]:
-        """Diagonal of `Uᵀ (XXᵀ + λI)^(−exponent) X V` of a side: α and λ_x of the source, β and λ_y of the target."""
+        """Return the diagonal of `Uᵀ (XXᵀ + λI)^(−exponent) X V`: α, λ_x of the source, or β, λ_y of the target."""
         exponent, ridge = self.alpha, self.ridge
         if side == "target":
             exponent = 1 - self.alpha if self.beta is None else self.beta
@@ -91,15 +96,15 @@ class TranslationSettings:
         return singular_values * shrinkage(singular_values**2, exponent=exponent, ridge=ridge)
 
 
-def fold(source: Frame, target: Frame, *, settings: TranslationSettings) -> Float[Tensor, "d_source d_target"]:
-    """The relative projection and its inversion as one matrix, `W(α, λ)`, without a `(k, k)` inverse."""
+def compose(source: Frame, target: Frame, *, settings: TranslationSettings) -> Float[Tensor, "d_source d_target"]:
+    """Return the relative projection and its inversion as one matrix, `W(α, λ)`, without a `(k, k)` inverse."""
     source_gains = settings.gains(source.singular_values, side="source")
     target_gains = settings.gains(target.singular_values, side="target")
     return (source.vh.T * source_gains) @ (source.u.T @ target.u) @ (target_gains[:, None] * target.vh)
 
 
 class Translation(nn.Module):
-    """Source latents to target latents: `y = x A + b` for `scale="carry"`, `y = (x − μ) A / ‖x − μ‖ + b` for `"mean"`.
+    """Map source latents to target latents: `y = x A + b`, or `y = (x − μ) A / ‖x − μ‖ + b` with `norm="mean"`.
 
     Both are one matrix product into one output: `(x − μ) A = x A − μ A`, and the norm is a factor on each row.
     All tensors are buffers: nothing here is trained. They are empty until `fit_translation` or a checkpoint
@@ -110,9 +115,9 @@ class Translation(nn.Module):
     bias: Float[Tensor, " d_target"]
     centre: Float[Tensor, " d_source"]
 
-    def __init__(self, d_source: int, d_target: int, *, scale: Scale) -> None:
+    def __init__(self, d_source: int, d_target: int, *, norm: Norm) -> None:
         super().__init__()
-        self.scale = scale
+        self.norm = norm
         self.register_buffer("weight", torch.empty(d_source, d_target))
         self.register_buffer("bias", torch.empty(d_target))
         self.register_buffer("centre", torch.empty(d_source))
@@ -125,14 +130,14 @@ class Translation(nn.Module):
         """
         check_latents(x, width=len(self.centre))
         latents = x.to(self.weight.dtype)
-        if self.scale == "carry":
+        if self.norm == "keep":
             return torch.addmm(self.bias, latents, self.weight).to(x.dtype)
         product = torch.addmm(-(self.centre @ self.weight), latents, self.weight)
         out = None if product.requires_grad or torch.compiler.is_compiling() else product
         return torch.addcmul(self.bias, product, self.inverse_radii(latents), out=out).to(x.dtype)
 
     def inverse_radii(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n 1"]:
-        """`1/‖x − μ‖`, and 0 for latents so near to the centre that rounding alone makes their direction."""
+        """Return `1/‖x − μ‖`, and 0 for latents so near to the centre that rounding alone makes their direction."""
         exact = torch.promote_types(x.dtype, torch.float32)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():  # without a centred copy; ONNX knows no cdist
             latents, centre = x.to(exact), self.centre.to(exact)
@@ -151,7 +156,7 @@ def fit_translation(
     settings: TranslationSettings,
     frames: tuple[Frame, Frame] | None = None,
 ) -> Translation:
-    """The translation that `settings` makes of anchors paired row for row (arXiv 2406.15057, sec. 3).
+    """Fit the translation that `settings` make of anchors paired row for row (arXiv 2406.15057, sec. 3).
 
     Exact, for every α at λ = 0, when the target space is the source space under an isometry, a scale and a
     shift and the anchors span it. Computed and given in float64 without gradients, on the device of the anchors if
@@ -162,35 +167,35 @@ def fit_translation(
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
     """
-    x, y = paired(source_anchors, target_anchors)
+    x, y = pair_anchors(source_anchors, target_anchors)
     if settings.identity:
         return unchanged(x, y)
     x_centre, y_centre = x.mean(0), y.mean(0)
     x_unit, y_unit = directions(x, centre=x_centre), directions(y, centre=y_centre)
     if settings.pruning is None:
         frames = frames or (Frame.of_anchors(source_anchors), Frame.of_anchors(target_anchors))
-        weight = fold(*frames, settings=settings)
+        weight = compose(*frames, settings=settings)
     else:
         precisions = precision_of(source_anchors), precision_of(target_anchors)
         weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype, device=x.device)
-        subsets = anchor_subsets(y_unit, settings)
+        subsets = draw_subsets(y_unit, settings)
         for rows in subsets:
             pair = Frame.of(x_unit[rows], precision=precisions[0]), Frame.of(y_unit[rows], precision=precisions[1])
-            weight += fold(*pair, settings=settings) / len(subsets)
+            weight += compose(*pair, settings=settings) / len(subsets)
 
-    inputs = x - x_centre if settings.scale == "carry" else x_unit
-    weight *= settings.stretch * mean_norm(y - y_centre) / mean_norm(inputs @ weight)
-    translation = Translation(x.shape[1], y.shape[1], scale=settings.scale)
+    inputs = x - x_centre if settings.norm == "keep" else x_unit
+    weight *= settings.output_scale * mean_norm(y - y_centre) / mean_norm(inputs @ weight)
+    translation = Translation(x.shape[1], y.shape[1], norm=settings.norm)
     translation.weight = weight
     translation.centre = x_centre
-    translation.bias = y_centre - x_centre @ weight if settings.scale == "carry" else y_centre
+    translation.bias = y_centre - x_centre @ weight if settings.norm == "keep" else y_centre
     return translation
 
 
-def paired(
+def pair_anchors(
     source_anchors: Float[Tensor, "k d_source"], target_anchors: Float[Tensor, "m d_target"]
 ) -> tuple[Float[Tensor, "k d_source"], Float[Tensor, "k d_target"]]:
-    """Both sides' anchors in float64, see `to_working`.
+    """Return both sides' anchors in float64, see `to_working`.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
@@ -207,7 +212,7 @@ def paired(
 
 
 def unchanged(x: Float[Tensor, "k d_source"], y: Float[Tensor, "k d_target"]) -> Translation:
-    """The translation that changes nothing, in the dtype and on the device of the anchors.
+    """Make the translation that changes nothing, in the dtype and on the device of the anchors.
 
     Raises:
         StitchError: the two spaces differ in width, so they cannot be one.
@@ -216,15 +221,15 @@ def unchanged(x: Float[Tensor, "k d_source"], y: Float[Tensor, "k d_target"]) ->
         raise StitchError(
             f"identity=True with latents {x.shape[1]} and {y.shape[1]} wide: only spaces of one width can be the same"
         )
-    translation = Translation(x.shape[1], y.shape[1], scale="carry")
+    translation = Translation(x.shape[1], y.shape[1], norm="keep")
     translation.weight = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     translation.centre = x.mean(0)
     translation.bias = torch.zeros(y.shape[1], dtype=x.dtype, device=x.device)
     return translation
 
 
-def anchor_subsets(unit_anchors: Float[Tensor, "k d"], settings: TranslationSettings) -> list[Tensor]:
-    """The rows that each averaged inversion uses: all of them, or `settings.subspaces` prunings."""
+def draw_subsets(unit_anchors: Float[Tensor, "k d"], settings: TranslationSettings) -> list[Tensor]:
+    """Return the rows that each averaged inversion uses: all of them, or `settings.subspaces` prunings."""
     if settings.pruning is None:
         return [torch.arange(len(unit_anchors), device=unit_anchors.device)]
     return farthest_point_subsets(
@@ -233,61 +238,35 @@ def anchor_subsets(unit_anchors: Float[Tensor, "k d"], settings: TranslationSett
 
 
 def _varied(x: Float[Tensor, "n d"]) -> bool:
-    """Whether latents are finite and not all the same."""
+    """Tell whether latents are finite and not all the same."""
     return bool(len(x) and x.isfinite().all() and (x != x[0]).any())
 
 
 def mean_norm(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Mean length of the rows."""
+    """Return the mean norm of the rows."""
     return x.norm(dim=-1).mean()
 
 
-NULL = 1e-12
-"""Eigenvalues of a sharpened Gram below this share of the largest, times its size, are rounding."""
+class KernelTranslation(nn.Module):
+    """Map source latents to target latents through kernel values: `y = ‖x − μ‖ κ(x̂ Zᵀ) D + b`.
 
-
-def sharpen(relative: Float[Tensor, "n k"], *, sharpness: float) -> Float[Tensor, "n k"]:
-    """Relative coordinates bent so that near anchors count for more: `(exp(2γr) − 1)/(exp(2γ) − 1)`.
-
-    0 stays 0, 1 stays 1, and γ = 0 changes nothing. `exp(2γ(r − 1))` is the RBF kernel of unit vectors; taking off
-    its value at r = 0 removes the part that is the same for every latent. Its Taylor coefficients are positive, so
-    the sharpened Gram of anchors is positive semi-definite (Schoenberg 1942).
-    """
-    if sharpness == 0:
-        return relative
-    return torch.expm1(2 * sharpness * relative) / math.expm1(2 * sharpness)
-
-
-def sharpened_spectrum(
-    unit_anchors: Float[Tensor, "k d"], *, sharpness: float
-) -> tuple[Float[Tensor, "k r"], Float[Tensor, " r"]]:
-    """Eigenvectors and eigenvalues of the sharpened Gram of anchors, without those that rounding alone can make."""
-    gram = sharpen(unit_anchors @ unit_anchors.T, sharpness=sharpness)
-    values, vectors = torch.linalg.eigh(gram)
-    kept = values > values[-1] * len(gram) * NULL
-    return vectors[:, kept], values[kept]
-
-
-class SharpenedTranslation(nn.Module):
-    """Source latents to target latents through sharpened relative coordinates: `y = ‖x − μ‖ s(x̂ Xᵀ) D + b`.
-
-    With `scale="mean"` the norm of the latent is left out. It holds the directions X of the source anchors, costs
-    `n·k·(d_source + d_target)` and folds into no matrix. All tensors are buffers: nothing here is trained. They are
-    empty until `_fit_sharpened` or a checkpoint fills them.
+    With `norm="mean"` the norm of the latent is left out. It holds the directions Z of the source anchors that are its
+    landmarks, costs `n·m·(d_source + d_target)` and is no single matrix. All tensors are buffers: nothing here is
+    trained. They are empty until `fit_kernel_translation` or a checkpoint fills them.
     """
 
-    directions: Float[Tensor, "k d_source"]
+    directions: Float[Tensor, "m d_source"]
     centre: Float[Tensor, " d_source"]
-    decoder: Float[Tensor, "k d_target"]
+    decoder: Float[Tensor, "m d_target"]
     bias: Float[Tensor, " d_target"]
 
-    def __init__(self, num_anchors: int, d_source: int, d_target: int, *, sharpness: float, scale: Scale) -> None:
+    def __init__(self, num_landmarks: int, d_source: int, d_target: int, *, gamma: float, norm: Norm) -> None:
         super().__init__()
-        self.sharpness = sharpness
-        self.scale = scale
-        self.register_buffer("directions", torch.empty(num_anchors, d_source))
+        self.gamma = gamma
+        self.norm = norm
+        self.register_buffer("directions", torch.empty(num_landmarks, d_source))
         self.register_buffer("centre", torch.empty(d_source))
-        self.register_buffer("decoder", torch.empty(num_anchors, d_target))
+        self.register_buffer("decoder", torch.empty(num_landmarks, d_target))
         self.register_buffer("bias", torch.empty(d_target))
 
     def forward(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n d_target"]:
@@ -299,44 +278,44 @@ class SharpenedTranslation(nn.Module):
         check_latents(x, width=len(self.centre))
         dtype = torch.promote_types(self.decoder.dtype, torch.float32)
         latents, centre = x.to(dtype), self.centre.to(dtype)
-        relative = directions(latents, centre=centre) @ self.directions.to(dtype).T
-        decoded = sharpen(relative, sharpness=self.sharpness) @ self.decoder.to(dtype)
-        if self.scale == "carry":
+        cosines = directions(latents, centre=centre) @ self.directions.to(dtype).T
+        decoded = kernel(cosines, gamma=self.gamma) @ self.decoder.to(dtype)
+        if self.norm == "keep":
             decoded = decoded * torch.linalg.vector_norm(latents - centre, dim=-1, keepdim=True)
         return (decoded + self.bias).to(x.dtype)
 
 
 @torch.no_grad()
-def _fit_sharpened(
+def fit_kernel_translation(
     source_anchors: Float[Tensor, "k d_source"],
     target_anchors: Float[Tensor, "m d_target"],
     *,
     settings: TranslationSettings,
     frames: tuple[Frame, Frame] | None = None,
-) -> SharpenedTranslation:
-    """The family W(α, λ) over sharpened coordinates: `D = (G' + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−β) Y`, β = 1 − α if None.
+) -> KernelTranslation:
+    """Fit the family W(α, λ) over kernel values: `D = (G + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−β) Y`, β = 1 − α if None.
 
-    `G' = s(XXᵀ)` is the sharpened source Gram, its ridge relative to its mean eigenvalue. α = 1, β = 0 is kernel ridge
-    regression, whose outputs β > 0 evens out over the target's directions; `settings.sharpness` towards 0 is the
-    linear family. Computed and given in float64.
+    `G = κ(XXᵀ)` is the kernel matrix of the source anchors, its ridge relative to its mean eigenvalue. α = 1, β = 0 is
+    kernel ridge regression; `settings.gamma` towards 0 is the linear family. Computed and given in float64. `frames`
+    are the source's `kernel_frame` and the target's `Frame.of_anchors`, where they are at hand.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
     """
-    x, y = paired(source_anchors, target_anchors)
+    x, y = pair_anchors(source_anchors, target_anchors)
     centre, bias = x.mean(0), y.mean(0)
     unit = directions(x, centre=centre)
-    vectors, values = sharpened_spectrum(unit, sharpness=settings.sharpness)
-    target = frames[1] if frames else Frame.of_anchors(target_anchors)
-    coefficients = shrinkage(values, exponent=settings.alpha, ridge=settings.ridge)[:, None] * (vectors.T @ target.u)
-    gains = settings.gains(target.singular_values, side="target")
-
-    made = SharpenedTranslation(len(x), x.shape[1], y.shape[1], sharpness=settings.sharpness, scale=settings.scale)
-    made.directions, made.centre, made.bias = unit, centre, torch.zeros_like(bias)
-    made.decoder = (vectors @ (coefficients * gains)) @ target.vh
-    made.decoder = made.decoder * (settings.stretch * mean_norm(y - bias) / mean_norm(made(x)))
-    made.bias = bias
-    return made
+    frames = frames or (
+        kernel_frame(unit, gamma=settings.gamma, landmarks=settings.landmarks),
+        Frame.of_anchors(target_anchors),
+    )
+    marks = unit[: settings.landmarks]
+    translation = KernelTranslation(len(marks), x.shape[1], y.shape[1], gamma=settings.gamma, norm=settings.norm)
+    translation.directions, translation.centre, translation.bias = marks, centre, torch.zeros_like(bias)
+    translation.decoder = compose(*frames, settings=settings)
+    translation.decoder *= settings.output_scale * mean_norm(y - bias) / mean_norm(translation(x))
+    translation.bias = bias
+    return translation
 
 
 def fit(
@@ -345,22 +324,30 @@ def fit(
     *,
     settings: TranslationSettings,
     frames: tuple[Frame, Frame] | None = None,
-) -> Translation | SharpenedTranslation:
-    """The translation that `settings` make of anchors paired row for row; see `fit_translation`, `_fit_sharpened`.
+) -> Translation | KernelTranslation:
+    """Fit the translation that `settings` make of anchors paired row for row.
 
-    `frames` are both sides' `Frame.of_anchors`, where they are at hand.
+    See `fit_translation` and `fit_kernel_translation`, also for `frames`.
 
     Raises:
-        StitchError: anchors that cannot be paired, or that carry nothing.
+        StitchError: anchors that cannot be paired, that carry nothing, or whose sizes are beyond float64 together.
     """
-    make = _fit_sharpened if settings.sharpness else fit_translation
-    return make(source_anchors, target_anchors, settings=settings, frames=frames)
+    fit_one = fit_kernel_translation if settings.gamma else fit_translation
+    translation = fit_one(source_anchors, target_anchors, settings=settings, frames=frames)
+    if not all(buffer.isfinite().all() for buffer in translation.buffers()):
+        sizes = [float(mean_norm(to_working(side))) for side in (source_anchors, target_anchors)]
+        raise StitchError(
+            f"the translation is not finite; the anchors' mean norms are {sizes[0]:.1e} and {sizes[1]:.1e}: scale both "
+            "sides to norms near 1"
+        )
+    return translation
 
 
 def empty_translation(
     num_anchors: int, d_source: int, d_target: int, *, settings: TranslationSettings
-) -> Translation | SharpenedTranslation:
-    """A translation of the right kind and shapes, for a checkpoint to fill."""
-    if settings.sharpness:
-        return SharpenedTranslation(num_anchors, d_source, d_target, sharpness=settings.sharpness, scale=settings.scale)
-    return Translation(d_source, d_target, scale=settings.scale)
+) -> Translation | KernelTranslation:
+    """Make a translation of the right kind and shapes, for a checkpoint to fill."""
+    if settings.gamma:
+        num_landmarks = min(num_anchors, settings.landmarks)
+        return KernelTranslation(num_landmarks, d_source, d_target, gamma=settings.gamma, norm=settings.norm)
+    return Translation(d_source, d_target, norm=settings.norm)

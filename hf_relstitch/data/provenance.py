@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-EARLIER_LAYERS = ", earlier layers"
-"""How the pooling ends where latents have them beside them, see `Encoder.with_earlier_layers`."""
 NOT_KNOWN = "not known"
 """The revision of a model that nobody named one for: another may go by the same `model_id`."""
 

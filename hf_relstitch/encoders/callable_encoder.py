@@ -131,14 +131,6 @@ class CallableEncoder(Encoder):
         self.after_pooling = nn.Sequential()
         self.provenance = Provenance(model_id, revision, "none", license=license)
 
-    def with_earlier_layers(self) -> NoReturn:
-        """Nothing.
-
-        Raises:
-            StitchError: always; a callable shows no layers.
-        """
-        raise StitchError(f"{self.provenance.model_id} is a callable, which shows no layers: take it as it is")
-
     def encode(self, inputs: Sequence[Any], *, batch_size: int = 32, progress: bool = True) -> Tensor:
         """Latents `(n, d)` float32 on the CPU, row for row with the inputs; `batch_size` go to the callable at a time.
 

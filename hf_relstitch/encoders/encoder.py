@@ -1,9 +1,7 @@
 """Encoder: a frozen model with its processor and pooling, which turns inputs into latents."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
-from inspect import signature
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +14,11 @@ from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import inputs_at, probe_inputs, row_names
-from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
+from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, gathered, placement, prefetched
 from hf_relstitch.encoders.dual_encoders import FEATURES, LEFT_OUT, features, keep_side, leave_out
 from hf_relstitch.encoders.padding import choose_batching, unpadded
-from hf_relstitch.encoders.pooling import pool, resolve_pooling, token_mask, with_earlier
+from hf_relstitch.encoders.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.encoders.processors import (
     MODALITIES,
     batched,
@@ -51,11 +49,8 @@ class Encoder:
         pooling: one of `hf_relstitch.pooling.POOLINGS`, already resolved.
         after_pooling: the layers that a pooled vector goes through to be a latent; often none.
         batching: which inputs may share a batch, one of `hf_relstitch.encoders.padding.BATCHINGS`.
-        earlier_layers: whether latents have the means of earlier layers beside them, see `with_earlier_layers`.
         provenance: which model this is, and where it was `cut` if it was; anchors carry it, and stitching compares it.
     """
-
-    earlier_layers: bool = False
 
     def __init__(
         self,
@@ -159,28 +154,6 @@ class Encoder:
                 return name
         return None
 
-    def with_earlier_layers(self) -> "Encoder":
-        """The encoder with wider latents, which tell a translation more.
-
-        Its latents are brought to norm 1, and beside them are the means over tokens, or places of an image, of its
-        embeddings and of every other hidden layer before the last, all of one norm and together of norm 1. Whether it
-        gives hidden states shows when it encodes.
-
-        Raises:
-            StitchError: one side of two towers, or a model that cannot be asked for its hidden states.
-        """
-        if self.earlier_layers:
-            return self
-        if self.pooling in FEATURES:
-            raise StitchError(f"{self.provenance.model_id} is one side of two towers: its earlier layers are not taken")
-        takes = signature(_encoder_of(self.model).forward).parameters
-        if "output_hidden_states" not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
-            raise StitchError(f"{self.provenance.model_id} takes no output_hidden_states, so its layers are not shown")
-        made = copy(self)
-        made.earlier_layers = True
-        made.provenance = replace(self.provenance, pooling=self.provenance.pooling + EARLIER_LAYERS)
-        return made
-
     @torch.no_grad()
     def encode(self, inputs: Sequence[Any], *, batch_size: int = 32, progress: bool = True) -> Tensor:
         """Latents `(n, d)`, row for row with the inputs, on the CPU in the model's dtype.
@@ -205,21 +178,14 @@ class Encoder:
 
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Latents `(n, d)` of one batch that the processor made."""
-        made, _ = encode_batch(
-            self.model,
-            batch,
-            pooling=self.pooling,
-            after_pooling=self.after_pooling,
-            earlier_layers=self.earlier_layers,
-            batching=self.batching,
+        latents, _ = encode_batch(
+            self.model, batch, pooling=self.pooling, after_pooling=self.after_pooling, batching=self.batching
         )
-        return made
+        return latents
 
     def _padded(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the latents of one batch that may hold padding."""
-        return encode_batch(
-            self.model, batch, pooling=self.pooling, after_pooling=self.after_pooling, earlier_layers=False
-        )[0]
+        return encode_batch(self.model, batch, pooling=self.pooling, after_pooling=self.after_pooling)[0]
 
     def to_device(self, device: torch.device) -> None:
         """Move the model, unless accelerate has spread it over devices already."""
@@ -395,7 +361,6 @@ def encode_batch(
     *,
     pooling: str,
     after_pooling: nn.Module,
-    earlier_layers: bool,
     batching: str = "padded",
     **options: Any,
 ) -> tuple[Tensor, Any]:
@@ -404,21 +369,16 @@ def encode_batch(
     A batch that `batching` takes apart has an output of its own only where it has one part.
     """
     if batching != "padded":
-        options |= {"pooling": pooling, "after_pooling": after_pooling, "earlier_layers": earlier_layers}
+        options |= {"pooling": pooling, "after_pooling": after_pooling}
         parts = [(rows, *encode_batch(model, part, **options)) for rows, part in unpadded(batch, batching=batching)]
         return in_order([(rows, latents) for rows, latents, _ in parts]), parts[0][2] if len(parts) == 1 else None
     home = next(iter(batch.values())).device  # parts of a model that accelerate has spread give latents elsewhere
     if pooling in FEATURES:
         output = features(model, batch, side=pooling, **options)
         return after_pooling(pool(output, attention_mask=None, pooling=pooling).to(home)), output
-    if earlier_layers:
-        options["output_hidden_states"] = True
     output = _encoder_of(model)(**batch, **options)
     mask = token_mask(model, output, batch.get("attention_mask"))
-    latents = after_pooling(pool(output, attention_mask=mask, pooling=pooling).to(home))
-    if earlier_layers:
-        latents = with_earlier(latents, output, attention_mask=mask, is_text="input_ids" in batch)
-    return latents, output
+    return after_pooling(pool(output, attention_mask=mask, pooling=pooling).to(home)), output
 
 
 def _encoder_of(model: Any) -> Any:

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_relstitch.core.errors import StitchError
@@ -42,32 +41,6 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
         return _mean_of_places(hidden, attention_mask)
     hidden = _require(hidden, ndim=(3,), pooling=pooling)
     return OF_TOKENS[pooling](hidden, attention_mask)
-
-
-def with_earlier(latents: Tensor, output: Any, *, attention_mask: Tensor | None, is_text: bool) -> Tensor:
-    """Latents `(n, d)` brought to norm 1, and beside them the token means of m earlier layers, each of norm m^(−½).
-
-    The layers are the embeddings and every other one up to the last, which the latents are made of. What a layer of a
-    text has more rows than the mask is padding, as block-sparse models add at the end and take off their last layer.
-
-    Raises:
-        StitchError: the output has no hidden states before the last, or some that the mask does not fit.
-    """
-    layers = (getattr(output, "hidden_states", None) or ())[:-1:2]
-    if not layers:
-        raise StitchError("the encoder gives no hidden states before its last, so it has no earlier layers to take")
-    exact = torch.promote_types(latents.dtype, torch.float32)
-    parts = [normalize(latents.to(exact), dim=-1)]
-    for layer in layers:
-        hidden = layer[:, : attention_mask.shape[1]] if attention_mask is not None and is_text else layer
-        if attention_mask is not None and hidden.shape[:2] != attention_mask.shape:
-            raise StitchError(
-                f"an earlier layer of the encoder has shape {tuple(hidden.shape)} and the attention mask "
-                f"{tuple(attention_mask.shape)}: which of its rows are padding is not known"
-            )
-        mean = _mean_of_places(hidden, attention_mask).to(latents.device, exact)
-        parts.append(normalize(mean, dim=-1) / len(layers) ** 0.5)
-    return torch.cat(parts, -1).to(latents.dtype)
 
 
 def token_mask(model: nn.Module, output: Any, attention_mask: Tensor | None) -> Tensor | None:

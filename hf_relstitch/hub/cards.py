@@ -11,7 +11,6 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from yaml import safe_dump
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.provenance import EARLIER_LAYERS
 from hf_relstitch.hub.card_edits import Generated
 from hf_relstitch.hub.repo import is_commit
 
@@ -198,13 +197,11 @@ class Base:
     @property
     def call(self) -> str:
         """The call that loads the encoder of the latents, or cuts it from a classifier."""
-        pooling = self.pooling.removesuffix(EARLIER_LAYERS)
-        then = "" if pooling == self.pooling else ".with_earlier_layers()"
-        if pooling.startswith("input of "):
+        if self.pooling.startswith("input of "):
             return f"load_target({self.arguments})[0]"
-        if ", " in pooling:  # the repo's own modules, which are read without being named
-            return f"Encoder.from_pretrained({self.arguments}){then}"
-        return f"Encoder.from_pretrained({self.arguments}, pooling={pooling!r}){then}"
+        if ", " in self.pooling:  # the repo's own modules, which are read without being named
+            return f"Encoder.from_pretrained({self.arguments})"
+        return f"Encoder.from_pretrained({self.arguments}, pooling={self.pooling!r})"
 
     @classmethod
     def of(cls, provenance: Mapping[str, Any]) -> "Base":

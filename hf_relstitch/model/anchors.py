@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
+from hf_relstitch.configuration_relative_stitcher import rename_settings
 from hf_relstitch.core.anchor_sampling import choose_anchors
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.projection import target_half
+from hf_relstitch.core.projection import decode_relative
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.translation import TranslationSettings
 from hf_relstitch.data.ids import ids_fingerprint, input_ids, key_fingerprint
@@ -41,7 +42,7 @@ MIN_ANCHORS = 32
 FORMAT_VERSION = 1
 CONFIG_NAME = "anchor_config.json"
 LATENTS_NAME = "anchors.safetensors"
-RELATIVE_FORMAT_VERSION = 1
+RELATIVE_FORMAT_VERSION = 2
 KIND = "relative_latents"
 
 
@@ -78,7 +79,10 @@ class RelativeLatents:
             tensors, content = read_tensors(
                 file, kind=KIND, supported=RELATIVE_FORMAT_VERSION, otherwise="is no file of RelativeLatents.save"
             )
-            settings, target = TranslationSettings(**content["settings"]), Provenance(**content["target"])
+            settings, target = (
+                TranslationSettings(**rename_settings(content["settings"])),
+                Provenance(**content["target"]),
+            )
             return cls(tensors["values"], tensors["ids"], settings, target)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StitchError(
@@ -225,6 +229,10 @@ class AnchorSet:
             )
         return self._subset(ours), other._subset(theirs)
 
+    def sorted_by_id(self) -> "AnchorSet":
+        """Return the same anchors in the order of their ids."""
+        return self._subset(self.ids.argsort().tolist())
+
     def chosen(self, count: int | None) -> "AnchorSet":
         """The most telling of the anchors, by `choose_anchors`; all of them where there are no more, or of None."""
         if count is None or count >= len(self):
@@ -256,7 +264,7 @@ class AnchorSet:
                 "the set that the model was stitched with"
             )
         anchors = self.latents[[rows[int(one)] for one in relative.ids]]
-        inversion = target_half(anchors, settings=relative.settings)
+        inversion = decode_relative(anchors, settings=relative.settings)
         if relative.values.shape[1:] != inversion.shape[:1]:
             raise StitchError(
                 f"the relative latents have shape {tuple(relative.values.shape)}: (n, {len(inversion)}) was expected"

@@ -37,14 +37,14 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
         StitchError: the architecture has no classifier, or none that pools as the model does, or whose last layers
             are linear with a bias; the translation is not affine.
     """
-    if model.config.after_pooling or model.config.earlier_layers:
+    if model.config.after_pooling:
         raise StitchError(
             f"the source's latents are made by {model.config.source['pooling']}, which no plain classifier does: save "
             "the stitched model itself, or export it to ONNX"
         )
     _, dtype = placement(model.encoder)
     model = _in_float32(model)
-    fused = fuse(model.translation, model.head)
+    fused = fuse(model.translation, model.head, model.readout)
     plain = _empty_classifier(model)
     probe = preprocess(model, model.processor, probe_inputs(model.config.modality))
     latents, _ = model.encode_batch(probe)

@@ -21,12 +21,12 @@ from transformers.utils import can_return_tuple
 
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.projection import relative_half
+from hf_relstitch.core.projection import encode_relative
 from hf_relstitch.core.relative import check_latents, to_working
-from hf_relstitch.core.translation import SharpenedTranslation, Translation, empty_translation, fit
+from hf_relstitch.core.translation import KernelTranslation, Translation, empty_translation
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.inputs import check_kinds, check_rates, inputs_at, side_of, sides_of
-from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
+from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
 from hf_relstitch.encoders.devices import accelerate_state, placement
 from hf_relstitch.encoders.dual_encoders import as_configured
@@ -44,17 +44,16 @@ from hf_relstitch.model.persistence import (
 )
 from hf_relstitch.model.stitching import (
     AnchorPair,
-    checked_settings,
-    covered,
-    encoded_source,
+    add_coverage,
+    check_settings,
     stitch,
-    written_anchors,
-    written_call,
+    write_anchors,
+    write_call,
 )
 
 
 class Fused(nn.Module):
-    """`logits = x (A Hᵀ) + (b Hᵀ + h)`: translation and head as one; nothing of it is saved."""
+    """Give logits by one linear layer, `x (A Hᵀ + Rᵀ) + (b Hᵀ + h + r)`; nothing of it is saved."""
 
     weight: Tensor
     bias: Tensor
@@ -65,31 +64,33 @@ class Fused(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `(n, num_labels)` of source latents `(n, d_source)`, in their dtype."""
+        """Return logits `(n, num_labels)` of source latents `(n, d_source)`, in their dtype."""
         return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
 
 
 @torch.no_grad()
-def fuse(translation: Translation | SharpenedTranslation, head: nn.Module) -> Fused:
-    """One linear layer in the place of a translation and a head, made in float64, in the translation's dtype.
+def fuse(translation: Translation | KernelTranslation, head: nn.Module, readout: Translation | None = None) -> Fused:
+    """Make one linear layer of a translation, a head and a readout, in float64, given in the translation's dtype.
 
     Raises:
-        StitchError: the translation is not affine: it is sharpened, or gives all latents one norm; or the head is not
+        StitchError: the translation is not affine: it has a kernel, or gives all latents one norm; or the head is not
             one linear layer.
     """
     if type(head) is not nn.Linear:
         raise StitchError(f"the head is a {type(head).__name__}: only one linear layer fuses with the translation")
-    if not isinstance(translation, Translation) or translation.scale != "carry":
-        how = "has scale='mean'" if isinstance(translation, Translation) else "is sharpened"
+    if not isinstance(translation, Translation) or translation.norm != "keep":
+        how = "has norm='mean'" if isinstance(translation, Translation) else "has a kernel"
         raise StitchError(
             f"the translation {how}, so that it is not affine and does not fuse with the head: stitch with "
-            "prefer='linear' and scale='carry'"
+            "prefer='linear' and norm='keep'"
         )
     with align_module_device(head):
-        weight, readout = to_working(translation.weight), to_working(head.weight)
-        bias = readout @ to_working(translation.bias)
+        weight = to_working(head.weight) @ to_working(translation.weight).T
+        bias = to_working(head.weight) @ to_working(translation.bias)
         bias = bias if head.bias is None else bias + to_working(head.bias)
-    return Fused((readout @ weight.T).to(translation.weight), bias.to(translation.weight))
+    if readout is not None:
+        weight, bias = weight + to_working(readout.weight).T, bias + to_working(readout.bias)
+    return Fused(weight.to(translation.weight), bias.to(translation.weight))
 
 
 OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "audio": SequenceClassifierOutput}
@@ -106,7 +107,8 @@ class RelativeStitcher(PreTrainedModel):
     encoder: Any
     after_pooling: nn.Module
     anchors: AnchorPair
-    translation: Translation | SharpenedTranslation
+    translation: Translation | KernelTranslation
+    readout: Translation | None
     head: nn.Module
     fused: Fused | None
     _processor: Any = None
@@ -114,7 +116,7 @@ class RelativeStitcher(PreTrainedModel):
 
     config_class = RelativeStitcherConfig
     base_model_prefix = "relative_stitcher"
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["anchors", "translation"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["anchors", "translation", "readout"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -130,6 +132,7 @@ class RelativeStitcher(PreTrainedModel):
         self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
         sizes = config.num_anchors, config.d_source, config.d_target
         self.translation = empty_translation(*sizes, settings=config.translation_settings)
+        self.readout = Translation(config.d_source, config.num_labels, norm="keep") if config.readout else None
         self.head = build_head(config.head, d_target=config.d_target, num_labels=config.num_labels)
         self.fused: Fused | None = None
         self.post_init()
@@ -170,15 +173,14 @@ class RelativeStitcher(PreTrainedModel):
             key: a secret for the anchors' ids, see `AnchorSet.encode`.
             batch_size: inputs to encode at a time.
             progress: whether to show progress bars.
-            **settings: fields of `TranslationSettings`, used as they are; where none is given (`scale` and `seed`
-                aside) they are chosen on the anchors, by `choose_settings`, with `prefer="linear"` (one matrix) or
-                `prefer="accuracy"` (may sharpen, which does not fold into a matrix, and takes the source
-                `with_earlier_layers` if it shows any; `from_anchor_sets` takes it as it is).
+            **settings: fields of `TranslationSettings`, used as they are; where none is given (`norm` and `seed`
+                aside) they are chosen on the anchors, by `choose_settings`, with `prefer="auto"` (the default) or
+                `prefer="linear"` (one matrix, which fuses with a linear head).
 
         Raises:
             StitchError: parts that cannot be loaded, cut, or stitched to each other.
         """
-        checked_settings(**settings)
+        check_settings(**settings)
         if num_anchors is not None:
             check_count(num_anchors)
         options: dict[str, Any] = {"data": data, "key": key, "batch_size": batch_size, "progress": progress}
@@ -207,19 +209,12 @@ class RelativeStitcher(PreTrainedModel):
         source = to_encoder(source)
         check_rates(side_of(anchors, sides[0]), rate, getattr(source.processor, "sampling_rate", None))
         rows = target_anchors.rows_of(ids)
-        source, source_anchors = encoded_source(
-            source,
-            inputs_at(anchors, rows),
-            target=target_anchors.provenance,
-            prefer=settings.get("prefer"),
-            side=sides[0],
-            ids=ids[rows],
-            **options,
-        )
+        kept = inputs_at(anchors, rows)
+        source_anchors = AnchorSet.encode(source, kept, side=sides[0], ids=ids[rows], **options)
         model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
         if inputs is not None:
             model.config.report = model.check(inputs)
-        model.config.call = written_call(
+        model.config.call = write_call(
             "from_parts",
             source.provenance,
             head,
@@ -253,10 +248,10 @@ class RelativeStitcher(PreTrainedModel):
         Raises:
             StitchError: anchors of another model or width than the encoder or the head, or too few in common.
         """
-        checked_settings(**settings)
+        check_settings(**settings)
         written: dict[str, Any] = {
-            "source_anchors": written_anchors(source_anchors, name="source_anchors"),
-            "target_anchors": written_anchors(target_anchors, name="target_anchors"),
+            "source_anchors": write_anchors(source_anchors, name="source_anchors"),
+            "target_anchors": write_anchors(target_anchors, name="target_anchors"),
             "labels": "labels" if labels is not None else None,
         }
         source_anchors, target_anchors = (
@@ -276,19 +271,19 @@ class RelativeStitcher(PreTrainedModel):
             modality=encoder.modality,
             pooling=encoder.pooling,
             after_pooling=describe_chain(encoder.after_pooling),
-            earlier_layers=encoder.earlier_layers,
             batching=encoder.batching,
             d_source=made.source_anchors.dim,
             d_target=made.target_anchors.dim,
             num_anchors=len(made.source_anchors),
             translation=asdict(made.settings),
             selection=made.selection,
+            readout=made.readout is not None,
             logit_temperature=made.temperature,
             head=described,
             source=asdict(made.source_anchors.provenance),
             target=asdict(made.target_anchors.provenance),
             report=made.report,
-            call=written_call("from_anchor_sets", encoder.provenance, head, settings=made.settings, **written),
+            call=write_call("from_anchor_sets", encoder.provenance, head, settings=made.settings, **written),
             id2label=named_head.id2label,
             label2id={label: index for index, label in named_head.id2label.items()},
             problem_type=named_head.problem_type if named_head.answers else "regression",  # no softmax over one
@@ -297,7 +292,9 @@ class RelativeStitcher(PreTrainedModel):
             model = cls(config)
         device, dtype = placement(encoder.model)
         model.after_pooling = encoder.after_pooling
-        model.translation = made.translation.to(device, torch.promote_types(dtype, torch.float32))
+        exact = torch.promote_types(dtype, torch.float32)
+        model.translation = made.translation.to(device, exact)
+        model.readout = made.readout and made.readout.to(device, exact)
         head_module = own_copy(named_head.module) if described else deepcopy(named_head.module)
         model.head = head_module.to(device, dtype)
         model.config.head = described or {"kind": "module", "type": type(head_module).__name__}
@@ -335,15 +332,13 @@ class RelativeStitcher(PreTrainedModel):
         check_inputs(given.keys() | kwargs.keys(), modality=self.config.modality)
         latents, encoded = self.encode_batch(given, **kwargs)
         logits = self.classify(latents)
-        asked = kwargs.get("output_hidden_states", getattr(self.config.source_config, "output_hidden_states", False))
-        hidden_states = getattr(encoded, "hidden_states", None) if asked or not self.config.earlier_layers else None
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return OUTPUTS[self.config.modality](
             loss=loss,
             logits=logits,
-            hidden_states=hidden_states,
+            hidden_states=getattr(encoded, "hidden_states", None),
             attentions=getattr(encoded, "attentions", None),
         )
 
@@ -354,7 +349,6 @@ class RelativeStitcher(PreTrainedModel):
             batch,
             pooling=self.config.pooling,
             after_pooling=self.after_pooling,
-            earlier_layers=self.config.earlier_layers,
             batching=self.config.batching,
             **options,
         )
@@ -376,13 +370,15 @@ class RelativeStitcher(PreTrainedModel):
         """
         self._check(latents)
         latents = latents.to(next(self.head.parameters(), latents).dtype)
-        logits = self.fused(latents) if self.fused is not None else self.head(self.translation(latents))
+        if self.fused is not None:
+            return self.fused(latents) / self.config.logit_temperature
+        logits = self.head(self.translation(latents))
+        if self.readout is not None:
+            logits = logits + self.readout(latents)
         return logits / self.config.logit_temperature
 
     def _check(self, latents: Tensor) -> None:
-        source = f"the source, {self.config.source['model_id']}"
-        wider = ", with its earlier layers" if self.config.source["pooling"].endswith(EARLIER_LAYERS) else ""
-        check_latents(latents, width=self.config.d_source, of=f" of {source}{wider}")
+        check_latents(latents, width=self.config.d_source, of=f" of the source, {self.config.source['model_id']}")
 
     @torch.no_grad()
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> Tensor:
@@ -402,7 +398,7 @@ class RelativeStitcher(PreTrainedModel):
         Raises:
             StitchError: no inputs, or inputs of another kind than the source takes.
         """
-        values = relative_half(
+        values = encode_relative(
             self._latents(inputs, batch_size=batch_size),
             source_anchors=self.anchors.source,
             target_anchors=self.anchors.target,
@@ -416,9 +412,8 @@ class RelativeStitcher(PreTrainedModel):
 
         The agreement that a report expects holds only for inputs like the anchors.
         """
-        accurate = (self.config.selection or {}).get("prefer") == "accuracy"
         latents = self._latents(inputs, batch_size=32)
-        return covered(self.config.report, latents, self.anchors.source, accurate=accurate)
+        return add_coverage(self.config.report, latents, self.anchors.source)
 
     @torch.no_grad()
     def _latents(self, inputs: Sequence[Any], *, batch_size: int) -> Tensor:
@@ -435,9 +430,9 @@ class RelativeStitcher(PreTrainedModel):
         """Make logits by one linear layer from here on, and give the model; `translate` and saved folders are as ever.
 
         Raises:
-            StitchError: the translation is sharpened or has `scale="mean"`, or the head is not one linear layer.
+            StitchError: the translation has a kernel or `norm="mean"`, or the head is not one linear layer.
         """
-        self.fused = fuse(self.translation, self.head)
+        self.fused = fuse(self.translation, self.head, self.readout)
         return self
 
     @property
@@ -453,14 +448,6 @@ class RelativeStitcher(PreTrainedModel):
         variance of its own. `source` and `target` give each side's width, rank, condition number and effective rank.
         """
         return self.config.report
-
-    @torch.no_grad()
-    def refit(self) -> None:
-        """Compute the translation again from the stored anchors, on the device the model is on."""
-        made = fit(self.anchors.source, self.anchors.target, settings=self.config.translation_settings)
-        self.translation.load_state_dict(made.state_dict())
-        if self.fused is not None:
-            self.fuse()
 
     @property
     def processor(self) -> Any:

@@ -1,6 +1,5 @@
-"""Two anchor sets and a head become a translation and what is known of it: pairing, checks, fit, report."""
+"""Stitch two anchor sets and a head: pair and check them, fit a translation and a readout, and report on them."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,39 +8,38 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from hf_relstitch.core.cross_validation import folds_of
 from hf_relstitch.core.decomposition import Frame
+from hf_relstitch.core.distillation import fit_readout
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.expected_agreement import (
-    Foretold,
+    AgreementEstimate,
     anchor_coverage,
     answers_used,
-    foretell,
+    estimate_agreement,
     scale_invariance,
     verdict,
 )
 from hf_relstitch.core.head_outputs import (
     apply_head,
     matching_temperature,
+    output_scale_for_values,
     probabilities,
-    stretch_for_values,
     values_explained,
 )
-from hf_relstitch.core.measures import held_out_translations, mean_cosine, mean_reciprocal_rank
+from hf_relstitch.core.measures import mean_cosine, mean_reciprocal_rank, translate_held_out
 from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.selection import Choice, check_prefer, choose_settings
-from hf_relstitch.core.translation import SharpenedTranslation, Translation, TranslationSettings, fit
-from hf_relstitch.data.provenance import EARLIER_LAYERS, Provenance
+from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, fit
+from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.devices import accelerate_state
-from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head, num_logits
 from hf_relstitch.hub.cards import Base
 from hf_relstitch.layers import widths_of
 from hf_relstitch.model.anchors import AnchorSet
 
 logger = logging.get_logger(__name__)
-FREE = {"scale", "seed"}
+FREE = {"norm", "seed"}
 """Settings that may be given while the others are chosen."""
 
 
@@ -53,9 +51,17 @@ class Stitch:
     target_anchors: AnchorSet
     settings: TranslationSettings
     selection: dict[str, Any] | None
-    translation: Translation | SharpenedTranslation
+    translation: Translation | KernelTranslation
+    readout: Translation | None
     temperature: float
     report: dict[str, Any]
+
+    def logits(self, latents: Tensor, *, head: nn.Module) -> Tensor:
+        """Return logits `(n, classes)` of source latents `(n, d_source)` by the head, as the stitched model does."""
+        logits = apply_head(head, self.translation(latents))
+        if self.readout is not None:
+            logits = logits + self.readout(latents)
+        return logits / self.temperature
 
 
 class AnchorPair(nn.Module):
@@ -90,14 +96,15 @@ def stitch(
 ) -> Stitch:
     """Fit the translation from a source encoder to a head, on the device that accelerate gives.
 
-    Settings that are given are used as they are; where none is (`scale` and `seed` aside) they are chosen on the
-    anchors, among linear translations or, with `prefer="accuracy"`, sharpened ones too.
+    Settings that are given are used as they are; where none is (`norm` and `seed` aside) they are chosen on the
+    anchors, and a readout of the source latents is fitted to the head's answers beside the translation. Anchors are
+    taken in the order of their ids, so that their own order changes nothing.
 
     Raises:
         StitchError: anchors of another model than the encoder or the head, of another width than the head takes,
             or too few inputs in common; `prefer` together with settings that leave nothing to choose.
     """
-    how, selection = checked_settings(prefer=prefer, **settings), None
+    how, selection = check_settings(prefer=prefer, **settings), None
     _check_same_model(source_anchors, source, side="source")
     if head.provenance is not None:
         _check_same_model(target_anchors, head.provenance, side="target")
@@ -107,53 +114,64 @@ def stitch(
             f"the head takes latents {takes} wide and the target anchors are {target_anchors.dim}: "
             "encode the anchors with the model that the head was trained on, at the head's input"
         )
-    if (logits := num_logits(head.module, dim=target_anchors.dim)) != len(head.id2label):
-        raise StitchError(f"the head gives {logits} logits and has {len(head.id2label)} labels: name each class once")
-    source_anchors, target_anchors = source_anchors.intersect(target_anchors)
+    if (count := num_logits(head.module, dim=target_anchors.dim)) != len(head.id2label):
+        raise StitchError(f"the head gives {count} logits and has {len(head.id2label)} labels: name each class once")
+    source_anchors, target_anchors = source_anchors.sorted_by_id().intersect(target_anchors)
     device = accelerate_state().device
     x, y = source_anchors.latents.to(device), target_anchors.latents.to(device)
-    folds = folds_of(x, y, scale=how.scale, seed=how.seed)
-    if not settings.keys() - FREE:
-        choice = choose_settings(
-            x,
-            y,
-            head=head.module if head.answers else None,
-            prefer=prefer or "linear",
-            scale=how.scale,
-            multi_label=head.multi_label,
-            seed=how.seed,
-            folds=folds,
-        )
-        how, selection = choice.settings, _as_data(choice, prefer=prefer or "linear")
+    target = to_working(y)
+    true = apply_head(head.module, target)
+    if not true.isfinite().all():
+        raise StitchError("the head gives logits that are not finite for the target's anchors: look at its weights")
     frames = Frame.of_anchors(x), Frame.of_anchors(y)
-    translated = held_out_translations(x, y, settings=how, folds=folds)
-    if selection is not None and not (head.answers or how.identity):
-        how = replace(how, stretch=how.stretch * stretch_for_values(head.module, translated, to_working(y)))
-        translated = held_out_translations(x, y, settings=how, folds=folds)
-    del folds
-    accurate = prefer == "accuracy"
-    report, temperature = _foretold_report(translated, to_working(y), head, frames=frames, accurate=accurate)
-    translation = fit(x, y, settings=how, frames=frames)
-    return Stitch(source_anchors, target_anchors, how, selection, translation, temperature, report)
+    if settings.keys() - FREE:
+        translated = translate_held_out(x, y, settings=how)
+        translation = fit(x, y, settings=how, frames=None if how.gamma else frames)
+    else:
+        prefer = prefer or "auto"
+        choice = choose_settings(x, y, prefer=prefer, norm=how.norm, source_frame=frames[0])
+        how, selection = replace(choice.settings, seed=how.seed), _as_data(choice, prefer=prefer)
+        translated = choice.translated
+        if not (head.answers or how.identity):
+            scale = output_scale_for_values(head.module, translated, target)
+            how = replace(how, output_scale=how.output_scale * scale)
+            translated = target.mean(0) + scale * (translated - target.mean(0))
+        translation = fit(x, y, settings=how, frames=(choice.source_frame, frames[1]))
+    logits, readout = apply_head(head.module, translated), None
+    if selection is not None and head.answers and not head.multi_label and how.norm == "keep" and not how.identity:
+        readout, logits = _add_readout(x, logits, true)
+    report = _make_report(translated, target, logits, head, frames=frames)
+    answers = probabilities(true, multi_label=head.multi_label)
+    temperature = matching_temperature(logits, answers, multi_label=head.multi_label) if head.answers else 1.0
+    return Stitch(source_anchors, target_anchors, how, selection, translation, readout, temperature, report)
 
 
-def encoded_source(
-    source: Encoder, inputs: Sequence[Any], *, prefer: Prefer | None, target: Provenance, **options: Any
-) -> tuple[Encoder, AnchorSet]:
-    """The source and its anchors: with its earlier layers where accuracy is preferred and it shows them.
+def _add_readout(x: Tensor, logits: Tensor, true: Tensor) -> tuple[Translation | None, Tensor]:
+    """Add a readout of source latents to held-out logits of the translation, unless it is better alone.
 
-    A source that is the target has nothing to gain by them, and its latents could not be left as they are.
+    The sum of the two is the mean of their log-probabilities, up to the temperature that is matched later. The
+    translation is better alone where its cross-entropy with the head's answers is lower by more than one standard
+    error of the difference.
     """
-    if prefer == "accuracy" and source.provenance.difference(target):
-        try:
-            wider = source.with_earlier_layers()
-            return wider, AnchorSet.encode(wider, inputs, **options)
-        except StitchError as error:
-            logger.warning(f"the source is stitched without earlier layers: {error}")
-    return source, AnchorSet.encode(source, inputs, **options)
+    answers = probabilities(true)
+    readout = fit_readout(x, answers)
+    scale = matching_temperature(logits, answers)
+    both = logits + scale * readout.held_out
+
+    def losses(logits: Tensor) -> Tensor:
+        scaled = logits / matching_temperature(logits, answers)
+        return -(answers * scaled.log_softmax(-1)).sum(-1)
+
+    worse = losses(both) - losses(logits)
+    if worse.mean() > worse.std() / len(worse) ** 0.5:
+        return None, logits
+    layer = Translation(x.shape[1], true.shape[1], norm="keep")
+    layer.weight, layer.bias = scale * readout.weight.T, scale * readout.bias
+    layer.centre = to_working(x).mean(0)
+    return layer, both
 
 
-def checked_settings(*, prefer: str | None = None, **settings: Any) -> TranslationSettings:
+def check_settings(*, prefer: str | None = None, **settings: Any) -> TranslationSettings:
     """The settings that are given, and what the others are by default; called before anything is encoded, too.
 
     Raises:
@@ -170,15 +188,12 @@ def checked_settings(*, prefer: str | None = None, **settings: Any) -> Translati
 
 
 def _as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:
-    """A choice as plain values: of each candidate what sets it apart, and its score."""
-    plain = {field.name: field.default for field in fields(TranslationSettings)} | {"seed": choice.settings.seed}
-    varied = {"alpha", "ridge", "beta", "target_ridge", "sharpness", "pruning", "subspaces", "identity"}
+    """Return a choice as plain values: what sets each candidate apart, and its score."""
     candidates = []
     for candidate in choice.candidates:
-        settings = asdict(candidate.settings)
-        named = {name for name in varied if settings[name] != plain[name]}
-        named = named if settings["identity"] else named | {"alpha", "ridge"}
-        candidates.append({name: settings[name] for name in sorted(named)} | {"score": candidate.score})
+        settings = candidate.settings
+        named = {"identity": True} if settings.identity else {"gamma": settings.gamma, "ridge": settings.ridge}
+        candidates.append(named | {"score": candidate.score})
     return {
         "prefer": prefer,
         "criterion": choice.criterion,
@@ -191,73 +206,65 @@ def _as_data(choice: Choice, *, prefer: Prefer) -> dict[str, Any]:
 def _check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> None:
     """Refuse anchors that another model made: the same width does not make it the same space."""
     if difference := anchors.provenance.difference(model):
-        wider = anchors.provenance.pooling == model.pooling + EARLIER_LAYERS
         raise StitchError(
             f"the {side} anchors were made by another model than the one given ({difference}): encode the anchor "
             "inputs with this model, or load the model that made them"
-            + (", by Encoder.from_pretrained(…).with_earlier_layers()" if wider else "")
         )
 
 
-def _foretold_report(
-    translated: Tensor, target: Tensor, head: Head, *, frames: tuple[Frame, Frame], accurate: bool
-) -> tuple[dict[str, Any], float]:
-    """How good the translation is on anchors held out of its fit, and the temperature that its logits need.
-
-    See `RelativeStitcher.report` for what it holds.
-    """
+def _make_report(
+    translated: Tensor, target: Tensor, logits: Tensor, head: Head, *, frames: tuple[Frame, Frame]
+) -> dict[str, Any]:
+    """Describe a stitched model by anchors held out of its fit; see `RelativeStitcher.report` for the fields."""
     centre = target.mean(0)
     report = {
         "num_anchors": len(target),
         "cosine": mean_cosine(translated, target, centre=centre),
         "mean_reciprocal_rank": mean_reciprocal_rank(translated, target, centre=centre),
-        "source": conditioning(frames[0]),
-        "target": conditioning(frames[1]),
+        "source": describe_frame(frames[0]),
+        "target": describe_frame(frames[1]),
     }
     if not head.answers:
-        return report | {"agreement": None, "values_explained": values_explained(head.module, translated, target)}, 1.0
-    logits, true_logits = apply_head(head.module, translated), apply_head(head.module, target)
-    told = foretell(logits, true_logits, multi_label=head.multi_label)
+        return report | {"agreement": None, "values_explained": values_explained(head.module, translated, target)}
+    true_logits = apply_head(head.module, target)
+    estimate = estimate_agreement(logits, true_logits, multi_label=head.multi_label)
     report |= {
-        "agreement": told.agreement,
+        "agreement": estimate.agreement,
         "agreement_of": "yes-or-no answers" if head.multi_label else "inputs",
-        "agreement_interval": [told.low, told.high],
-        "chance_agreement": told.chance,
+        "agreement_interval": [estimate.low, estimate.high],
+        "chance_agreement": estimate.chance,
         "answers_used": answers_used(true_logits, multi_label=head.multi_label),
         "scale_invariance": scale_invariance(head.module, target, multi_label=head.multi_label),
     }
-    report["verdict"] = _judged(report, accurate=accurate)
-    answers = probabilities(true_logits, multi_label=head.multi_label)
-    return report, matching_temperature(logits, answers, multi_label=head.multi_label)
+    return report | {"verdict": _give_verdict(report)}
 
 
-def _judged(report: dict[str, Any], *, accurate: bool, coverage: float | None = None) -> dict[str, str]:
-    """The verdict on what a report says and, where it is known, on how much of the inputs the anchors cover."""
+def _give_verdict(report: dict[str, Any], *, coverage: float | None = None) -> dict[str, str]:
+    """Return the verdict on a report and, where it is known, on how much of the inputs the anchors cover."""
     low, high = report["agreement_interval"]
-    told = Foretold(report["agreement"], low, high, report["chance_agreement"])
+    estimate = AgreementEstimate(report["agreement"], low, high, report["chance_agreement"])
     return asdict(
         verdict(
-            told,
+            estimate,
             num_anchors=report["num_anchors"],
             rank=report["source"]["rank"],
             answers_used=report["answers_used"],
             coverage=coverage,
-            accurate=accurate,
             of=report.get("agreement_of", "inputs"),
         )
     )
 
 
-def covered(report: dict[str, Any], latents: Tensor, anchors: Tensor, *, accurate: bool) -> dict[str, Any]:
-    """A report with the share of source latents that the source anchors cover, and the verdict that it leads to."""
+def add_coverage(report: dict[str, Any], latents: Tensor, anchors: Tensor) -> dict[str, Any]:
+    """Add to a report the share of source latents that the source anchors cover, and renew its verdict."""
     coverage = anchor_coverage(to_working(latents), to_working(anchors.to(latents.device)))
-    found = {**report, "coverage": coverage}
+    covered = {**report, "coverage": coverage}
     if report["agreement"] is None:
-        return found
-    return found | {"verdict": _judged(report, accurate=accurate, coverage=coverage)}
+        return covered
+    return covered | {"verdict": _give_verdict(report, coverage=coverage)}
 
 
-def conditioning(frame: Frame) -> dict[str, Any]:
+def describe_frame(frame: Frame) -> dict[str, Any]:
     """Width, rank, condition number and effective rank of one side's anchors, centred and normalised."""
     return {
         "dim": frame.vh.shape[1],
@@ -267,7 +274,7 @@ def conditioning(frame: Frame) -> dict[str, Any]:
     }
 
 
-def written_call(
+def write_call(
     method: str,
     source: Provenance,
     head: Any,
@@ -293,6 +300,6 @@ def written_call(
     return "\n".join([*loaded, f"RelativeStitcher.{method}(", *given, ")"])
 
 
-def written_anchors(anchors: str | Path | AnchorSet, *, name: str) -> str:
+def write_anchors(anchors: str | Path | AnchorSet, *, name: str) -> str:
     """Anchors as Python: the Hub id that was given, or a variable's name."""
     return repr(anchors) if isinstance(anchors, str) and not Path(anchors).exists() else name

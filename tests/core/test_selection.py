@@ -4,275 +4,151 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
-from spaces import clusters, gaussian, isometry, linear, nearest_mean_head
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+from spaces import clusters, gaussian, isometry
 from torch.testing import assert_close
 
-from hf_relstitch.core import cross_validation as folds
-from hf_relstitch.core.cross_validation import FOLDS, Fold, _assigned_folds
-from hf_relstitch.core.decomposition import Frame, quick_frame
+from hf_relstitch.core.cross_validation import Split, _assign_splits
+from hf_relstitch.core.decomposition import Frame, kernel_frame, quick_frame
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.head_outputs import temperature_for
-from hf_relstitch.core.measures import held_out_translations
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.scoring import _balanced
-from hf_relstitch.core.selection import _settled, choose_settings, grid
-from hf_relstitch.core.translation import TranslationSettings, fit, mean_norm
+from hf_relstitch.core.selection import GAMMA, choose_settings
+from hf_relstitch.core.translation import fit, mean_norm
 
 examples = settings(deadline=None, max_examples=5, derandomize=True)
 seeds = st.integers(0, 2**16)
-preferences = pytest.mark.parametrize("prefer", ["linear", "accuracy"])
+preferences = pytest.mark.parametrize("prefer", ["linear", "auto"])
 
 
 @pytest.fixture
 def noisy():
-    """Anchors of two spaces that agree on the clusters and not on all else, and a head on the second."""
-    x, labels = clusters(count=150)
-    y = 3 * x @ isometry(5, 16) + 5 + 4 * gaussian(6, 150, 16)
-    return x, y, nearest_mean_head(y, labels)
+    """Anchors of two spaces that agree on the clusters and not on all else."""
+    x, _ = clusters(count=90)
+    return x, 3 * x @ isometry(5, 16) + 5 + 4 * gaussian(6, 90, 16)
 
 
 def scores(choice):
-    return torch.tensor([candidate.score for candidate in choice.candidates], dtype=torch.float64)
+    """The score of each candidate, by γ and λ."""
+    return {(each.settings.gamma, each.settings.ridge): each.score for each in choice.candidates}
 
 
 @preferences
-def test_an_exact_relation_is_found(prefer):
-    x, labels = clusters()
-    y = 3 * x @ isometry(5, 16) + 5
-    head = nearest_mean_head(y, labels)
-    choice = choose_settings(x[:200], y[:200], head=head, prefer=prefer)
-    logits = head(fit(x[:200], y[:200], settings=choice.settings)(x[200:]))
-    assert (logits.argmax(-1) == head(y[200:]).argmax(-1)).double().mean() >= 0.98
-    assert choice.criterion == "head"
+def test_every_score_is_that_of_refits_without_the_anchor(noisy, prefer):
+    """Against the slow way: scikit-learn's ridge and kernel ridge regression, fitted once for each anchor."""
+    x, y = noisy
+    unit, true = directions(x, centre=x.mean(0)), directions(y, centre=y.mean(0))
+    gram = torch.exp(-GAMMA * torch.cdist(unit, unit).square()) - torch.exp(torch.tensor(-2 * GAMMA))
+    eigenvalues = {0.0: Frame.of_anchors(x), GAMMA: kernel_frame(unit, gamma=GAMMA, landmarks=len(x))}
+    for candidate in choose_settings(x, y, prefer=prefer).candidates[::3]:
+        if candidate.settings.identity:
+            continue
+        gamma, ridge = candidate.settings.gamma, candidate.settings.ridge
+        # Both sizes of penalty are relative to the mean eigenvalue of all anchors, held out or not.
+        mean = float(eigenvalues[gamma].singular_values.square().mean())
+        errors = []
+        for row in range(len(x)):
+            others = torch.arange(len(x)) != row
+            if gamma:
+                scale = 1 - float(torch.exp(torch.tensor(-2 * GAMMA)))
+                model = KernelRidge(alpha=ridge * mean * scale, kernel="precomputed")
+                model.fit(gram[others][:, others].numpy(), true[others].numpy())
+                predicted = model.predict(gram[row : row + 1, others].numpy())
+            else:
+                model = Ridge(alpha=ridge * mean, fit_intercept=False).fit(unit[others].numpy(), true[others].numpy())
+                predicted = model.predict(unit[row : row + 1].numpy())
+            errors.append(float((torch.tensor(predicted)[0] - true[row]).square().sum()))
+        assert candidate.score == pytest.approx(1 - sum(errors) / len(errors), abs=1e-6), candidate
 
 
-def test_anchors_that_come_in_order_get_the_scores_that_all_rows_of_a_fold_would_give(monkeypatch):
-    """The norm of translated latents is told from some rows of a fold, and short ones may come first."""
-    x, labels = clusters(count=1600)
-    x = x * torch.linspace(0.2, 3, len(x))[:, None].double()
-    y = x @ isometry(5, 16) + gaussian(6, len(x), 16)
-    head = nearest_mean_head(y, labels)
-    some = choose_settings(x, y, head=head)
-    monkeypatch.setattr(folds, "NORM_ROWS", len(x))
-    every = choose_settings(x, y, head=head)
-    assert some.score == pytest.approx(every.score, abs=0.01)
+@preferences
+def test_the_best_is_chosen_and_stands_first(noisy, prefer):
+    choice = choose_settings(*noisy, prefer=prefer)
+    assert choice.score == choice.candidates[0].score == max(each.score for each in choice.candidates)
+    assert choice.criterion == "leave-one-out"
+    assert {each.settings.gamma > 0 for each in choice.candidates} == ({False} if prefer == "linear" else {False, True})
+
+
+def test_the_chosen_penalty_has_less_error_than_those_beside_it(noisy):
+    """Candidates end where the error rises again, so a valley has been passed on both sides or at an end."""
+    found = scores(choose_settings(*noisy, prefer="linear"))
+    ridges = sorted(ridge for gamma, ridge in found if not gamma)
+    assert len(ridges) > 2
+    assert max(found, key=found.get)[1] != ridges[0]
 
 
 @preferences
 @given(seed=seeds)
 @examples
-def test_an_isometry_of_either_side_changes_nothing(prefer, seed):
-    """Choice and scores know only angles and norms, so turning a space (and the head with it) leaves them."""
-    x, labels = clusters(count=80)
+def test_an_isometry_a_scale_and_a_shift_of_either_side_change_no_score(prefer, seed):
+    x, _ = clusters(count=80)
     y = x @ gaussian(5, 16, 12) + 4 * gaussian(6, 80, 12)
-    head = nearest_mean_head(y, labels)
-    turn_x, turn_y = isometry(seed, 16), isometry(seed + 1, 12)
-    turned_head = linear(head.weight @ turn_y, head.bias)
-    plain = choose_settings(x, y, head=head, prefer=prefer)
-    turned = choose_settings(x @ turn_x, y @ turn_y, head=turned_head, prefer=prefer)
-    assert turned.score == pytest.approx(plain.score, abs=1e-6)
-    assert_close(scores(turned), scores(plain), rtol=0, atol=1e-6)
-
-
-@given(seed=seeds, size=st.floats(0.01, 100))
-@examples
-def test_a_scale_and_a_shift_of_the_source_change_nothing(seed, size):
-    x, labels = clusters(count=80)
-    y = x @ gaussian(5, 16, 12) + 4 * gaussian(6, 80, 12)
-    head = nearest_mean_head(y, labels)
-    plain, moved = (choose_settings(each, y, head=head) for each in (x, size * x + gaussian(seed, 16)))
-    assert_close(scores(moved), scores(plain), rtol=0, atol=1e-6)
+    plain = choose_settings(x, y, prefer=prefer)
+    moved_x = 7 * x @ isometry(seed, 16) + gaussian(seed + 1, 16)
+    moved_y = 0.3 * y @ isometry(seed + 2, 12) + gaussian(seed + 3, 12)
+    moved = choose_settings(moved_x, moved_y, prefer=prefer)
+    assert scores(moved).keys() == scores(plain).keys()
+    for name, score in scores(plain).items():
+        assert scores(moved)[name] == pytest.approx(score, abs=1e-6)
 
 
 def test_another_pairing_changes_the_scores(noisy):
-    """The negative of the two above."""
-    x, y, head = noisy
-    assert choose_settings(x[torch.randperm(150)], y, head=head).score < choose_settings(x, y, head=head).score - 0.1
+    """The negative of the one above."""
+    x, y = noisy
+    assert choose_settings(x[torch.randperm(90)], y).score < choose_settings(x, y).score - 0.1
 
 
 @preferences
-def test_the_scale_of_a_head_does_not_matter(noisy, prefer):
-    x, y, head = noisy
-    loud = linear(head.weight * 100, head.bias * 100)
-    plain, louder = (choose_settings(x, y, head=each, prefer=prefer) for each in (head, loud))
-    assert plain.settings == louder.settings
-    assert_close(scores(louder), scores(plain))
-
-
-@pytest.mark.parametrize("scale", ["carry", "mean"])
-@pytest.mark.parametrize("judged_by", ["head", "cosine"])
-def test_every_score_is_that_of_fits_on_the_other_folds(noisy, scale, judged_by):
-    """Against the slow way: fit each candidate on four folds, bring the fifth to the target's mean norm, and look."""
-    x, y, head = noisy
-    head = head if judged_by == "head" else None
-    fold_of = _assigned_folds(len(x), seed=3)
-    choice = choose_settings(x, y, head=head, prefer="accuracy", scale=scale, seed=3)
-    candidates = [candidate for candidate in choice.candidates if not candidate.settings.identity]
-    assert {bool(each.settings.sharpness) for each in candidates} == {True, False}
-    for candidate in candidates[::6]:
-        translated, centres = torch.empty_like(y), torch.empty_like(y)
-        for fold in range(FOLDS):
-            held_out = fold_of == fold
-            made = fit(x[~held_out], y[~held_out], settings=candidate.settings)(x[held_out])
-            centres[held_out] = centre = y[~held_out].mean(0)
-            length = mean_norm(y[~held_out] - centre) / mean_norm(made - centre)
-            translated[held_out] = centre + (made - centre) * length
-        expected = slow_scores(translated, y, centres, head)
-        assert candidate.score == pytest.approx(float(expected.mean()), abs=1e-9), candidate
-
-
-def slow_scores(made, true, centres, head):
-    if head is None:
-        return torch.cosine_similarity(made - centres, true - centres)
-    answers = head(true).argmax(1)
-    weights = 1 / answers.bincount()[answers].double()
-    temperature = temperature_for(head(made), confidence=0.8)
-    given = (head(made) / temperature).softmax(-1).gather(1, answers[:, None])[:, 0]
-    return weights / weights.mean() * given
-
-
-def test_balanced_weights_are_the_same_in_all_for_every_answer():
-    answers = torch.tensor([4, 0, 4, 4, 0, 4, 7])
-    weights = _balanced(answers, dtype=torch.float64)
-    assert weights.mean() == pytest.approx(1)
-    assert [float(weights[answers == answer].sum()) for answer in (0, 4, 7)] == pytest.approx([7 / 3] * 3)
-
-
-def test_the_best_is_chosen_and_stands_first(noisy):
-    x, y, head = noisy
-    choice = choose_settings(x, y, head=head)
-    assert choice.score == choice.candidates[0].score == max(each.score for each in choice.candidates)
-    assert len(choice.candidates) == 1 + sum(map(len, grid("linear", TranslationSettings())))
-
-
-def test_a_linear_map_has_to_beat_a_sharpened_one_beyond_doubt():
-    linear_map, sharp = TranslationSettings(), TranslationSettings(sharpness=1.0)
-    noise = gaussian(0, 100)
-    noise = (noise - noise.mean()) / noise.std()
-    for ahead, chosen in ((0.19, sharp), (0.21, linear_map)):
-        scores = {linear_map: noise + ahead, sharp: torch.zeros(100, dtype=noise.dtype)}
-        assert _settled(scores, [linear_map, sharp]) == chosen
-    scores = {linear_map: noise, sharp: noise + 0.01}
-    assert _settled(scores, [sharp, linear_map]) == sharp
-    assert _settled(scores, [linear_map]) == linear_map
-
-
-def test_the_stretch_gives_held_out_latents_the_norm_of_the_target():
-    """With hardly more anchors than dimensions, a fit makes latents that it has not seen too short."""
-    x = gaussian(0, 70, 40)
-    y = x @ isometry(1, 40) + 0.5 * gaussian(2, 70, 40)
-    chosen = choose_settings(x, y).settings
-    lengths = [
-        float((each - y.mean(0)).norm(dim=-1).mean())
-        for each in (*(held_out_translations(x, y, settings=how) for how in (chosen, replace(chosen, stretch=1.0))), y)
-    ]
-    assert lengths[0] / lengths[2] == pytest.approx(1, abs=0.03)
-    assert lengths[1] / lengths[2] < 0.96
+def test_an_order_of_the_anchors_changes_nothing_but_rounding(noisy, prefer):
+    x, y = noisy
+    order = torch.randperm(90)
+    plain, permuted = choose_settings(x, y, prefer=prefer), choose_settings(x[order], y[order], prefer=prefer)
+    assert permuted.settings.ridge == plain.settings.ridge
+    assert permuted.settings.gamma == plain.settings.gamma
+    assert_close(permuted.translated, plain.translated[order], rtol=0, atol=1e-8)
 
 
 @preferences
-def test_a_linear_choice_never_sharpens(noisy, prefer):
-    x, y, head = noisy
-    sharp = {
-        candidate.settings.sharpness > 0 for candidate in choose_settings(x, y, head=head, prefer=prefer).candidates
-    }
-    assert sharp == ({False} if prefer == "linear" else {False, True})
+@pytest.mark.parametrize("norm", ["keep", "mean"])
+def test_held_out_anchors_and_the_fit_have_the_norm_of_the_target(noisy, prefer, norm):
+    """The fit gives anchors that it has seen a larger norm than those that it has not, so it is scaled by these."""
+    x, y = noisy
+    choice = choose_settings(x, y, prefer=prefer, norm=norm)
+    assert mean_norm(choice.translated - y.mean(0)) / mean_norm(y - y.mean(0)) == pytest.approx(1)
+    row = 7
+    others = torch.arange(90) != row
+    refitted = fit(x[others], y[others], settings=choice.settings)(x[row : row + 1])
+    cosine = torch.cosine_similarity(refitted - y.mean(0), choice.translated[row] - y.mean(0))
+    assert float(cosine) > 0.99
+    assert choice.settings.output_scale >= 1
 
 
-def test_without_a_head_or_with_one_logit_the_cosine_decides():
-    x, _ = clusters(count=100)
-    y = 3 * x @ isometry(5, 16) + 5
-    for head in (None, torch.nn.Linear(16, 1)):
-        choice = choose_settings(x, y, head=head)
-        assert choice.criterion == "cosine"
-        assert choice.score == pytest.approx(1, abs=1e-3)
-
-
-def test_many_labels_are_judged_each_by_itself(noisy):
-    x, y, head = noisy
-    one, many = (choose_settings(x, y, head=head, multi_label=each) for each in (False, True))
-    assert one.score != many.score
-    assert 0.5 < many.score <= 1
+def test_a_curved_relation_asks_for_the_kernel():
+    x = gaussian(0, 300, 6)
+    y = torch.cat([x.square(), x[:, :2] * x[:, 2:4]], dim=1)
+    assert choose_settings(x, y).settings.gamma == GAMMA
+    assert choose_settings(x, y).score > choose_settings(x, y, prefer="linear").score + 0.2
 
 
 def test_spaces_that_are_one_already_are_left_as_they_are():
     x = gaussian(0, 60, 48)
     y = x + 0.1 * gaussian(1, 60, 48)
-    choice = choose_settings(x, y, head=linear(gaussian(2, 6, 48), gaussian(3, 6)))
+    choice = choose_settings(x, y)
     assert choice.settings.identity
     assert torch.equal(fit(x, y, settings=choice.settings)(x), x)
-    turned = choose_settings(x, y @ isometry(4, 48), head=linear(gaussian(2, 6, 48) @ isometry(4, 48), gaussian(3, 6)))
-    assert not turned.settings.identity
+    assert torch.equal(choice.translated, x)
+    assert not choose_settings(x, y @ isometry(4, 48)).settings.identity
 
 
-def test_a_weak_head_is_not_imitated():
-    """A head on noisy latents: the choice is right more often than the head, and near the best member."""
-    labels = torch.arange(1500) % 6
-    clean = 1.5 * gaussian(0, 6, 12)[labels] + 0.7 * gaussian(1, 1500, 12)
-    x = clean @ gaussian(2, 12, 32)
-    y = (clean + 2.5 * gaussian(3, 1500, 12)) @ gaussian(4, 12, 24) + 0.3 * gaussian(5, 1500, 24)
-    ridge = y[:200].T @ y[:200] + 50 * torch.eye(24, dtype=y.dtype)
-    one_hot = torch.eye(6, dtype=y.dtype)[labels[:200]]
-    head = linear(torch.linalg.solve(ridge, y[:200].T @ one_hot).T * 8, torch.zeros(6, dtype=y.dtype))
-
-    def right(latents):
-        return float((head(latents).argmax(-1) == labels[600:]).double().mean())
-
-    choice = choose_settings(x[200:600], y[200:600], head=head)
-    members = [fit(x[200:600], y[200:600], settings=each.settings) for each in choice.candidates]
-    chosen = right(fit(x[200:600], y[200:600], settings=choice.settings)(x[600:]))
-    assert chosen > right(y[600:]) + 0.1
-    assert chosen > max(right(member(x[600:])) for member in members) - 0.03
-
-
-def underfit():
-    """Latents of six classes, some frequent, clear to the source, and a head that hardly leaves its bias."""
-    labels = torch.multinomial(
-        torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04]), 1600, True, generator=torch.Generator().manual_seed(0)
-    )
-    clean = 1.5 * gaussian(0, 6, 12)[labels] + 0.7 * gaussian(1, 1600, 12)
-    x = clean @ gaussian(2, 12, 32)
-    y = (clean + 2 * gaussian(3, 1600, 12)) @ gaussian(4, 12, 24) / 5
-    fitted = LogisticRegression(C=0.01, max_iter=500).fit(y[:300].numpy(), labels[:300].numpy())
-    head = linear(torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_))
-    return x[300:700], y[300:700], head, x[700:], y[700:], labels[700:]
-
-
-def test_a_head_that_hardly_leaves_its_bias_gets_longer_latents():
-    """It is right more often so than with latents of the target's length, and than on its own latents."""
-    x, y, head, query, own, labels = underfit()
-    choice = choose_settings(x, y, head=head)
-
-    def right(latents):
-        return float((head(latents).argmax(-1) == labels).double().mean())
-
-    assert choice.settings.stretch > 1.9
-    long = right(fit(x, y, settings=choice.settings)(query))
-    short = right(fit(x, y, settings=replace(choice.settings, stretch=1.0))(query))
-    assert long > short + 0.05
-    assert long > right(own) + 0.2
-
-
-def held_out_length(x, y, settings):
-    """Mean norm of held-out latents, relative to that of the target anchors."""
-    translated = held_out_translations(x, y, settings=settings)
-    return float((translated - y.mean(0)).norm(dim=-1).mean() / (y - y.mean(0)).norm(dim=-1).mean())
-
-
-def test_longer_latents_have_to_be_better_beyond_doubt(noisy):
-    """A head that is at home in its latents is as good on longer ones, but these are nobody's latents."""
-    x, y, head = noisy
-    assert held_out_length(x, y, choose_settings(x, y, head=head).settings) == pytest.approx(1, abs=0.05)
-
-
-def test_a_head_for_many_labels_gets_no_longer_latents():
-    x, y, head, *_ = underfit()
-    lengths = [
-        held_out_length(x, y, choose_settings(x, y, head=head, multi_label=each).settings) for each in (False, True)
-    ]
-    assert lengths[0] > 1.5
-    assert lengths[1] == pytest.approx(1, abs=0.05)
+@pytest.mark.parametrize("gamma", [0.0, GAMMA])
+def test_the_frame_that_a_choice_hands_on_gives_the_fit_that_is_made_without_it(noisy, gamma):
+    x, y = noisy
+    choice = choose_settings(x, y, prefer="auto")
+    how = replace(choice.settings, gamma=gamma)
+    frame = choose_settings(x, y, prefer="linear").source_frame if not gamma else None
+    if frame is None:
+        frame = kernel_frame(directions(x, centre=x.mean(0)), gamma=gamma, landmarks=how.landmarks)
+    assert_close(fit(x, y, settings=how, frames=(frame, Frame.of_anchors(y)))(x), fit(x, y, settings=how)(x))
 
 
 @pytest.mark.parametrize("count", [10, 400])
@@ -284,17 +160,17 @@ def test_a_quick_frame_spans_what_a_frame_does(count):
     assert_close((quick.u * quick.singular_values) @ quick.vh, unit)
 
 
-def test_folds_are_even_and_every_anchor_is_in_one():
-    assert _assigned_folds(23, seed=0).bincount().tolist() == [5, 5, 4, 5, 4]
-    assert not torch.equal(_assigned_folds(23, seed=0), _assigned_folds(23, seed=1))
+def test_splits_are_even_and_every_anchor_is_in_one():
+    assert _assign_splits(23, seed=0).bincount().tolist() == [5, 5, 4, 5, 4]
+    assert not torch.equal(_assign_splits(23, seed=0), _assign_splits(23, seed=1))
 
 
-def test_a_fold_knows_nothing_of_what_it_holds_out():
+def test_a_split_knows_nothing_of_what_it_holds_out():
     x, y = gaussian(0, 50, 6), gaussian(1, 50, 4)
     held_out = torch.arange(50) < 10
-    known = Fold.of(x, y, held_out, scale="carry", precisions=(1e-7, 1e-7))
+    known = Split.of(x, y, held_out, norm="keep", precisions=(1e-7, 1e-7))
     y[:10] += 100
-    other = Fold.of(x, y, held_out, scale="carry", precisions=(1e-7, 1e-7))
+    other = Split.of(x, y, held_out, norm="keep", precisions=(1e-7, 1e-7))
     for field in ("centre", "target_norm"):
         assert torch.equal(getattr(known, field), getattr(other, field))
     assert torch.equal(known.target.vh, other.target.vh)
@@ -306,12 +182,5 @@ def test_anchors_that_cannot_be_paired_are_refused(shapes_unchecked):
 
 
 def test_another_preference_is_refused(shapes_unchecked):
-    with pytest.raises(StitchError, match="prefer is 'speed': it has to be 'linear' or 'accuracy'"):
+    with pytest.raises(StitchError, match="prefer is 'speed': it has to be 'auto' or 'linear'"):
         choose_settings(gaussian(0, 40, 3), gaussian(1, 40, 3), prefer="speed")
-
-
-def test_a_head_that_is_not_finite_is_refused(noisy):
-    x, y, head = noisy
-    head.weight[0, 0] = torch.nan
-    with pytest.raises(StitchError, match="logits that are not finite"):
-        choose_settings(x, y, head=head)

@@ -7,8 +7,8 @@ from sklearn.metrics import accuracy_score, hamming_loss, label_ranking_average_
 from sklearn.metrics.pairwise import cosine_similarity, paired_cosine_distances
 from torch.testing import assert_close
 
-from hf_relstitch.core.cross_validation import _assigned_folds
-from hf_relstitch.core.measures import agreement, held_out_translations, mean_cosine, mean_reciprocal_rank
+from hf_relstitch.core.cross_validation import _assign_splits
+from hf_relstitch.core.measures import agreement, mean_cosine, mean_reciprocal_rank, translate_held_out
 from hf_relstitch.core.relative import BLOCK
 from hf_relstitch.core.translation import TranslationSettings, fit, fit_translation
 
@@ -37,118 +37,118 @@ def unrelated_pair():
 @pytest.mark.parametrize("corrupted", range(12))
 def test_a_row_is_translated_without_its_own_target(corrupted):
     source, target = gaussian(0, 12, 3), gaussian(1, 12, 4)
-    clean = held_out_translations(source, target, settings=TranslationSettings(), folds=4)
+    clean = translate_held_out(source, target, settings=TranslationSettings(), splits=4)
     target[corrupted] += 1000
-    dirty = held_out_translations(source, target, settings=TranslationSettings(), folds=4)
+    dirty = translate_held_out(source, target, settings=TranslationSettings(), splits=4)
     assert torch.equal(dirty[corrupted], clean[corrupted])
 
 
-def test_a_row_is_translated_with_the_targets_of_the_other_folds():
+def test_a_row_is_translated_with_the_targets_of_the_other_splits():
     source, target = gaussian(0, 12, 3), gaussian(1, 12, 4)
-    clean = held_out_translations(source, target, settings=TranslationSettings(), folds=4)
+    clean = translate_held_out(source, target, settings=TranslationSettings(), splits=4)
     target[5] += 1000
-    dirty = held_out_translations(source, target, settings=TranslationSettings(), folds=4)
+    dirty = translate_held_out(source, target, settings=TranslationSettings(), splits=4)
     changed = (dirty - clean).abs().amax(-1) > 1
     assert changed.sum() == 9
 
 
-def test_as_many_folds_as_rows_leave_one_out():
+def test_as_many_splits_as_rows_leave_one_out():
     source, target = gaussian(0, 9, 3), gaussian(1, 9, 4)
     expected = []
     for row in range(9):
         others = [other for other in range(9) if other != row]
         translation = fit_translation(source[others], target[others], settings=EXACT)
         expected.append(translation(source[row : row + 1]))
-    assert_close(held_out_translations(source, target, settings=EXACT, folds=9), torch.cat(expected))
+    assert_close(translate_held_out(source, target, settings=EXACT, splits=9), torch.cat(expected))
 
 
 @pytest.mark.parametrize(
     "chosen",
-    [{"alpha": 0.0, "ridge": 0.0}, {"scale": "mean"}, {"pruning": 0.6, "subspaces": 2}, {"sharpness": 1.0}],
-    ids=["inversion", "mean", "pruned", "sharpened"],
+    [{"alpha": 0.0, "ridge": 0.0}, {"norm": "mean"}, {"pruning": 0.6, "subspaces": 2}, {"gamma": 1.0}],
+    ids=["inversion", "mean", "pruned", "kernel"],
 )
 def test_held_out_translations_are_those_of_fits(chosen):
-    """Made of each fold's decomposition, and the same as fitting anew without the fold."""
+    """Made of each split's decomposition, and the same as fitting without the split."""
     source, target = gaussian(0, 60, 6), gaussian(1, 60, 5)
-    how = TranslationSettings(stretch=1.2, seed=3, **chosen)
-    fold_of = _assigned_folds(60, seed=3)
+    how = TranslationSettings(output_scale=1.2, seed=3, **chosen)
+    split_of = _assign_splits(60, seed=3)
     expected = torch.empty_like(target)
-    for fold in range(5):
-        others = fold_of != fold
+    for split in range(5):
+        others = split_of != split
         expected[~others] = fit(source[others], target[others], settings=how)(source[~others])
-    assert_close(held_out_translations(source, target, settings=how), expected, rtol=0, atol=1e-9)
+    assert_close(translate_held_out(source, target, settings=how), expected, rtol=0, atol=1e-9)
 
 
 def test_held_out_translations_are_computed_in_float64():
     source, target = gaussian(0, 20, 3).half(), gaussian(1, 20, 4).half()
-    translated = held_out_translations(source, target, settings=TranslationSettings())
-    in_float64 = held_out_translations(source.double(), target.double(), settings=TranslationSettings())
+    translated = translate_held_out(source, target, settings=TranslationSettings())
+    in_float64 = translate_held_out(source.double(), target.double(), settings=TranslationSettings())
     assert_close(translated, in_float64, rtol=0, atol=1e-12)
 
 
-def test_a_seed_gives_the_same_folds_whatever_the_global_generator():
+def test_a_seed_gives_the_same_splits_whatever_the_global_generator():
     drawn = []
     for global_seed in (0, 1):
         with torch.random.fork_rng():
             torch.manual_seed(global_seed)
             drawn.append(
-                held_out_translations(gaussian(0, 20, 3), gaussian(1, 20, 4), settings=TranslationSettings(seed=7))
+                translate_held_out(gaussian(0, 20, 3), gaussian(1, 20, 4), settings=TranslationSettings(seed=7))
             )
     assert torch.equal(*drawn)
 
 
-def test_another_seed_gives_other_folds():
+def test_another_seed_gives_other_splits():
     drawn = [
-        held_out_translations(gaussian(0, 20, 3), gaussian(1, 20, 4), settings=TranslationSettings(seed=seed))
+        translate_held_out(gaussian(0, 20, 3), gaussian(1, 20, 4), settings=TranslationSettings(seed=seed))
         for seed in (7, 8)
     ]
     assert (drawn[0] - drawn[1]).abs().max() > 0.01
 
 
-def test_folds_do_not_follow_the_order_of_the_rows():
+def test_splits_do_not_follow_the_order_of_the_rows():
     source, target = gaussian(0, 40, 3), gaussian(1, 40, 4)
-    clean = held_out_translations(source, target, settings=TranslationSettings(), folds=4)
+    clean = translate_held_out(source, target, settings=TranslationSettings(), splits=4)
     target[0] += 1000
-    dirty = held_out_translations(source, target, settings=TranslationSettings(), folds=4)
+    dirty = translate_held_out(source, target, settings=TranslationSettings(), splits=4)
     unchanged = [row for row in range(40) if torch.equal(dirty[row], clean[row])]
     assert unchanged != list(range(10))
 
 
 def test_an_isometric_pair_has_mean_cosine_one(isometric_pair):
     source, target = isometric_pair
-    translated = held_out_translations(source, target, settings=EXACT)
+    translated = translate_held_out(source, target, settings=EXACT)
     assert mean_cosine(translated, target, centre=target.mean(0)) == pytest.approx(1, abs=1e-12)
 
 
 def test_an_isometric_pair_has_reciprocal_rank_one(isometric_pair):
     source, target = isometric_pair
-    translated = held_out_translations(source, target, settings=EXACT)
+    translated = translate_held_out(source, target, settings=EXACT)
     assert mean_reciprocal_rank(translated, target, centre=target.mean(0)) == 1
 
 
 def test_an_isometric_pair_agrees_always(isometric_pair):
     source, target = isometric_pair
-    translated = held_out_translations(source, target, settings=EXACT)
+    translated = translate_held_out(source, target, settings=EXACT)
     head = gaussian(3, 6, 5)
     assert agreement(translated @ head, target @ head) == 1
 
 
 def test_an_unrelated_pair_has_mean_cosine_near_zero(unrelated_pair):
     source, target = unrelated_pair
-    translated = held_out_translations(source, target, settings=EXACT)
+    translated = translate_held_out(source, target, settings=EXACT)
     assert abs(mean_cosine(translated, target, centre=target.mean(0))) < 0.1
 
 
 def test_an_unrelated_pair_has_reciprocal_rank_near_chance(unrelated_pair):
     source, target = unrelated_pair
-    translated = held_out_translations(source, target, settings=EXACT)
+    translated = translate_held_out(source, target, settings=EXACT)
     chance = sum(1 / rank for rank in range(1, 201)) / 200
     assert mean_reciprocal_rank(translated, target, centre=target.mean(0)) == pytest.approx(chance, abs=0.03)
 
 
 def test_an_unrelated_pair_agrees_near_chance(unrelated_pair):
     source, target = unrelated_pair
-    translated = held_out_translations(source, target, settings=EXACT)
+    translated = translate_held_out(source, target, settings=EXACT)
     head = torch.eye(6).double()
     assert agreement(translated @ head, target @ head) == pytest.approx(1 / 6, abs=0.08)
 

@@ -12,12 +12,12 @@ from hf_relstitch.core.anchor_sampling import farthest_point_subsets
 from hf_relstitch.core.decomposition import Frame
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.relative import directions, relative_projection
-from hf_relstitch.core.translation import Translation, TranslationSettings, fit_translation, fold, mean_norm
+from hf_relstitch.core.translation import Translation, TranslationSettings, compose, fit_translation, mean_norm
 
 examples = settings(deadline=None, max_examples=25, derandomize=True)
 seeds = st.integers(0, 2**16)
 alphas = st.floats(0, 1)
-scales = pytest.mark.parametrize("scale", ["carry", "mean"])
+norms = pytest.mark.parametrize("norm", ["keep", "mean"])
 float64_eps = torch.finfo(torch.float64).eps
 
 
@@ -40,7 +40,7 @@ def frame(unit):
 
 
 def family(source_unit, target_unit, **settings):
-    return fold(frame(source_unit), frame(target_unit), settings=TranslationSettings(**settings))
+    return compose(frame(source_unit), frame(target_unit), settings=TranslationSettings(**settings))
 
 
 def gram_power(unit, *, exponent, ridge):
@@ -129,14 +129,14 @@ def test_the_ridge_is_relative_to_the_size_of_the_anchors():
 # Translating, folded or not
 
 
-@scales
+@norms
 @pytest.mark.parametrize(
     "pruned", [{}, {"pruning": 0.7}, {"pruning": 0.7, "subspaces": 4, "seed": 3}], ids=["all", "pruned", "subspaces"]
 )
 @pytest.mark.parametrize(("alpha", "ridge"), [(0.0, 0.1), (0.7, 0.3), (1.0, 2.0)])
-def test_the_folded_translation_equals_decoded_relative_coordinates(scale, pruned, alpha, ridge):
+def test_the_composed_translation_equals_decoded_relative_coordinates(norm, pruned, alpha, ridge):
     x_anchors, y_anchors, x = gaussian(0, 30, 5) + 1, 3 * gaussian(1, 30, 7) - 2, gaussian(2, 9, 5)
-    chosen = TranslationSettings(alpha=alpha, ridge=ridge, scale=scale, **pruned)
+    chosen = TranslationSettings(alpha=alpha, ridge=ridge, norm=norm, **pruned)
     x_centre, y_centre = x_anchors.mean(0), y_anchors.mean(0)
     x_unit = directions(x_anchors, centre=x_centre)
     y_unit = directions(y_anchors, centre=y_centre)
@@ -150,7 +150,7 @@ def test_the_folded_translation_equals_decoded_relative_coordinates(scale, prune
             relative[:, rows] @ literal_decoder(x_unit[rows], y_unit[rows], alpha=alpha, ridge=ridge)
             for rows in subsets
         )
-        norms = (latents - x_centre).norm(dim=-1, keepdim=True) if scale == "carry" else 1
+        norms = (latents - x_centre).norm(dim=-1, keepdim=True) if norm == "keep" else 1
         return total * norms
 
     constant = (y_anchors - y_centre).norm(dim=-1).mean() / decoded(x_anchors).norm(dim=-1).mean()
@@ -222,7 +222,7 @@ def test_the_mean_scale_recovers_directions(seed, d, alpha, size):
     q, offset = isometry(seed + 2, d, d), size * gaussian(seed + 3, d)
     target_anchors = size * anchors @ q + offset
     translation = fit_translation(
-        anchors, target_anchors, settings=TranslationSettings(alpha=alpha, ridge=0.0, scale="mean")
+        anchors, target_anchors, settings=TranslationSettings(alpha=alpha, ridge=0.0, norm="mean")
     )
     centre = target_anchors.mean(0)
     cosines = torch.cosine_similarity(translation(latents) - centre, size * latents @ q + offset - centre, eps=0)
@@ -231,7 +231,7 @@ def test_the_mean_scale_recovers_directions(seed, d, alpha, size):
 
 def test_the_mean_scale_loses_the_norms():
     anchors = gaussian(0, 30, 4)
-    translation = fit_translation(anchors, anchors, settings=TranslationSettings(ridge=0.0, scale="mean"))
+    translation = fit_translation(anchors, anchors, settings=TranslationSettings(ridge=0.0, norm="mean"))
     assert (translation(anchors) - anchors).abs().max() > 0.1
 
 
@@ -259,25 +259,25 @@ def test_what_the_anchors_do_not_span_is_lost(alpha):
 # Scale and centre
 
 
-@scales
-def test_translated_anchors_have_the_mean_norm_of_the_target_anchors(scale):
+@norms
+def test_translated_anchors_have_the_mean_norm_of_the_target_anchors(norm):
     x, y = 5 * gaussian(0, 30, 5) + 2, 0.1 * gaussian(1, 30, 7) - 3
-    translation = fit_translation(x, y, settings=TranslationSettings(scale=scale))
+    translation = fit_translation(x, y, settings=TranslationSettings(norm=norm))
     lengths = np.linalg.norm(translation(x) - y.mean(0), axis=1)
     assert lengths.mean() == pytest.approx(np.linalg.norm(y - y.mean(0), axis=1).mean())
 
 
-@scales
-def test_the_centre_of_the_source_goes_to_the_centre_of_the_target(scale):
+@norms
+def test_the_centre_of_the_source_goes_to_the_centre_of_the_target(norm):
     x, y = gaussian(0, 30, 5) + 2, gaussian(1, 30, 7) - 3
-    translation = fit_translation(x, y, settings=TranslationSettings(scale=scale))
+    translation = fit_translation(x, y, settings=TranslationSettings(norm=norm))
     assert_close(translation(x.mean(0)[None]), y.mean(0)[None], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("scale", "factor"), [("carry", 3), ("mean", 1)])
-def test_only_the_carried_scale_keeps_how_far_a_latent_is_from_the_centre(scale, factor):
+@pytest.mark.parametrize(("norm", "factor"), [("keep", 3), ("mean", 1)])
+def test_only_the_carried_scale_keeps_how_far_a_latent_is_from_the_centre(norm, factor):
     x, y = gaussian(0, 30, 5) + 2, gaussian(1, 30, 7) - 3
-    translation = fit_translation(x, y, settings=TranslationSettings(scale=scale))
+    translation = fit_translation(x, y, settings=TranslationSettings(norm=norm))
     near, far = (translation(x.mean(0) + reach * (x - x.mean(0))) - y.mean(0) for reach in (1, 3))
     assert_close(far, factor * near, rtol=0, atol=1e-12)
 
@@ -295,24 +295,24 @@ def test_mean_norm_of_hand_worked_rows():
 # Dtypes and gradients
 
 
-@scales
+@norms
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_latents_give_the_float64_translation_rounded_once(scale, dtype):
+def test_low_precision_latents_give_the_float64_translation_rounded_once(norm, dtype):
     x, y = gaussian(0, 200, 64), gaussian(1, 200, 48)
     latents = gaussian(2, 9, 64).to(dtype)
-    translation = fit_translation(x, y, settings=TranslationSettings(scale=scale))
+    translation = fit_translation(x, y, settings=TranslationSettings(norm=norm))
     translated = translation(latents)
     assert_close(translated, translation(latents.double()).to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
 
 
 @examples
 @given(seed=seeds, shift=st.floats(0, 10), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-@scales
-def test_float32_weights_add_no_error_that_shows_in_the_latents_own_dtype(scale, seed, shift, dtype):
+@norms
+def test_float32_weights_add_no_error_that_shows_in_the_latents_own_dtype(norm, seed, shift, dtype):
     """Against float64 throughout, with a centre that is far out: (x − μ)W is made as xW − μW."""
     x, y = gaussian(seed, 80, 32) + shift, gaussian(seed + 1, 80, 24)
     latents = (gaussian(seed + 2, 9, 32) + shift).to(dtype)
-    translation = fit_translation(x, y, settings=TranslationSettings(scale=scale))
+    translation = fit_translation(x, y, settings=TranslationSettings(norm=norm))
     expected = translation(latents.double())
     translated = translation.float()(latents).double()
     allowed = (torch.finfo(dtype).eps + 50 * (1 + shift) * torch.finfo(torch.float32).eps) * expected.abs().max()
@@ -322,7 +322,7 @@ def test_float32_weights_add_no_error_that_shows_in_the_latents_own_dtype(scale,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_latent_that_only_rounding_sets_apart_from_the_centre_is_not_blown_up(dtype):
     x, y = gaussian(0, 30, 5) + 100, gaussian(1, 30, 7)
-    translation = fit_translation(x, y, settings=TranslationSettings(scale="mean")).to(dtype)
+    translation = fit_translation(x, y, settings=TranslationSettings(norm="mean")).to(dtype)
     lengths = (translation(x.to(dtype)) - translation.bias).norm(dim=-1)
     steps = torch.tensor([0.0, 1, 2, 5, 20]).to(dtype)[:, None]
     near = translation.centre * (1 + steps * torch.finfo(dtype).eps)
@@ -330,15 +330,15 @@ def test_a_latent_that_only_rounding_sets_apart_from_the_centre_is_not_blown_up(
 
 
 def test_the_mean_scale_passes_on_what_is_not_finite():
-    translation = fit_translation(gaussian(0, 30, 5), gaussian(1, 30, 7), settings=TranslationSettings(scale="mean"))
+    translation = fit_translation(gaussian(0, 30, 5), gaussian(1, 30, 7), settings=TranslationSettings(norm="mean"))
     latents = gaussian(2, 3, 5)
     latents[0, 0], latents[1, 0] = torch.nan, torch.inf
     assert (~translation(latents).isfinite()).all(1).tolist() == [True, True, False]
 
 
-@scales
-def test_gradients_go_through_a_translation(scale):
-    translation = fit_translation(gaussian(0, 30, 5), gaussian(1, 30, 7), settings=TranslationSettings(scale=scale))
+@norms
+def test_gradients_go_through_a_translation(norm):
+    translation = fit_translation(gaussian(0, 30, 5), gaussian(1, 30, 7), settings=TranslationSettings(norm=norm))
     assert torch.autograd.gradcheck(translation, gaussian(2, 4, 5).requires_grad_())
 
 
@@ -357,13 +357,13 @@ def test_a_translation_keeps_no_gradient_of_its_anchors():
 
 
 def test_a_translation_has_nothing_to_train():
-    assert list(Translation(3, 4, scale="carry").parameters()) == []
+    assert list(Translation(3, 4, norm="keep").parameters()) == []
 
 
 def test_a_saved_translation_is_the_same_after_loading():
     x, y = gaussian(0, 30, 5), gaussian(1, 30, 7)
-    fitted = fit_translation(x, y, settings=TranslationSettings(scale="mean"))
-    loaded = Translation(5, 7, scale="mean").double()
+    fitted = fit_translation(x, y, settings=TranslationSettings(norm="mean"))
+    loaded = Translation(5, 7, norm="mean").double()
     loaded.load_state_dict(fitted.state_dict())
     assert torch.equal(loaded(x), fitted(x))
 
@@ -456,20 +456,20 @@ def test_directions_made_by_rounding_a_large_shift_are_not_inverted():
         ({"ridge": -0.5}, r"ridge is -0\.5: .* 0 or more, and finite"),
         ({"ridge": float("inf")}, r"ridge is inf: .* 0 or more, and finite"),
         ({"ridge": float("nan")}, r"ridge is nan: .* 0 or more, and finite"),
-        ({"scale": "median"}, r"scale is 'median': .* 'carry' or 'mean'"),
+        ({"norm": "median"}, r"norm is 'median': .* 'keep' or 'mean'"),
         ({"pruning": 0.0}, r"pruning is 0\.0: .* in \(0, 1\], or None"),
         ({"pruning": 1.5}, r"pruning is 1\.5: .* in \(0, 1\], or None"),
         ({"pruning": float("nan")}, r"pruning is nan: .* in \(0, 1\], or None"),
         ({"subspaces": 0}, r"subspaces is 0 with pruning None: .* 1 or more"),
         ({"pruning": 0.5, "subspaces": -1}, r"subspaces is -1 with pruning 0\.5: .* 1 or more"),
         ({"subspaces": 2}, r"subspaces is 2 with pruning None: .* only with a pruning threshold"),
-        ({"stretch": 0.0}, "stretch is 0.0"),
-        ({"sharpness": -1.0}, "sharpness is -1.0"),
-        ({"sharpness": float("inf")}, "sharpness is inf"),
-        ({"sharpness": 1.0, "pruning": 0.5}, "a sharpened translation is not pruned"),
-        ({"identity": True, "sharpness": 1.0}, "identity=True leaves latents as they are"),
+        ({"output_scale": 0.0}, "output_scale is 0.0"),
+        ({"gamma": -1.0}, "gamma is -1.0"),
+        ({"gamma": float("inf")}, "gamma is inf"),
+        ({"gamma": 1.0, "pruning": 0.5}, "a kernel translation is not pruned"),
+        ({"identity": True, "gamma": 1.0}, "identity=True leaves latents as they are"),
         ({"identity": True, "pruning": 0.5}, "identity=True leaves latents as they are"),
-        ({"identity": True, "scale": "mean"}, "identity=True leaves latents as they are"),
+        ({"identity": True, "norm": "mean"}, "identity=True leaves latents as they are"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(shapes_unchecked, bad, message):

