@@ -49,6 +49,8 @@ class RelativeStitcherConfig(PretrainedConfig):
             the data are not on the Hub), `split`, `metric` and `value`; where they are known, the data's `config` and
             `revision` and the number of `rows`; and `task_id`, if the data are one of the Hub's benchmarks and the task
             there has another name than `default`.
+        fingerprints: hashes of the weights of `encoder`, `translation` and `head` as they were stitched, and `dtype`.
+        trained: which of these parts were trained further since; the report is of what they were before.
         checksums: of the weight files.
         processor_files: names of the source's processor's files.
         share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
@@ -86,6 +88,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         results: list[dict[str, Any]] | None = None,
         checksums: dict[str, str] | None = None,
         processor_files: list[str] | None = None,
+        fingerprints: dict[str, str] | None = None,
+        trained: list[str] | None = None,
         share: str = "full",
         encoder_fingerprint: str | None = None,
         format_version: int = FORMAT_VERSION,
@@ -115,6 +119,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.results = results or []
         self.checksums = checksums or {}
         self.processor_files = processor_files or []
+        self.fingerprints = fingerprints or {}
+        self.trained = trained or []
         self.share = share
         self.encoder_fingerprint = encoder_fingerprint
         self.format_version = FORMAT_VERSION

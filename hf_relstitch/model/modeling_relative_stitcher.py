@@ -40,6 +40,7 @@ from hf_relstitch.model.anchors import AnchorSet, RelativeLatents, check_count
 from hf_relstitch.model.persistence import (
     OWNED,
     load_model,
+    part_fingerprints,
     save_model,
 )
 from hf_relstitch.model.stitching import (
@@ -117,6 +118,7 @@ class RelativeStitcher(PreTrainedModel):
     config_class = RelativeStitcherConfig
     base_model_prefix = "relative_stitcher"
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["anchors", "translation", "readout"]
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -301,6 +303,7 @@ class RelativeStitcher(PreTrainedModel):
         model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(device)
         model.attach(encoder.model)
         model._processor = encoder.processor
+        model.config.fingerprints = part_fingerprints(model)
         return model.eval()
 
     @can_return_tuple
@@ -377,6 +380,25 @@ class RelativeStitcher(PreTrainedModel):
             logits = logits + self.readout(latents)
         return logits / self.config.logit_temperature
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The source encoder's."""
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the source encoder's."""
+        self.encoder.set_input_embeddings(value)
+
+    def _check_encoder(self) -> None:
+        """Refuse an encoder that was trained after the anchors were encoded."""
+        before, trains = self.config.fingerprints, any(each.requires_grad for each in self.encoder.parameters())
+        now = part_fingerprints(self) if trains and before else before
+        same = before.get("dtype") != now.get("dtype") or before.get("encoder") == now.get("encoder")
+        if "encoder" in self.config.trained or not same:
+            raise StitchError(
+                "the source encoder was trained further, and the anchors are latents of what it was: encode the anchor "
+                "inputs with it and stitch again"
+            )
+
     def _check(self, latents: Tensor) -> None:
         check_latents(latents, width=self.config.d_source, of=f" of the source, {self.config.source['model_id']}")
 
@@ -398,6 +420,7 @@ class RelativeStitcher(PreTrainedModel):
         Raises:
             StitchError: no inputs, or inputs of another kind than the source takes.
         """
+        self._check_encoder()
         values = encode_relative(
             self._latents(inputs, batch_size=batch_size),
             source_anchors=self.anchors.source,
@@ -412,6 +435,7 @@ class RelativeStitcher(PreTrainedModel):
 
         The agreement that a report expects holds only for inputs like the anchors.
         """
+        self._check_encoder()
         latents = self._latents(inputs, batch_size=32)
         return add_coverage(self.config.report, latents, self.anchors.source)
 

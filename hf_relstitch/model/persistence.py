@@ -188,6 +188,32 @@ def _load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[
     return as_configured(model, like).eval().requires_grad_(False), set(loading["missing_keys"])
 
 
+PARTS = ("encoder", "translation", "head")
+
+
+def part_fingerprints(model: Any) -> dict[str, str]:
+    """Return hashes of the weights of a stitched model's parts, and the dtype that they are in."""
+    parts = {
+        name: fingerprint(getattr(model, name)) for name in PARTS if not isinstance(getattr(model, name), Function)
+    }
+    return {"dtype": str(placement(model.encoder)[1]), **parts}
+
+
+def note_training(model: Any) -> None:
+    """Write into the config which parts were trained since they were stitched or saved last, and what holds no more.
+
+    Weights in another dtype than then are not compared.
+    """
+    before, now = model.config.fingerprints, part_fingerprints(model)
+    if before and before.get("dtype") == now["dtype"]:
+        changed = [name for name in PARTS if name in before and before[name] != now.get(name)]
+        if changed:
+            model.config.trained = [name for name in PARTS if name in {*model.config.trained, *changed}]
+            model.config.report = {name: value for name, value in model.config.report.items() if name != "verdict"}
+            model.config.results = []
+    model.config.fingerprints = now
+
+
 def _check_loadable(model: Any, *, share: str) -> None:
     """Refuse a model whose tensors are not those that loading makes of its config.
 
@@ -237,11 +263,8 @@ def _check_class(encoder: Any, whole: Any) -> None:
         )
 
 
-def save_model(
-    model: Any, folder: str | Path, *, share: str = "full", repo_id: str | None = None, **kwargs: Any
-) -> None:
-    """Write a stitched model's folder whole, or leave it as it was; see `RelativeStitcher.save_pretrained`."""
-    check_kind(folder, model_type=model.config.model_type)
+def _check_savable(model: Any, *, share: str, push_to_hub: bool) -> None:
+    """Refuse what cannot be stored as data, and arguments that cannot be meant."""
     if isinstance(model.encoder, Function):
         raise StitchError(
             f"the source, {model.config.source['model_id']}, is a callable or was not given, so that there is no "
@@ -258,16 +281,27 @@ def save_model(
             f"the head is a {model.config.head['type']}, which works in memory and cannot be stored as data; what "
             f"can be is {CHAIN}"
         )
-    if share not in SHARES or kwargs.get("push_to_hub"):
-        raise StitchError(f"share is {share!r}: expected one of {', '.join(SHARES)}; push with push_to_hub(repo_id)")
+    if push_to_hub:
+        raise StitchError("push_to_hub=True is no argument of save_pretrained here: call model.push_to_hub(repo_id)")
+    if share not in SHARES:
+        raise StitchError(f"share is {share!r}: expected one of {', '.join(SHARES)}")
     if _is_quantised(model) or (share == "full" and _is_quantised(model.encoder)):
         raise StitchError(
             "the source encoder is quantised, and quantised weights are not saved: load it from the Hub with a "
             "quantization_config and use share='adapter', which names both, or stitch it unquantised"
         )
+
+
+def save_model(
+    model: Any, folder: str | Path, *, share: str = "full", repo_id: str | None = None, **kwargs: Any
+) -> None:
+    """Write a stitched model's folder whole, or leave it as it was; see `RelativeStitcher.save_pretrained`."""
+    check_kind(folder, model_type=model.config.model_type)
+    _check_savable(model, share=share, push_to_hub=kwargs.get("push_to_hub", False))
     if not kwargs.get("is_main_process", accelerate_state().is_main_process):
         return
     _check_loadable(model, share=share)
+    note_training(model)
     fingerprint = None
     if share == "adapter":
         options = {"token": kwargs["token"]} if "token" in kwargs else {}
@@ -304,6 +338,14 @@ def load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: boo
         )
     kwargs = {name: value for name, value in kwargs.items() if name not in (*HUB_OPTIONS, "revision", "subfolder")}
     config = kwargs.pop("config", None) or read_config(folder)
+    classes = kwargs.pop("num_labels", len(kwargs.get("id2label", config.id2label)))
+    if classes != config.num_labels:
+        raise StitchError(
+            f"{classes} classes are asked for and the head of the stitched model has {config.num_labels}: stitch it to a "
+            "head of others"
+        )
+    if kwargs.pop("variant", None) is not None:
+        raise StitchError("a stitched model has no variants of its weights: leave variant out, and give dtype=")
     for name in kwargs.keys() & config.to_dict().keys() - {"dtype"}:
         setattr(config, name, kwargs.pop(name))
     elsewhere = {name: kwargs.pop(name) for name in ENCODER_OPTIONS if name in kwargs and config.share == "adapter"}
@@ -315,6 +357,8 @@ def load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: boo
         model.attach(
             _pinned_encoder(config, dtype=kwargs.get("dtype", kwargs.get("torch_dtype")), **elsewhere, **repo.options)
         )
+    model.encoder.requires_grad_(False)  # as after stitching: the head trains, and what the user unfreezes
+    model.after_pooling.requires_grad_(False)
     model.config.name_or_path = repo.place
     model._processor_folder = folder
     return (model, loading) if output_loading_info else model

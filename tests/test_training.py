@@ -1,0 +1,93 @@
+"""Training a stitched model with transformers' Trainer: what trains, and a card that tells the truth afterwards."""
+
+from pathlib import Path
+from typing import Any
+
+import pico
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_relstitch import RelativeStitcher, StitchError
+
+TEXTS = pico.texts(32)
+
+
+def train(model: RelativeStitcher, folder: Path, **options: Any) -> None:
+    """Two steps of training, and the save of the Trainer."""
+    tokens = model.processor(TEXTS, padding=True, return_tensors="pt")
+    columns = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    rows = [{name: tensor[row] for name, tensor in columns.items()} | {"labels": row % 3} for row in range(32)]
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=2,
+        learning_rate=1e-2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        dataloader_pin_memory=False,
+        **options,
+    )
+    trainer = Trainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+
+
+def trainable(model: RelativeStitcher) -> set[str]:
+    return {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_the_same_trains_after_stitching_and_after_loading(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path)
+    assert trainable(stitched) == trainable(RelativeStitcher.from_pretrained(tmp_path)) == {"head"}
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_card_says_that_the_head_was_trained(loaded: bool, stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path / "before")
+    assert "Nothing was trained and no label was seen" in (tmp_path / "before" / "README.md").read_text()
+    model = RelativeStitcher.from_pretrained(tmp_path / "before") if loaded else stitched
+    train(model, tmp_path / "after")
+    card = (tmp_path / "after" / "README.md").read_text()
+    assert "Nothing was trained" not in card
+    assert "Verdict" not in card
+    assert "Its head was trained further after that." in card
+    assert "it was measured before the head was trained further" in card
+    again = RelativeStitcher.from_pretrained(tmp_path / "after")
+    assert again.config.trained == ["head"]
+    assert "verdict" not in again.report
+    torch.testing.assert_close(again.predict(TEXTS), model.predict(TEXTS))
+    assert len(again.relative(TEXTS).values) == 32
+    again.save_pretrained(tmp_path / "again")
+    assert "Its head was trained further after that." in (tmp_path / "again" / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # its name until transformers 6
+def test_anchors_of_an_encoder_that_was_trained_are_not_used(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.encoder.requires_grad_(True)
+    assert len(stitched.relative(TEXTS).values) == 32
+    train(stitched, tmp_path, gradient_checkpointing=True)
+    assert "Its encoder and head were trained further after that." in (tmp_path / "README.md").read_text()
+    for model in (stitched, RelativeStitcher.from_pretrained(tmp_path)):
+        for use in (model.relative, model.check):
+            with pytest.raises(
+                StitchError, match="the source encoder was trained further, and the anchors are latents"
+            ):
+                use(TEXTS)
+
+
+def test_half_precision_is_no_training(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.half().save_pretrained(tmp_path)
+    assert "Nothing was trained and no label was seen" in (tmp_path / "README.md").read_text()
+
+
+def test_arguments_that_cannot_be_meant_are_one_clear_line(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    assert stitched.get_input_embeddings() is stitched.encoder.get_input_embeddings()
+    with pytest.raises(StitchError, match=r"call model.push_to_hub\(repo_id\)"):
+        stitched.save_pretrained(tmp_path, push_to_hub=True)
+    stitched.save_pretrained(tmp_path)
+    with pytest.raises(StitchError, match="5 classes are asked for and the head of the stitched model has 3"):
+        RelativeStitcher.from_pretrained(tmp_path, num_labels=5)
+    with pytest.raises(StitchError, match="has no variants of its weights"):
+        RelativeStitcher.from_pretrained(tmp_path, variant="fp16")
