@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import one_hot
 
+from hf_relstitch.core.decomposition import quick_frame
 from hf_relstitch.core.relative import to_working
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
@@ -38,55 +38,61 @@ def fit_readout(latents: Float[Tensor, "k d_source"], answers: Float[Tensor, "k 
     """Fit multinomial logistic regression to probabilities, the penalty chosen in five splits by held-out loss.
 
     It is distillation (Hinton et al. 2015) at temperature 1: the head's probabilities on the target's latents of the
-    anchors take the place of labels. A row is held out by its position, modulo five. Computed in float64.
+    anchors take the place of labels. A row is held out by its position, modulo five. The fits of all splits, and the
+    one of all rows, are computed side by side in float32, each from the solution for the penalty before.
     """
     x, answers = to_working(latents), to_working(answers)
     centre = x.mean(0)
     scale = (x - centre).square().sum(-1).mean().sqrt()
-    # In the basis of the singular vectors the curvature is diagonal, for all rows and all penalties alike.
-    u, s, vh = torch.linalg.svd((x - centre) / scale, full_matrices=False)
-    ones = u.new_ones(len(u), 1)
-    features = torch.cat([u * s, ones], dim=1)
-    curvature = torch.cat([s.square(), ones.sum()[None]]) / 2
+    # In the basis of the singular vectors the curvature is diagonal, for all splits and all penalties alike.
+    frame = quick_frame((x - centre) / scale, precision=torch.finfo(x.dtype).eps)
+    ones = x.new_ones(len(x), 1)
+    features = torch.cat([frame.u * frame.singular_values, ones], dim=1).float()
+    curvature = torch.cat([frame.singular_values.square(), ones.sum()[None]]).float() / 2
     split_of = torch.arange(len(x), device=x.device) % SPLITS
-    kept = one_hot(split_of, SPLITS).T.to(x) == 0
-    paths = [_Path(features[rows], answers[rows], curvature) for rows in kept]
+    fitted = (split_of[:, None] != torch.arange(SPLITS + 1, device=x.device)).float()  # the last fit sees all rows
+    coefficients = features.new_zeros(features.shape[1], SPLITS + 1, answers.shape[1])
     losses: list[float] = []
-    outputs: list[Tensor] = []
+    fits: list[tuple[Tensor, Tensor]] = []
     for penalty in PENALTIES:
-        held_out = torch.empty_like(answers)
-        for path, rows in zip(paths, kept, strict=True):
-            held_out[~rows] = features[~rows] @ path.advance(penalty)
-        outputs.append(held_out)
+        coefficients = _advance(coefficients, features, answers.float(), fitted, curvature, penalty=penalty)
+        held_out = _apply(features, coefficients)[torch.arange(len(x)), split_of].double()
+        fits.append((coefficients[:, -1].double(), held_out))
         losses.append(-float((answers * held_out.log_softmax(-1)).sum(-1).mean()))
         if losses[-1] > min(losses):
             break  # the loss has one valley along the penalties
     chosen = losses.index(min(losses))
-    path = _Path(features, answers, curvature)
-    coefficients = [path.advance(penalty) for penalty in PENALTIES[: chosen + 1]][-1]
-    weight = (vh.T @ coefficients[:-1]).T / scale
-    return Readout(weight, coefficients[-1] - weight @ centre, outputs[chosen], PENALTIES[chosen])
+    coefficient, held_out = fits[chosen]
+    weight = (frame.vh.T @ coefficient[:-1]).T / scale
+    return Readout(weight, coefficient[-1] - weight @ centre, held_out, PENALTIES[chosen])
 
 
-class _Path:
-    """Solve one penalty after the other, each from the solution of the one before."""
+def _apply(features: Float[Tensor, "k r"], coefficients: Float[Tensor, "r fits classes"]) -> Tensor:
+    """Return the logits `(k, fits, classes)` of every fit."""
+    return (features @ coefficients.flatten(1)).view(len(features), *coefficients.shape[1:])
 
-    def __init__(self, features: Tensor, answers: Tensor, curvature: Tensor) -> None:
-        self.features, self.answers, self.curvature = features, answers, curvature
-        self.coefficients = features.new_zeros(features.shape[1], answers.shape[1])
 
-    def advance(self, penalty: float) -> Tensor:
-        """Return coefficients `(d + 1, classes)` for a penalty; the last row is the bias, which is not penalised.
+def _advance(
+    coefficients: Float[Tensor, "r fits classes"],
+    features: Float[Tensor, "k r"],
+    answers: Float[Tensor, "k classes"],
+    fitted: Float[Tensor, "k fits"],
+    curvature: Float[Tensor, " r"],
+    *,
+    penalty: float,
+) -> Float[Tensor, "r fits classes"]:
+    """Go from one penalty's solution to the next; the last row of coefficients is the bias, which is not penalised.
 
-        Each step minimises Böhning's quadratic bound (1992), with Nesterov's momentum.
-        """
-        penalties = torch.full_like(self.curvature, penalty)
-        penalties[-1] = 0
-        rates = 1 / (self.curvature + penalties)[:, None]
-        point = self.coefficients
-        for step in range(STEPS):
-            gradient = self.features.T @ ((self.features @ point).softmax(-1) - self.answers)
-            updated = point - rates * (gradient + penalties[:, None] * point)
-            point = updated + step / (step + 3) * (updated - self.coefficients)
-            self.coefficients = updated
-        return self.coefficients
+    Each step minimises Böhning's quadratic bound (1992), with Nesterov's momentum.
+    """
+    penalties = torch.full_like(curvature, penalty)
+    penalties[-1] = 0
+    rates = 1 / (curvature + penalties)[:, None, None]
+    point = coefficients
+    for step in range(STEPS):
+        errors = (_apply(features, point).softmax(-1) - answers[:, None]) * fitted[:, :, None]
+        gradient = (features.T @ errors.flatten(1)).view_as(point) + penalties[:, None, None] * point
+        updated = point - rates * gradient
+        point = updated + step / (step + 3) * (updated - coefficients)
+        coefficients = updated
+    return coefficients
