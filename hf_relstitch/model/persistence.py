@@ -341,8 +341,8 @@ def load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: boo
     classes = kwargs.pop("num_labels", len(kwargs.get("id2label", config.id2label)))
     if classes != config.num_labels:
         raise StitchError(
-            f"{classes} classes are asked for and the head of the stitched model has {config.num_labels}: stitch it to a "
-            "head of others"
+            f"{classes} classes are asked for and the head of the stitched model has {config.num_labels}: stitch it to "
+            "a head of others"
         )
     if kwargs.pop("variant", None) is not None:
         raise StitchError("a stitched model has no variants of its weights: leave variant out, and give dtype=")
