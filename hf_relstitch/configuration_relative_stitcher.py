@@ -20,6 +20,7 @@ FORMAT_VERSION = 4
 """1 had nothing after the pooling, 2 no earlier layers, 3 no readout and other names of settings."""
 OLD_NAMES = {"scale": "norm", "stretch": "output_scale", "sharpness": "gamma"}
 """Settings of a translation as formats 1 to 3 named them; `scale` was "carry" or "mean"."""
+LARGEST, MOST_LAYERS = 10_000_000, 1_000
 SHARES = ("full", "adapter")
 
 
@@ -53,6 +54,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         trained: which of these parts were trained further since; the report is of what they were before.
         checksums: of the weight files.
         processor_files: names of the source's processor's files.
+        answer_checksums: of these files, and under `config.json` of the fields of the config that change an answer.
         share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
         encoder_fingerprint: of an adapter's source encoder, a hash of its weights; None where it is quantised.
         format_version: of this layout; a newer one than this package knows is refused.
@@ -88,6 +90,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         results: list[dict[str, Any]] | None = None,
         checksums: dict[str, str] | None = None,
         processor_files: list[str] | None = None,
+        answer_checksums: dict[str, str] | None = None,
         fingerprints: dict[str, str] | None = None,
         trained: list[str] | None = None,
         share: str = "full",
@@ -99,6 +102,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         check_format(
             format_version, supported=FORMAT_VERSION, what="the stitched model", written_by=hf_relstitch_version
         )
+        sizes = {"d_source": d_source, "d_target": d_target, "num_anchors": num_anchors}
+        _check_sizes(kwargs | sizes, head, after_pooling)
         self.source_config = _read_source_config(source_config)
         self.modality = modality
         self.pooling = pooling
@@ -119,6 +124,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.results = results or []
         self.checksums = checksums or {}
         self.processor_files = processor_files or []
+        self.answer_checksums = answer_checksums or {}
         self.fingerprints = fingerprints or {}
         self.trained = trained or []
         self.share = share
@@ -140,6 +146,9 @@ class RelativeStitcherConfig(PretrainedConfig):
 
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
+        temperature = self.logit_temperature
+        if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+            raise StitchError(f"the config's logit_temperature is {temperature!r}: expected a number above 0")
         if self.batching not in BATCHINGS:
             raise StitchError(f"the config's batching is {self.batching!r}: expected one of {', '.join(BATCHINGS)}")
         with torch.device("meta"):
@@ -181,6 +190,21 @@ def rename_settings(settings: dict[str, Any]) -> dict[str, Any]:
     renamed = {OLD_NAMES.get(name, name): value for name, value in settings.items()}
     norm = "mean" if renamed.get("norm") == "mean" else "keep"
     return renamed | {"norm": norm, "landmarks": sys.maxsize}
+
+
+def _check_sizes(sizes: dict[str, Any], *chains: Any) -> None:
+    """Refuse numbers that no model has, before memory is taken for them.
+
+    Raises:
+        StitchError: one is too large, or no whole number.
+    """
+    for name in ("d_source", "d_target", "num_anchors", "num_labels"):
+        if not isinstance(size := sizes.get(name, 0), int) or not 0 <= size <= LARGEST:
+            raise StitchError(f"the config's {name} is {size!r}: expected a whole number up to {LARGEST}")
+    for chain in chains:
+        layers = chain.get("layers", []) if isinstance(chain, dict) else chain or []
+        if isinstance(layers, list) and len(layers) > MOST_LAYERS:
+            raise StitchError(f"the config has a chain of {len(layers)} layers: expected {MOST_LAYERS} at most")
 
 
 def _read_source_config(content: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig | None:

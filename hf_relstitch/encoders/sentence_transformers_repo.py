@@ -187,8 +187,10 @@ def _dense(repo: Repo, path: str) -> list[nn.Module]:
     if file is None:
         raise _refused(repo, f"has no {path}/model.safetensors, and nothing else is read")
     try:
-        linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-        linear.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in load_file(file).items()})
+        with torch.device("meta"):  # no memory for numbers of a config before they are compared with the file's
+            linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+        tensors = {name.removeprefix("linear."): tensor.float() for name, tensor in load_file(file).items()}
+        linear.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise StitchError(f"{repo.name}: {path} is no whole Dense module ({error}): download it again") from error
     return [linear, *_activation(repo, config.get("activation_function", "torch.nn.modules.activation.Tanh"))]

@@ -40,6 +40,7 @@ def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iter
         written = Path(temporary, "whole")
         written.mkdir(mode=0o755)
         yield written
+        _give_usual_modes(written)
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             written.rename(folder)
@@ -96,6 +97,19 @@ def check_kind(folder: str | Path, *, model_type: str | None) -> None:
         raise StitchError(f"{folder} holds {found}, which saving there would spoil: give another folder")
 
 
+def _give_usual_modes(*places: Path) -> None:
+    """Give files the mode that any new file has there; safetensors makes its own readable by the owner alone."""
+    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*")) if file.is_file()]
+    for folder in {file.parent for file in files}:
+        usual = folder / f"{PARTIAL}mode"
+        usual.touch()
+        mode = usual.stat().st_mode & 0o777
+        usual.unlink()
+        for file in files:
+            if file.parent == folder:
+                file.chmod(mode)
+
+
 @contextmanager
 def whole_file(file: str | Path) -> Iterator[Path]:
     """A temporary file beside `file` that takes its place when the block ends without an error, and else is gone."""
@@ -105,6 +119,7 @@ def whole_file(file: str | Path) -> Iterator[Path]:
     written = file.with_name(f"{PARTIAL}{file.name}")
     try:
         yield written
+        _give_usual_modes(written)
         written.replace(file)
     except BaseException:
         written.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Saving and loading a stitched model: a folder that is whole, checked before it is read."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -32,6 +35,7 @@ REMEDY = (
     "AutoConfig and AutoModel, or save the two anchor sets and stitch again"
 )
 MERGE = "merge its adapter into it first, by model.merge_and_unload(), or "
+SETTINGS = ("modality", "pooling", "after_pooling", "batching", "translation", "logit_temperature", "head", "readout")
 INDEX = "model.safetensors.index.json"
 STUB_NAME = "relative_stitcher.py"
 STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch."""
@@ -101,6 +105,51 @@ def _check_listed(folder: Path, config: RelativeStitcherConfig) -> None:
         strange = set(weight_map(folder / INDEX).values()) - set(config.checksums)
         if strange:
             raise StitchError(f"{folder / INDEX} names {', '.join(sorted(strange))}, not in the config's list")
+
+
+def _settings_checksum(content: dict[str, Any]) -> str:
+    """A hash of the fields of a `config.json` that change an answer, the weights aside."""
+    fields = json.dumps({name: content.get(name) for name in SETTINGS}, sort_keys=True)
+    return f"xxh3_128:{xxhash.xxh3_128_hexdigest(fields.encode())}"
+
+
+def _check_answer_checksums(folder: Path, config: RelativeStitcherConfig) -> None:
+    """Compare the processor's files and the config's settings with what was saved.
+
+    Raises:
+        StitchError: one was altered, by damage or by hand.
+    """
+    for name, expected in config.answer_checksums.items():
+        if name != "config.json":
+            if name in config.processor_files:
+                verify_checksum(folder / name, expected)
+        elif _settings_checksum(read_json(folder / name)) != expected:
+            raise StitchError(
+                f"{folder / name} is damaged or was altered: one of {', '.join(SETTINGS)} is not what was saved; copy "
+                "or download it again, or change the model and save it"
+            )
+
+
+def _check_shapes(cls: Any, folder: Path, config: RelativeStitcherConfig) -> None:
+    """Compare the shapes that a config asks for with the headers of the weight files, before memory is taken for them.
+
+    Raises:
+        StitchError: they differ, or a file's header cannot be read.
+    """
+    with torch.device("meta"):
+        due = {name: [*tensor.shape] for name, tensor in cls(deepcopy(config)).state_dict().items()}
+    for name in config.checksums:
+        if not (folder / name).is_file():
+            continue  # said, with the others, by the checksums
+        try:
+            with safe_open(folder / name, "pt") as opened:
+                stored = {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise StitchError(f"{folder / name} is damaged ({error}): copy or download it again") from error
+        faults = [key for key, shape in stored.items() if due.get(key, shape) != shape]
+        if faults:
+            said = "; ".join(f"{key} of shape {tuple(stored[key])} and not {tuple(due[key])}" for key in faults)
+            raise StitchError(f"{folder.name} is not a whole stitched model: it has {said}: save or download it again")
 
 
 def _check_loaded(place: str, loading: dict[str, Any]) -> None:
@@ -322,6 +371,10 @@ def save_model(
         model.config.checksums = {file.name: checksum(file) for file in sorted(written.glob("*.safetensors"))}
         if not model.config.checksums:
             raise StitchError("transformers wrote no weights in this process: save in the main process")
+        model.config.answer_checksums = {
+            **{name: checksum(written / name) for name in model.config.processor_files},
+            "config.json": _settings_checksum(json.loads(model.config.to_json_string(use_diff=False))),
+        }
         model.config.save_pretrained(written)
         write_card(read_json(written / "config.json"), written, folder=folder, repo_id=repo_id)
 
@@ -348,6 +401,9 @@ def load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: boo
         raise StitchError("a stitched model has no variants of its weights: leave variant out, and give dtype=")
     for name in kwargs.keys() & config.to_dict().keys() - {"dtype"}:
         setattr(config, name, kwargs.pop(name))
+    _check_listed(folder, config)
+    _check_answer_checksums(folder, config)
+    _check_shapes(cls, folder, config)
     elsewhere = {name: kwargs.pop(name) for name in ENCODER_OPTIONS if name in kwargs and config.share == "adapter"}
     kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with _verified_weights(folder, config):
