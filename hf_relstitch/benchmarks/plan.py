@@ -180,12 +180,14 @@ class Bench:
         """
         rows, target = self.tables[cell.data], self.spaces[cell.data, cell.target]
         head = self.head(cell.data, cell.target, cell.head)
+        anchors = self.anchors(cell.data, cell.anchors, cell.seed)
         problem = Problem(
             source=self.spaces[cell.data, cell.source],
             target=target,
-            anchors=self.anchors(cell.data, cell.anchors, cell.seed),
+            anchors=anchors,
             tests=rows.tests,
             head=head,
+            labels=rows.labels[anchors],
             decoder=lambda anchors: self.decoder(cell, anchors),
         )
         made = answer(cell.method, problem)
