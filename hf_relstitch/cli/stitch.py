@@ -96,7 +96,7 @@ def recommend_command(
             typer.echo(json.dumps(rows, indent=2))
         else:
             _show_ranking(stitched, failed=rows[len(stitched) :])
-    if not stitched:
+    if len(stitched) < len(rows):
         raise typer.Exit(1)
 
 

@@ -112,7 +112,7 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     path = Path(name)
     reader = TABLES.get(path.suffix.lower()) if path.is_file() else None
     try:
-        table = _read_table(name, reader, columns, split) if reader else load_dataset(name, split=split)
+        table = read_table(name, reader, columns, split) if reader else load_dataset(name, split=split)
     except (DatasetsError, ValueError, OSError) as error:
         unread = f"is empty or cannot be read as {reader or 'a data set'}: {str(error.__cause__ or error).strip()}"
         unknown = f"is no text file, no folder, and no data set that could be loaded: {error}"
@@ -128,11 +128,12 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     return [_paths(values, folder) for values in read] if path.exists() else read
 
 
-def _read_table(name: str, reader: str, columns: Sequence[str | None], split: str) -> Any:
-    table = load_dataset(reader, data_files=name, split=split)
+def read_table(name: str, reader: str, columns: Sequence[str | None], split: str) -> Any:
+    """Read a Parquet, CSV or JSON file by its reader's name; words such as NA in these columns of a CSV are texts."""
+    table = load_dataset(reader, data_files={split: name}, split=split)
     if reader == "csv" and any(table.data[one].null_count for one in columns if one in table.column_names):
         as_texts = {"keep_default_na": False, "na_values": [""]}  # NA, null, None, which pandas takes for empty cells
-        return load_dataset(reader, data_files=name, split=split, **as_texts)
+        return load_dataset(reader, data_files={split: name}, split=split, **as_texts)
     return table
 
 
