@@ -1,6 +1,7 @@
 """Folders and files that appear whole or not at all, and checksums of what is in them."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from PIL import Image
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import SOUNDS, TABLES, check_filled, inputs_at
+
+STDIN = "-"
+"""Stands for the standard input, one input a line."""
 
 
 def reads_as_path(name: str) -> bool:
@@ -27,8 +31,9 @@ def read_inputs(
     split: str = "train",
     count: int | None = None,
 ) -> list[Any]:
-    """Inputs from a text file (one a line), an image or a sound, a folder of them, or a column, see `read_columns`.
+    """Inputs from a text file, an image or a sound, a folder of them, or a column, see `read_columns`.
 
+    A text file has one a line; `-` is the standard input, as one.
     Text files have no columns, and `column` is nothing to them. With `target_column` they are pairs: what the source
     takes, of `column`, and what the target takes. Of more than `count` so many are drawn, each time the same, in order.
 
@@ -37,7 +42,9 @@ def read_inputs(
     """
     path = Path(place)
     inputs: list[Any]
-    if target_column is not None:
+    if place == STDIN:
+        inputs = [line for line in sys.stdin.read().split("\n") if line.strip()]
+    elif target_column is not None:
         inputs = list(zip(*read_columns(place, [column, target_column], split=split, count=count), strict=True))
     elif not path.exists() or (column is not None and (path.is_dir() or path.suffix.lower() in TABLES)):
         inputs = read_columns(place, [column], split=split, count=count)[0]
