@@ -46,7 +46,8 @@ def translation(seed: int = 5) -> Translation:
 
 
 def test_a_translation_of_queries_moves_no_index(db: LanceDBConnection, client: ClientAPI) -> None:
-    back = translation_between(randn(40, D_OLD), randn(40, D_NEW, seed=1), translates="queries")
+    old = randn(80, D_OLD)
+    back = translation_between(old, old @ randn(D_OLD, D_NEW, seed=1), translates="queries")
     made = client.create_collection(next(names), embedding_function=None)
     made.add(ids=["a"], embeddings=randn(1, D_OLD).numpy())
     for move, place, old in ((move_table, db, "docs"), (move_collection, client, made.name)):

@@ -161,7 +161,8 @@ def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[A
         translation, name, commit = _read_translation(repo), repo.name, repo.commit
     name = Path(name).name if name and Path(name).is_dir() else name
     inner = translation.translation if isinstance(translation, SearchTranslation) else translation
-    ending = ":norm 1" if isinstance(translation, SearchTranslation) and translation.unit else ""
+    row_norm = translation.row_norm if isinstance(translation, SearchTranslation) else None
+    ending = "" if row_norm is None else f":norm {row_norm:g}"
     which = {
         "fingerprint": fingerprint(translation) + ending,
         "norm": inner.norm,

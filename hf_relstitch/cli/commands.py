@@ -11,7 +11,7 @@ from rich.table import Table
 
 from hf_relstitch.cli.printing import AsJson, Device, print_json, print_table, show, use_device
 from hf_relstitch.cli.stitch import Column, Force, recommend_command, stitch_command
-from hf_relstitch.core.options import Prefer, Role
+from hf_relstitch.core.options import Metric, Prefer, Role
 from hf_relstitch.version import __version__
 
 app = typer.Typer(
@@ -193,16 +193,20 @@ def pair_command(
     out: Annotated[Path, typer.Argument(help="File for the translation, NAME.safetensors, for translate.")],
     translates: Annotated[Role, typer.Option(help="What of a search is translated.")] = "documents",
     prefer: Annotated[Prefer, typer.Option(help="linear is one matrix, accuracy finds more.")] = "linear",
+    metric: Annotated[Metric, typer.Option(help="How the index searches; LanceDB and Chroma by l2.")] = "cosine",
     column: Annotated[str, typer.Option(help="Column, or tensor, of the latents.")] = "latents",
     target_column: Annotated[str | None, typer.Option(help="The same of the target, where it is another.")] = None,
+    ids: Annotated[str | None, typer.Option(help="Column, or tensor, of ids that pair the rows.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the translation between two encoders' latents, for a vector index; say what recall to expect."""
     from hf_relstitch.bulk import translation_between
+    from hf_relstitch.bulk.pairs import read_ids
     from hf_relstitch.data.latents import as_latents
 
     sides = as_latents(source, column=column), as_latents(target, column=target_column or column)
-    made = translation_between(*sides, translates=translates, prefer=prefer)
+    keys = (read_ids(source, ids), read_ids(target, ids)) if ids else None
+    made = translation_between(*sides, ids=keys, translates=translates, prefer=prefer, metric=metric)
     made.save(out)
     if as_json:
         print_json(made.report)
