@@ -88,7 +88,8 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None, force: bool
     repo, is_anchor_set = locate_artifact(repo_id, revision=revision)
     check_kind(folder, model_type=None if is_anchor_set else RelativeStitcher.config_class.model_type)
     is_taken = (folder / "config.json").is_file() or (folder / CONFIG_NAME).is_file()
-    if is_taken and not force and repo.name not in {name.partition("@")[0] for name in _shared_edits(folder)}:
+    pulled = {name.partition("@")[0] for name in _shared_edits(folder)}
+    if is_taken and not force and repo.name not in pulled and repo.folder().resolve() != folder.resolve():
         raise StitchError(
             f"{folder} holds something that is not of {repo.name}: give another folder, or --force to write over it"
         )
