@@ -24,6 +24,7 @@ from hf_relstitch.cli.quickstart import _hub_data
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.reading import read_inputs
 
+
 @dataclass
 class Done:
     """What a command printed."""

@@ -218,9 +218,7 @@ def translation_between(
     factor, row_norm = 1.0, 1.0 if unit else None
     if metric != "cosine" and not unit:
         counts = [len(wanted) for wanted in scorer.wanted]
-        search = MetricSearch(
-            metric, translates, splits[0].x, splits[0].y, scorer.rows, counts, scorer.num_nearest
-        )
+        search = MetricSearch(metric, translates, splits[0].x, splits[0].y, scorer.rows, counts, scorer.num_nearest)
         norm = float(y.norm(dim=1).mean())
         factor, is_level, found = choose_norms(search, held_out * (norm / held_out.norm(dim=1).mean()))
         row_norm = factor * norm if is_level else None
