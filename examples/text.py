@@ -44,7 +44,7 @@ model.save_pretrained(options.out)
 
 answers = pipeline("text-classification", model=options.out)(list(test["text"]), truncation=True, batch_size=32)
 own = fitted.score(target.encode(test["text"]).numpy(), test["label"])
-stitched = np.mean([int(answer["label"]) == label for answer, label in zip(answers, test["label"], strict=True)])
+stitched = np.mean([answer["label"] == str(label) for answer, label in zip(answers, test["label"], strict=True)])
 print(f"accuracy of the head: {own:.3f} on its own encoder, {stitched:.3f} on {options.source}")
 
 name = Path(options.data).name

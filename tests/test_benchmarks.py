@@ -18,7 +18,7 @@ from filelock import FileLock
 from hub_server import HubServer
 from launching import launch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from trained import trained_head
@@ -31,9 +31,12 @@ from hf_relstitch.benchmarks.end_to_end import _evaluate_model, raw_accuracy
 from hf_relstitch.benchmarks.hub_results import numbers_of
 from hf_relstitch.benchmarks.latent_cache import _settings_of
 from hf_relstitch.benchmarks.plan import _reordered
+from hf_relstitch.benchmarks.rows import read_rows
 from hf_relstitch.benchmarks.scores import score
-from hf_relstitch.benchmarks.suite import METHODS
+from hf_relstitch.benchmarks.suite import METHODS, DataSpec
+from hf_relstitch.benchmarks.yaml_schema import Document
 from hf_relstitch.cli import app
+from hf_relstitch.data.reading import read_inputs
 from hf_relstitch.metrics import Accuracy, script
 
 COMMAND = "from hf_relstitch.cli import main; main()"
@@ -198,8 +201,6 @@ def test_an_isometry_loses_nothing_and_absolute_does(latents: Path, tmp_path: Pa
 
 
 def test_native_accuracy_is_scikit_learns(latents: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     (cell, _) = run_suite(suite_of(latents), tmp_path, progress=False)["cells"]
     stored, order = load_file(latents), torch.randperm(600, generator=torch.Generator().manual_seed(0))[:560]
     x, y = stored["plain"][order].double().numpy(), stored["labels"][order].numpy()
@@ -602,8 +603,6 @@ def test_processes_wait_for_the_first_longer_than_a_collective_lasts_and_fail_wi
 
 
 def test_heads_are_scikit_learns(latents: Path) -> None:
-    from safetensors.torch import load_file
-
     from hf_relstitch.benchmarks.methods import train_head
 
     stored = load_file(latents)
@@ -624,3 +623,66 @@ def test_a_head_of_its_own_answers_in_the_order_of_the_datas_classes() -> None:
     assert list(moved.id2label.values()) == ["closed", "stormy", "calm"]
     torch.testing.assert_close(moved.module(latents), head.module(latents)[:, [2, 1, 0]])
     assert _reordered(head, [0, 1]) is head
+
+
+def stored(latents: Path, tmp_path: Path, **changes: torch.Tensor) -> Path:
+    """The stored latents with some tensors replaced."""
+    file = tmp_path / "stored.safetensors"
+    save_file(load_file(latents) | changes, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"labels": torch.zeros(540, dtype=torch.int64)},
+            "line 7: 'plain' has 600 rows and 'labels' has 540: expected the same inputs, row for row",
+        ),
+        ({"turned": torch.zeros(500, 12)}, "line 8: 'turned' has 500 rows and 'labels' has 600"),
+        ({"labels": torch.zeros(600, 4)}, "line 5: 'labels' is of shape (600, 4): expected (n,), one label a row"),
+        ({"plain": torch.zeros(600)}, "line 7: 'plain' is torch.float32 of shape (600,): expected (n, d) floats"),
+        ({"plain": torch.zeros(600, 12, dtype=torch.int64)}, "'plain' is torch.int64 of shape (600, 12): expected"),
+    ],
+)
+def test_stored_latents_and_labels_have_to_be_row_for_row(
+    changes: dict[str, torch.Tensor], message: str, latents: Path, tmp_path: Path
+) -> None:
+    file = stored(latents, tmp_path, **changes)
+    assert message in refused(tmp_path, yaml.safe_dump(suite_of(file), sort_keys=False))
+
+
+def test_latents_that_are_not_finite_fail_their_own_cells(latents: Path, tmp_path: Path) -> None:
+    spoiled = load_file(latents)["noise"]
+    spoiled[:, 3] = float("nan")
+    suite = suite_of(stored(latents, tmp_path, noise=spoiled), experiments=EXPERIMENTS)
+    suite["data"]["spaces"]["latents"]["noise"] = "noise"
+    suite["data"]["spaces"]["pairs"] = [["turned", "plain"], ["noise", "plain"], ["plain", "noise"]]
+    file = written(suite, tmp_path)
+    run = CliRunner().invoke(app, ["benchmark", str(file), "--out", str(tmp_path / "out")])
+    assert run.exit_code == 1, run.output
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {(cell["source"], cell["target"]) for cell in results["cells"]} == {("turned", "plain")}
+    failed = [failure for failure in results["failures"] if "method" in failure]
+    assert len(failed) == 4
+    assert all("noise has latents of spaces with not-a-number or infinite" in failure["error"] for failure in failed)
+    assert {one["experiment"]: one.get("encoder") for one in results["failures"] if "experiment" in one} == {
+        "reconstruction": "noise",
+        "scale": "noise",
+    }
+    assert results["singular_values"]["spaces"]["noise"] == []
+
+
+def test_an_encoder_without_a_model_is_told_that_stored_latents_need_none(latents: Path, tmp_path: Path) -> None:
+    suite = suite_of(latents) | {"encoders": {"plain": {}, "turned": {}}}
+    assert "stored latents, the latents: of a data set, need no encoders" in refused(tmp_path, yaml.safe_dump(suite))
+
+
+def test_a_word_of_a_csv_file_is_the_same_to_a_benchmark_as_to_stitch(tmp_path: Path) -> None:
+    words = ["NA", "null", "None", "nan", "storm", "coast"] * 20
+    file = tmp_path / "words.csv"
+    file.write_text("\n".join(["text,label", *(f"{word},{row % 2}" for row, word in enumerate(words))]))
+    content = {"path": str(file), "head_rows": 20, "test_rows": 20, "inputs": {"text": "text"}}
+    rows = read_rows("words", DataSpec(**content), Document({}), most_anchors=20, given=None)
+    assert sorted(rows.inputs["text"]) == sorted(read_inputs(str(file), column="text")) == sorted(words)
+    assert rows.labels.sum() == 60

@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pico
 import pytest
@@ -70,18 +73,20 @@ def test_stitch_offers_what_may_be_chosen() -> None:
         assert all(choice in refused for choice in (option, *choices))
 
 
-def test_inspect_shows_a_table(model: Path) -> None:
+def test_the_verdict_comes_last_with_what_to_type_next(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = run("inspect", model).stdout
     assert all(word in shown for word in ("stitched model", "tiny-bert", "agreement", "effective_rank"))
     report = json.loads(run("inspect", model, "--json").stdout)["report"]
-    first = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line][:5]
     agreement, low, high = (round(100 * one) for one in (report["agreement"], *report["agreement_interval"]))
-    assert first == [
-        ["verdict", "grade", report["verdict"]["grade"]],
-        ["", "reason", report["verdict"]["reason"]],
-        ["", "remedy", report["verdict"]["remedy"]],
-        ["expected agreement", "", f"{agreement} % ({low}–{high} %) of inputs"],
-        ["anchors", "", "80"],
+    lines = [re.split(r"  +", line.strip(), maxsplit=1) for line in shown.splitlines()]
+    assert len(lines) <= 25
+    assert lines[-6:] == [
+        ["anchors", "80"],
+        ["expected agreement", f"{agreement} % ({low}–{high} %) of inputs"],
+        ["verdict", report["verdict"]["grade"]],
+        ["reason", report["verdict"]["reason"]],
+        ["remedy", report["verdict"]["remedy"]],
+        ["next", f'hf-relstitch predict {model} "…"'],
     ]
     assert "{" not in shown
     assert not re.search(r"0\.\d{7}|[1-9]\.\d{4}", shown), "more than 4 digits"
@@ -92,16 +97,82 @@ def test_a_choice_is_shown_with_its_best_candidates(source_folder: str, target_f
     arguments = ("--anchors", tmp_path / "texts.txt", "--limit", "40", "--prefer", "auto")
     shown = run("stitch", source_folder, target_folder, tmp_path / "model", *arguments).stdout
     assert all(word in shown for word in ("best candidates", "gamma", "expected agreement", "do not use"))
-    assert f"Written to {tmp_path / 'model'}. Go on with: hf-relstitch predict {tmp_path / 'model'} " in shown
+    assert shown.endswith(f'next                hf-relstitch predict {tmp_path / "model"} "…"\n')
     description = json.loads(run("inspect", tmp_path / "model", "--json").stdout)
     assert description["report"]["num_anchors"] == 40
     assert description["selection"]["prefer"] == "auto"
-    listed = [f" {name} " in shown for name in description["best candidates"]]
+    (candidates,) = (line for line in shown.splitlines() if line.strip().startswith("best candidates"))
+    listed = [f"{name} " in candidates for name in description["best candidates"]]
     assert all(listed[:3])
     assert not any(listed[3:])
     scores = list(description["best candidates"].values())
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == description["selection"]["score"]
+
+
+def test_a_stitched_folder_is_not_written_over_unless_it_is_forced(
+    model: Path, source_folder: str, target_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("stitch", source_folder, target_folder, model, "--anchors", model.with_name("texts.txt"))
+    before = (model / "config.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode", None)  # it is told before
+        done = run(*arguments, status=1)
+    assert "model holds a stitched model already: give another folder, or --force" in " ".join(done.stderr.split())
+    assert (model / "config.json").read_bytes() == before
+    made = json.loads(run(*arguments, "--alpha", "0.5", "--force", "--json").stdout)
+    assert made == json.loads(run("inspect", model, "--json").stdout)
+
+
+def test_inputs_come_from_the_standard_input(
+    model: Path, source_folder: str, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO("\n".join(pico.texts(80)) + "\n\n"))
+    made = json.loads(
+        run(
+            "stitch", source_folder, target_folder, tmp_path / "out", "--anchors", "-", "--alpha", "0.5", "--json"
+        ).stdout
+    )
+    assert (made["report"]["num_anchors"], made["source"]["data"]) == (80, None)
+    assert made["report"]["agreement"] == json.loads(run("inspect", model, "--json").stdout)["report"]["agreement"]
+    monkeypatch.setattr(sys, "stdin", StringIO("storm hits\nquiet day\n"))
+    rows = json.loads(run("predict", model, "ships sail", "-", "--json").stdout)
+    assert [row["input"] for row in rows] == ["ships sail", "storm hits", "quiet day"]
+    monkeypatch.setattr(sys, "stdin", StringIO("\n"))
+    assert "- holds no input" in run("predict", model, "-", status=1).stderr
+
+
+def test_pooling_and_device_are_options(model: Path, source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    arguments = ("stitch", source_folder, target_folder, tmp_path / "out", "--anchors", model.with_name("texts.txt"))
+    made = json.loads(run(*arguments, "--pooling", "cls", "--device", "cpu", "--json").stdout)
+    assert made["source"]["pooling"] == "cls"
+    run("predict", tmp_path / "out", "storm hits", "--device", "cpu")
+    refused = run("predict", tmp_path / "out", "storm hits", "--device", "cuda:77", status=2).stderr
+    assert "cannot be used here" in refused
+
+
+def test_ids_are_not_cut_off_in_a_narrow_pipe(model: Path) -> None:
+    command = [sys.executable, "-c", "from hf_relstitch.cli import main; main()", "predict", str(model), "storm " * 40]
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120)
+    assert "storm " * 39 in done.stdout
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.0, 2.0, 4.0, 7.0])
+def test_ctrl_c_is_one_line(delay: float, tmp_path: Path) -> None:
+    script = "import hf_relstitch.cli as cli; print('ready', flush=True); cli.main()"
+    command = [sys.executable, "-c", script, "quickstart", "--out", str(tmp_path)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    said = [line for line in stderr.replace("\r", "\n").splitlines() if line.strip() and "it/s" not in line]
+    assert said[-1] == "interrupted: what was finished is kept; run the same command again"
+    assert "Traceback" not in stderr
+    assert "Aborted" not in stderr
 
 
 def test_inspect_describes_an_anchor_set(source: Encoder, tmp_path: Path) -> None:
@@ -273,7 +344,7 @@ def test_stitch_and_recommend_over_pairs_of_a_table_at_an_earlier_cut(source_fol
     description = json.loads(run("inspect", tmp_path / "model", "--json").stdout)
     assert description["target"]["pooling"].startswith("input of classifier.dense then ")
     assert RelativeStitcher.from_pretrained(tmp_path / "model").anchors.ids.equal(input_ids(pairs).sort().values)
-    ranked = json.loads(run("recommend", roberta, "-c", vit, source_folder, *anchors, "--json").stdout)
+    ranked = json.loads(run("recommend", roberta, "-c", vit, source_folder, *anchors, "--json", status=1).stdout)
     assert [row["candidate"] for row in ranked] == [vit, source_folder]
     assert ranked[0]["error"] is None
     assert "takes texts and what came in row 0 (counted from 0) and 39 others is a" in ranked[1]["error"]

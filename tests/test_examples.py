@@ -1,18 +1,20 @@
 """The examples, as a user runs them, and the cards in model_cards/ that they make."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import lancedb
+import pico
 import pytest
-from example_runs import pushed_card, run, shuffled_digits
+from datasets import Dataset
+from example_runs import FOLDER, pushed_card, run, shuffled_digits
 from hub_server import HubServer
 from test_cards import MODEL_CARDS, alike
 from transformers import pipeline
 
 from hf_relstitch import AnchorSet
-
-pytestmark = pytest.mark.slow
 
 
 def check_card(name: str, arguments: dict[str, object]) -> None:
@@ -23,6 +25,7 @@ def check_card(name: str, arguments: dict[str, object]) -> None:
     assert made_numbers == pytest.approx(kept_numbers, rel=0.02, abs=0.02)
 
 
+@pytest.mark.slow
 def test_text(tmp_path: Path, hub: HubServer) -> None:
     lines, arguments = run("text.py", tmp_path, hub)
     own, stitched = map(float, re.findall(r"[01]\.\d{3}", lines[1]))
@@ -32,6 +35,7 @@ def test_text(tmp_path: Path, hub: HubServer) -> None:
     check_card("text", arguments)
 
 
+@pytest.mark.slow
 def test_images(tmp_path: Path, hub: HubServer) -> None:
     lines, arguments = run("images.py", tmp_path, hub)
     assert lines[0].startswith("foretold agreement")
@@ -43,6 +47,7 @@ def test_images(tmp_path: Path, hub: HubServer) -> None:
     check_card("images", arguments)
 
 
+@pytest.mark.slow
 def test_anchors(tmp_path: Path, hub: HubServer) -> None:
     lines, arguments = run("anchors.py", tmp_path, hub)
     assert lines[0].startswith("120 anchors, each 384 wide")
@@ -52,6 +57,7 @@ def test_anchors(tmp_path: Path, hub: HubServer) -> None:
     check_card("anchors", arguments)
 
 
+@pytest.mark.slow
 def test_index(tmp_path: Path, hub: HubServer) -> None:
     lines, arguments = run("index.py", tmp_path, hub)
     recalls = {line.split(": recall@10 ")[0]: float(line.split()[-1]) for line in lines if "recall@10" in line}
@@ -61,3 +67,18 @@ def test_index(tmp_path: Path, hub: HubServer) -> None:
     assert 0 < float(foretold.split()[1]) <= 1
     moved = lancedb.connect(arguments["out"]).open_table("moved")
     assert (moved.count_rows(), moved.schema.field("vector").type.list_size) == (160, 768)
+
+
+def test_labels_that_are_texts_are_taken(source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    texts = pico.texts(300)
+    labels = ["storm" if "storm" in text else "coast" if "coast" in text else "none" for text in texts]
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict({"text": texts, "label": labels}).to_parquet(tmp_path / "data" / "train.parquet")
+    options = {"source": source_folder, "target": target_folder, "data": tmp_path / "data", "rows": 100}
+    arguments = [f"--{name}={value}" for name, value in (options | {"out": tmp_path / "out"}).items()]
+    command = [sys.executable, str(FOLDER / "text.py"), *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    own, stitched = map(float, re.findall(r"[01]\.\d{3}", done.stdout.splitlines()[-1]))
+    assert own > 0.4
+    assert stitched > 0  # an answer can be right

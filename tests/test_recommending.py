@@ -53,10 +53,13 @@ def test_from_the_shell(source_folder: str, target_folder: str, tmp_path: Path) 
     (tmp_path / "texts.txt").write_text("\n".join(pico.texts(60)))
     arguments = ("recommend", target_folder, "--anchors", tmp_path / "texts.txt", "--limit", "40")
     asked = [str(one) for one in (*arguments, "--candidates", source_folder, tmp_path / "missing", "--json")]
-    rows = json.loads(CliRunner().invoke(app, asked, catch_exceptions=False).stdout)
+    invoked = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert invoked.exit_code == 1  # a part failed
+    rows = json.loads(invoked.stdout)
     assert [row["candidate"] for row in rows] == [source_folder, str(tmp_path / "missing")]
     assert rows[1]["error"]
-    done = run(*arguments, "--candidates", source_folder, tmp_path / "missing")
+    assert "agreement" in run(*arguments, "--candidates", source_folder).stdout
+    done = run(*arguments, "--candidates", source_folder, tmp_path / "missing", status=1)
     assert all(word in done.stdout for word in ("agreement", "inputs/s", "tiny-bert"))
     assert f"{tmp_path / 'missing'} could not be stitched: " in done.stderr
     assert run(*arguments, "--candidates", tmp_path / "missing", status=1).stdout == ""

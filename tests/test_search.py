@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
@@ -23,6 +25,12 @@ preferences = pytest.mark.parametrize("prefer", ["linear", "auto"])
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pairs(count: int, d_old: int, d_new: int, *, noise: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two encoders' latents of the same inputs: one is linear in the other, and noise."""
+    old = randn(count, d_old, seed=1)
+    return old, old @ randn(d_old, d_new, seed=2) + noise * randn(count, d_new, seed=3)
 
 
 def test_a_rotation_is_found_between_two_sides() -> None:
@@ -45,7 +53,7 @@ def test_a_rotation_is_found_between_two_sides() -> None:
     ],
 )
 def test_latents_are_paired_in_whatever_they_are_kept(given: Callable[[torch.Tensor], Any]) -> None:
-    old, new = (randn(64, 4, seed=seed).bfloat16().float() for seed in (1, 2))
+    old, new = (side.bfloat16().float() for side in pairs(64, 4, 4))
     found = translation_between(given(old), given(new))
     expected = translation_between(old.numpy(), new.numpy())
     assert found.translation.weight.equal(expected.translation.weight)
@@ -55,7 +63,8 @@ def test_latents_are_paired_in_whatever_they_are_kept(given: Callable[[torch.Ten
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("prefer", ["linear", "auto"])
 def test_latents_of_norm_1_are_translated_to_such(dtype: torch.dtype, prefer: Any) -> None:
-    old, new = randn(300, 12, seed=1), functional.normalize(randn(300, 12, seed=2), dim=1).bfloat16()
+    old, new = pairs(300, 12, 12)
+    new = functional.normalize(new, dim=1).bfloat16()
     found = translation_between(old, new, prefer=prefer)
     asked = randn(40, 12, seed=3)
     made = found(asked.to(dtype))
@@ -85,8 +94,9 @@ def test_sides_that_cannot_be_paired_are_refused(sides: tuple[torch.Tensor, torc
 @preferences
 @pytest.mark.parametrize("norm_1", [True, False])
 def test_a_file_gives_the_same_translation(prefer: Any, norm_1: bool, tmp_path: Path) -> None:
-    new = functional.normalize(randn(80, 5, seed=2), dim=1) if norm_1 else randn(80, 5, seed=2)
-    made = translation_between(randn(80, 4, seed=1), new, prefer=prefer, translates="queries")
+    old, new = pairs(80, 4, 5)
+    new = functional.normalize(new, dim=1) if norm_1 else new
+    made = translation_between(old, new, prefer=prefer, translates="queries")
     made.save(tmp_path / "to-old.safetensors")
     found = SearchTranslation.load(tmp_path / "to-old.safetensors")
     asked = randn(30, 4, seed=3)
@@ -97,7 +107,7 @@ def test_a_file_gives_the_same_translation(prefer: Any, norm_1: bool, tmp_path: 
 
 @preferences
 def test_files_are_translated_by_a_file(prefer: Any, tmp_path: Path) -> None:
-    made = translation_between(randn(80, 4, seed=1), randn(80, 5, seed=2), prefer=prefer)
+    made = translation_between(*pairs(80, 4, 5), prefer=prefer)
     made.save(tmp_path / "to-new.safetensors")
     latents = randn(100, 4, seed=3)
     np.save(tmp_path / "old.npy", latents.numpy())
@@ -122,7 +132,8 @@ def test_how_latents_are_made_is_part_of_what_a_translation_is(tmp_path: Path) -
 
 def test_a_row_of_zeros_changes_nothing() -> None:
     """Nor does a row that is there already: they would be found by each other, and let latents have any norm."""
-    x, y = randn(80, 4, seed=1), functional.normalize(randn(80, 5, seed=2), dim=1)
+    x, y = pairs(80, 4, 5)
+    y = functional.normalize(y, dim=1)
     clean = translation_between(x, y)
     odd = torch.cat([x, x[:9], torch.zeros(2, 4), x[:1]]), torch.cat([y, y[:9], y[:2], torch.zeros(1, 5)])
     found = translation_between(*odd)
@@ -142,9 +153,8 @@ def test_latents_of_any_norm_are_translated_to_the_mean_of_the_target(prefer: An
 
 
 def test_what_is_told_is_held_out_of_the_fit() -> None:
-    """Latents without a relation, that are wide enough to be learned by heart."""
-    made = translation_between(randn(60, 64, seed=1), randn(60, 64, seed=2))
-    assert made.report["recall"] < 0.4
+    """Latents that are wide enough to be learned by heart."""
+    assert translation_between(*pairs(60, 64, 64, noise=8)).report["recall"] < 0.6
 
 
 def test_words_that_are_not_known_are_refused() -> None:
@@ -156,7 +166,7 @@ def test_words_that_are_not_known_are_refused() -> None:
 
 
 def test_a_file_needs_a_folder_and_has_no_revision(tmp_path: Path) -> None:
-    made = translation_between(randn(40, 3), randn(40, 3, seed=1))
+    made = translation_between(*pairs(40, 3, 3))
     with pytest.raises(StitchError, match=r"there is no folder .*missing to write made.st into: make it first"):
         made.save(tmp_path / "missing" / "made.st")
     made.save(tmp_path / "made.st")
@@ -168,7 +178,8 @@ def test_a_file_needs_a_folder_and_has_no_revision(tmp_path: Path) -> None:
 
 @preferences
 def test_the_shell_pairs_files_and_translates_by_them(prefer: str, tmp_path: Path) -> None:
-    old, new = randn(80, 4, seed=1), functional.normalize(randn(80, 5, seed=2), dim=1)
+    old, new = pairs(80, 4, 5)
+    new = functional.normalize(new, dim=1)
     np.save(tmp_path / "old.npy", old.numpy())
     save_file({"vectors": new}, tmp_path / "new.safetensors")
     files = [str(tmp_path / name) for name in ("new.safetensors", "old.npy", "to-old.safetensors")]
@@ -207,7 +218,7 @@ def rewritten(file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, s
 )
 def test_a_damaged_file_is_refused(change: Any, message: str, tmp_path: Path) -> None:
     file = tmp_path / "made.safetensors"
-    translation_between(randn(40, 4, seed=1), randn(40, 5, seed=2)).save(file)
+    translation_between(*pairs(40, 4, 5)).save(file)
     rewritten(file, change)
     with pytest.raises(StitchError, match=message):
         SearchTranslation.load(file)
@@ -217,7 +228,154 @@ def test_a_file_that_is_not_there_or_cut_off_is_told_of(tmp_path: Path) -> None:
     file = tmp_path / "made.safetensors"
     with pytest.raises(StitchError, match=r"made.safetensors is not a whole file of a translation for search"):
         translate_files(file, tmp_path, tmp_path / "out")
-    translation_between(randn(40, 4, seed=1), randn(40, 5, seed=2)).save(file)
+    translation_between(*pairs(40, 4, 5)).save(file)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(StitchError, match="is not a whole file of a translation for search"):
         translate_files(str(file), tmp_path, tmp_path / "out")
+
+
+def shuffled(rows: torch.Tensor, count: int) -> torch.Tensor:
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(5))
+    return torch.cat([rows[:count][order], rows[count:]])
+
+
+@pytest.mark.parametrize("translates", ["documents", "queries"])
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda rows: shuffled(rows, len(rows)), lambda rows: rows.roll(1, 0), lambda rows: shuffled(rows, len(rows) // 2)],
+    ids=["shuffled", "off by one", "half of them"],
+)
+def test_pairs_that_do_not_correspond_are_refused(
+    spoil: Callable[[torch.Tensor], torch.Tensor], translates: Any
+) -> None:
+    old, new = pairs(400, 16, 24)
+    with pytest.raises(StitchError, match=r"of the pairs do not correspond.*Give latents of the same inputs, row for"):
+        translation_between(old, spoil(new), translates=translates)
+
+
+def test_some_pairs_that_do_not_correspond_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    old, new = pairs(400, 16, 24)
+    assert translation_between(old, new).report["mismatched"] < 0.05
+    assert not caplog.records
+    report = translation_between(old, shuffled(new, 60)).report
+    assert report["mismatched"] == pytest.approx(0.15, abs=0.06)
+    assert "of the pairs do not correspond" in caplog.text
+
+
+def test_rows_are_paired_by_ids() -> None:
+    old, new = pairs(400, 16, 24)
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(7)).tolist()
+    ids = [f"document {row}" for row in range(400)], [f"document {row}" for row in order] + ["of no source"]
+    found = translation_between(old, torch.cat([new[order], new[:1]]), ids=ids)
+    expected = translation_between(old, new)
+    assert found.translation.weight.equal(expected.translation.weight)
+    assert found.report == expected.report
+    for wrong, message in {
+        (("a",) * 400, tuple(ids[1])): r"id 'a' of the source stands in rows 0 and 1",
+        (tuple(ids[0][:-1]), tuple(ids[1])): "the source has 400 rows and 399 ids: expected one id a row",
+        (tuple(range(400)), tuple(ids[1])): "source and target have no id in common",
+    }.items():
+        with pytest.raises(StitchError, match=message):
+            translation_between(old, torch.cat([new[order], new[:1]]), ids=wrong)
+
+
+def test_few_pairs_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert translation_between(*pairs(40, 4, 5)).report["pairs"] == 40
+    assert "40 pairs are few, and what is expected of them is known to ± 0." in caplog.text
+
+
+def found_by(metric: str, queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    near = {"l2": -torch.cdist(queries, documents), "ip": queries @ documents.T}
+    near["cosine"] = functional.normalize(queries, dim=1) @ functional.normalize(documents, dim=1).T
+    return near[metric].topk(10).indices
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+@pytest.mark.parametrize("translates", ["documents", "queries"])
+def test_what_is_told_is_of_the_metric_that_the_index_searches_by(metric: Any, translates: Any) -> None:
+    """Latents whose norms differ by a lot."""
+    old, new = pairs(3000, 16, 24, noise=1.5)
+    norms = 0.3 + torch.rand(3000, 1, generator=torch.Generator().manual_seed(6))
+    old, new = norms * old, norms * new
+    sides = (old, new) if translates == "documents" else (new, old)
+    made = translation_between(*(side[:1000] for side in sides), translates=translates, metric=metric)
+    assert made.metric == made.report["metric"] == metric
+    nearest, count, shares = made.report["nearest"], made.report["documents"], []
+    for start in range(1000, 2000, count):
+        rest, ask = ([side[rows] for side in sides] for rows in (slice(start, start + count), slice(2000, None)))
+        if translates == "documents":
+            wanted, found = found_by(metric, ask[1], rest[1]), found_by(metric, ask[1], made(rest[0]))
+        else:
+            wanted, found = found_by(metric, ask[0], rest[0]), found_by(metric, made(ask[0]), rest[1])
+        hits = wanted[:, :nearest, None] == found[:, None, :nearest]
+        shares.append(float(hits.any(-1).double().mean()))
+    assert made.report["recall"] == pytest.approx(sum(shares) / len(shares), abs=0.05)
+
+
+def test_a_file_keeps_metric_and_norm(tmp_path: Path) -> None:
+    old, new = pairs(400, 16, 24)
+    made = translation_between(old, new, metric="l2")
+    made.row_norm = 2.5
+    made.save(tmp_path / "made.safetensors")
+    found = SearchTranslation.load(tmp_path / "made.safetensors")
+    assert (found.metric, found.row_norm, found.unit, found.report) == ("l2", 2.5, False, made.report)
+    assert (found(old).norm(dim=1) - 2.5).abs().max() < 1e-4
+    with pytest.raises(StitchError, match="metric is 'dot': it has to be one of cosine, l2, ip"):
+        translation_between(old, new, metric="dot")  # type: ignore[arg-type]
+
+
+def with_row(row: Any) -> list[Any]:
+    rows: list[Any] = list(pairs(64, 4, 4)[0].numpy())
+    rows[7] = row
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        (with_row(None), r"row 7 of the source is None, as of a failed encoding: leave such pairs out"),
+        (with_row([1.0, 2.0]), r"row 7 of the source has shape \(2,\), and row 0 has 4: expected rows of floats"),
+        (with_row([1.0, None, 2.0, 3.0]), "row 7 of the source has values that are not numbers"),
+        (with_row(b"1234"), r"row 7 of the source is bytes: expected rows of floats, \(k, d\); np.frombuffer"),
+        (with_row("a text"), "row 7 of the source is str: expected rows of floats.*encode texts first"),
+        (with_row(1.0), r"row 7 of the source has shape \(\)"),
+        (with_row(np.ones(4) * 1j), "row 7 of the source has complex numbers"),
+        (with_row([1.0, float("nan"), 2.0, 3.0]), "row 7 of the source has not-a-number or infinite values"),
+        (["a text"] * 64, "row 0 of the source is str"),
+        ("latents.npy", "the source is a str: expected rows of floats"),
+        (np.ones((64, 4), complex), "the source has complex numbers"),
+        (np.ones((64, 4), np.uint8), "the source is torch.uint8, quantised or packed bits"),
+        (torch.ones(64, 4, dtype=torch.int8), "the source is torch.int8, quantised or packed bits"),
+        (np.array([["a", "b"]] * 64), "the source has values that are not numbers"),
+        ([[1.0, 2.0]] * 32 + [[1.0]] * 32, r"row 32 of the source has shape \(1,\), and row 0 has 2"),
+    ],
+)
+def test_what_is_no_latent_is_told_with_its_row(side: Any, message: str) -> None:
+    with pytest.raises(StitchError, match=message):
+        translation_between(side, pairs(64, 4, 4)[1])
+    with pytest.raises(StitchError, match=message.replace("source", "target")):
+        translation_between(pairs(64, 4, 4)[1], side)
+
+
+def test_columns_of_tables_are_latents() -> None:
+    old, new = pairs(64, 4, 4)
+    expected = translation_between(old, new).report
+    column = pa.array(old.tolist())
+    frame = pa.table({"latents": column}).to_pandas()
+    for side in (column, pa.chunked_array([column]), frame["latents"], frame["latents"].tolist(), old.double().numpy()):
+        assert translation_between(side, new).report == expected
+
+
+def test_the_shell_pairs_by_ids_for_a_metric(tmp_path: Path) -> None:
+    old, new = pairs(400, 8, 8)
+    ids = list(range(400))
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(7)).tolist()
+    floats = pa.list_(pa.float32())
+    pq.write_table(pa.table({"latents": pa.array(old.tolist(), floats), "id": ids}), tmp_path / "old.parquet")
+    pq.write_table(pa.table({"latents": pa.array(new[order].tolist(), floats), "id": order}), tmp_path / "new.parquet")
+    arguments = [str(tmp_path / name) for name in ("old.parquet", "new.parquet", "made.safetensors")]
+    done = CliRunner().invoke(app, ["pair", *arguments, "--ids", "id", "--metric", "l2", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == pytest.approx(translation_between(old, new, metric="l2").report)
+    failed = CliRunner().invoke(app, ["pair", *arguments])
+    assert "of the pairs do not correspond" in str(failed.exception)

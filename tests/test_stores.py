@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def translation(seed: int = 5) -> Translation:
 
 
 def test_a_translation_of_queries_moves_no_index(db: LanceDBConnection, client: ClientAPI) -> None:
-    back = translation_between(randn(40, D_OLD), randn(40, D_NEW, seed=1), translates="queries")
+    old = randn(80, D_OLD)
+    back = translation_between(old, old @ randn(D_OLD, D_NEW, seed=1), translates="queries")
     made = client.create_collection(next(names), embedding_function=None)
     made.add(ids=["a"], embeddings=randn(1, D_OLD).numpy())
     for move, place, old in ((move_table, db, "docs"), (move_collection, client, made.name)):
@@ -388,3 +390,135 @@ def test_an_index_of_glosses_in_use(
     assert cut_to_size < 0.05
     assert translated > before + 0.05
     assert moved > before + 0.1
+
+
+def begun_and_killed(db: LanceDBConnection) -> pa.Table:
+    before = db.open_table("docs").to_arrow()
+    move_and_be_killed(db.uri, "docs", "moved")
+    return before
+
+
+def test_a_table_made_again_in_another_order_is_not_gone_on_with(db: LanceDBConnection) -> None:
+    """Neither under the same version number nor under another one is it the table that the move began with."""
+    content = begun_and_killed(db)
+    for versions in (0, 3):
+        db.drop_table("docs")
+        table = db.create_table("docs", content.take(pa.array(range(len(content) - 1, -1, -1))))
+        for _ in range(versions):
+            table.add(rows(0, 1))
+            table.delete("id = 0")
+        with pytest.raises(StitchError, match=r"begun from another docs than there is now.* Drop moved-partial"):
+            move_table(translation(), db, "docs", "moved", batch_size=100, progress=False)
+    assert tables(db) == ["docs", "moved-partial"]
+    db.drop_table("moved-partial")
+    move_table(translation(), db, "docs", "moved", batch_size=100, progress=False)
+    assert len(set(db.open_table("moved").to_arrow()["id"].to_pylist())) >= 513
+
+
+def test_vectors_that_were_replaced_are_not_gone_on_with(db: LanceDBConnection) -> None:
+    content = begun_and_killed(db)
+    db.drop_table("docs")
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(randn(len(content) * D_OLD, seed=8).numpy()), D_OLD)
+    db.create_table("docs", content.set_column(1, content.schema.field(1), vectors))
+    with pytest.raises(StitchError, match="was begun from another docs"):
+        move_table(translation(), db, "docs", "moved", batch_size=100, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:optimize")
+def test_a_move_goes_on_after_old_versions_were_removed(db: LanceDBConnection) -> None:
+    before = begun_and_killed(db)
+    db.open_table("docs").optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+    rest: list[int] = []
+    watched = translation()
+    watched.register_forward_pre_hook(lambda _, given: rest.append(len(given[0])))
+    assert move_table(watched, db, "docs", "moved", batch_size=100, progress=False) == 514
+    after = db.open_table("moved").to_arrow()
+    assert after["id"] == before["id"]
+    assert torch.allclose(vectors_of(after), translation()(vectors_of(before)), atol=1e-5)
+
+
+def test_a_move_goes_on_once_rows_without_a_vector_are_removed(tmp_path: Path) -> None:
+    db = lancedb.connect(tmp_path / "db")
+    db.create_table("docs", schema=rows().schema).add(rows(0, 300))
+    db.open_table("docs").add(spoiled(None).set_column(0, "id", pa.array(range(300, 350))))
+    with pytest.raises(StitchError, match=r"from its row 300 on: row 30 has no latent \(null\)"):
+        move_table(translation(), db, "docs", "moved", batch_size=100, progress=False)
+    db.open_table("docs").delete("vector IS NULL")
+    assert move_table(translation(), db, "docs", "moved", batch_size=100, progress=False) == 349
+    moved = db.open_table("moved").to_arrow()["id"].to_pylist()
+    assert moved == [row for row in range(350) if row != 330]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "x y", "é"])
+def test_a_name_that_no_table_can_have_is_refused_first(name: str, db: LanceDBConnection) -> None:
+    with pytest.raises(StitchError, match="cannot name a LanceDB table: use letters"):
+        move_table(translation(), db, "docs", name, progress=False)
+    assert tables(db) == ["docs"]
+
+
+@pytest.mark.parametrize("name", ["", "a", "..", "x..y", "ab-", "1.2.3.4", "x y", "a" * 505])
+def test_a_name_that_no_collection_can_have_is_refused_first(name: str, client: ClientAPI) -> None:
+    old = next(names)
+    collection(client, old)
+    with pytest.raises(StitchError, match="cannot name a Chroma collection: use 3 to 504 letters"):
+        move_collection(translation(), client, old, name, progress=False)
+    assert listed(client, f"{name}-partial") == []
+
+
+def square(seed: int = 5) -> Translation:
+    made = Translation(D_OLD, D_OLD, norm="keep")
+    made.weight, made.bias, made.centre = randn(D_OLD, D_OLD, seed=seed), randn(D_OLD, seed=6), torch.zeros(D_OLD)
+    return made
+
+
+def test_the_same_translation_is_not_applied_twice(db: LanceDBConnection, client: ClientAPI) -> None:
+    name = next(names)
+    collection(client, name)
+    for move, place, old in ((move_table, db, "docs"), (move_collection, client, name)):
+        move(square(), place, old, f"{old}-new", progress=False)
+        with pytest.raises(StitchError, match=f"{old}-new was translated by this model already"):
+            move(square(), place, f"{old}-new", f"{old}-newer", progress=False)
+        move(square(seed=8), place, f"{old}-new", f"{old}-newer", progress=False)
+
+
+def test_rows_of_zeros_stay_zeros_and_are_counted(
+    tmp_path: Path, client: ClientAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    db, name = lancedb.connect(tmp_path / "db"), next(names)
+    db.create_table("docs", spoiled(0.0))
+    move_table(translation(), db, "docs", "moved", progress=False)
+    vectors = vectors_of(in_order(db.open_table("moved")))
+    assert [row for row, vector in enumerate(vectors) if not vector.any()] == [30]
+    assert "1 rows of docs are zeros" in caplog.text
+    old = client.create_collection(name, embedding_function=None)
+    old.add(ids=["zeros", "else"], embeddings=[[0.0] * D_OLD, [1.0] * D_OLD])
+    move_collection(translation(), client, name, f"{name}-moved", progress=False)
+    found = {record: any(vector) for record, (*_, vector) in records(client, f"{name}-moved").items()}
+    assert found == {"zeros": False, "else": True}
+    assert f"1 rows of {name} are zeros" in caplog.text
+
+
+def test_records_with_a_uri_and_without_metadata_are_moved(client: ClientAPI) -> None:
+    name = next(names)
+    old = client.create_collection(name, embedding_function=None)
+    old.add(ids=["a"], embeddings=randn(1, D_OLD).numpy(), uris=["file:///a"])
+    old.add(ids=["b"], embeddings=randn(1, D_OLD).numpy(), uris=["file:///b"], metadatas=[{"row": 1}])
+    old.add(ids=["c"], embeddings=randn(1, D_OLD).numpy(), documents=["a document"])
+    before = records(client, name)
+    move_collection(translation(), client, name, f"{name}-moved", progress=False)
+    after = records(client, f"{name}-moved")
+    assert {record: kept[:3] for record, kept in after.items()} == {record: kept[:3] for record, kept in before.items()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:create_fts_index is deprecated")
+def test_what_is_not_moved_is_named(
+    tmp_path: Path, db: LanceDBConnection, client: ClientAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    db.open_table("docs").create_fts_index("document")
+    move_table(translation(), str(db.uri), db.open_table("docs"), "moved", progress=False)
+    assert "moved gets none of the indexes of docs: make them in it: document_idx (FTS of document)" in caplog.text
+    name = next(names)
+    old = client.create_collection(name)  # with Chroma's own embedding function
+    old.add(ids=["a"], embeddings=randn(1, D_OLD).numpy())
+    move_collection(translation(), client, old, f"{name}-moved", progress=False)
+    assert f"{name} is filled by the embedding function 'default', which is not the new encoder" in caplog.text

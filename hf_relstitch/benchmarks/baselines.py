@@ -1,10 +1,16 @@
-"""What others would do: from anchors `x`, `y` and queries `q`, all float64, to target latents of the queries."""
+"""What others would do with anchors `x`, `y` and queries `q`, all float64.
+
+`PEERS` give target latents of the queries; `fit_logistic` gives a new head for the source's latents.
+"""
+
+from copy import deepcopy
 
 import numpy as np
 import torch
 from scipy.linalg import svd
 from sklearn.linear_model import LinearRegression, RidgeCV
-from torch import Tensor
+from sklearn.model_selection import KFold
+from torch import Tensor, nn
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.relative import directions
@@ -12,6 +18,10 @@ from hf_relstitch.core.translation import mean_norm
 
 LATENTIS = "latentis==0.0.8 GitPython gitdb smmap python-dotenv"
 """What its Procrustes imports; all that it depends on is much more."""
+PENALTIES = np.logspace(-3, 3, 13)
+"""Penalties of ridge regression on rows of norm 1."""
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+"""Inverse penalties C of logistic regression on rows of norm 1."""
 
 
 def _padded(x: Tensor, width: int) -> Tensor:
@@ -35,10 +45,12 @@ def _affine(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     return torch.tensor(LinearRegression().fit(x.numpy(), y.numpy()).predict(q.numpy()))
 
 
-def ridge(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
-    """Ridge regression with an offset, its penalty among 13 by leave-one-out error."""
-    penalties = np.logspace(-4, 2, 13) * float((x - x.mean(0)).square().sum(0).mean())
-    return torch.tensor(RidgeCV(alphas=penalties).fit(x.numpy(), y.numpy()).predict(q.numpy()))
+def _ridge(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+    """Return scikit-learn's `RidgeCV` from centred and normalised latents, brought to the target's mean norm."""
+    centre, target_centre = x.mean(0), y.mean(0)
+    model = RidgeCV(alphas=PENALTIES).fit(directions(x, centre=centre).numpy(), y.numpy())
+    away = torch.tensor(model.predict(directions(q, centre=centre).numpy())) - target_centre
+    return target_centre + away * (mean_norm(y - target_centre) / mean_norm(away))
 
 
 def _ortho(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
@@ -83,8 +95,73 @@ PEERS = {
     "absolute": _absolute,
     "least-squares": _least_squares,
     "affine": _affine,
-    "ridge": ridge,
+    "ridge": _ridge,
     "ortho": _ortho,
     "procrustes": _procrustes,
     "latentis": _latentis,
 }
+
+
+def fit_logistic(x: Tensor, answers: Tensor) -> nn.Sequential:
+    """Fit a logistic head on latents `(k, d)` to probabilities `(k, classes)`; rows of labels are 0 and 1.
+
+    Latents are centred and normalised. C is the first of `STRENGTHS` whose cross-entropy to the answers, in five folds,
+    the next one does not lower.
+    """
+    centre = x.mean(0)
+    unit = directions(x, centre=centre)
+    folds = list(KFold(5, shuffle=True, random_state=0).split(unit))
+    heads: list[nn.Linear | None] = [None] * len(folds)
+    best, least = STRENGTHS[0], float("inf")
+    for strength in STRENGTHS:
+        loss = 0.0
+        for place, (fitted, held_out) in enumerate(folds):
+            heads[place] = head = logistic_head(unit[fitted], answers[fitted], strength=strength, start=heads[place])
+            loss += float(nn.functional.cross_entropy(head(unit[held_out]), answers[held_out], reduction="sum"))
+        if loss >= least:
+            break
+        best, least = strength, loss
+    return nn.Sequential(_Directions(centre), logistic_head(unit, answers, strength=best))
+
+
+class _Directions(nn.Module):
+    """Directions of latents, seen from a centre."""
+
+    def __init__(self, centre: Tensor) -> None:
+        super().__init__()
+        self.centre = centre
+
+    def forward(self, x: Tensor) -> Tensor:
+        return directions(x, centre=self.centre)
+
+
+def logistic_head(
+    x: Tensor, answers: Tensor, *, strength: float, start: nn.Linear | None = None, tolerance: float = 1e-4
+) -> nn.Linear:
+    """Minimise `C·Σ cross-entropy + ‖W‖²/2` for a strength C, from a head to start with.
+
+    It is scikit-learn's `LogisticRegression`, which takes no soft answers, and its default tolerance.
+    """
+    linear = deepcopy(start) or nn.Linear(x.shape[1], answers.shape[1], dtype=x.dtype)
+    if start is None:
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    linear.requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        linear.parameters(),
+        max_iter=300,
+        history_size=10,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        total = nn.functional.cross_entropy(linear(x), answers) + linear.weight.square().sum() / (2 * strength * len(x))
+        total.backward()
+        return float(total.detach())
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return linear.requires_grad_(False)

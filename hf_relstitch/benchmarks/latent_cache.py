@@ -64,7 +64,8 @@ def check_models(suite: Suite, document: Document, given: Mapping[str, Encoder])
             raise document.error(
                 ("encoders", name),
                 f"encoder {name!r} has no model: give model (an encoder) or classifier (with its head), a folder or a "
-                "Hub id; or the encoder itself by run_suite(encoders=…)",
+                "Hub id; or the encoder itself by run_suite(encoders=…); stored latents, the latents: of a data set, "
+                "need no encoders: leave it out",
             )
         try:
             if locate(place, revision=spec.revision).file("config.json") is None:

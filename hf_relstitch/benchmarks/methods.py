@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from hf_relstitch.benchmarks.baselines import PEERS
+from hf_relstitch.benchmarks.baselines import PEERS, fit_logistic
 from hf_relstitch.benchmarks.latent_cache import Space
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import apply_head
@@ -26,6 +26,11 @@ FIXED = {
     "inversion-pruned": TranslationSettings(alpha=0.0, ridge=0.0, norm="mean", pruning=0.2, subspaces=8),
     "parseval": TranslationSettings(alpha=0.5, ridge=0.0),
 }
+HEADS: dict[str, Callable[["Problem"], nn.Module]] = {
+    "distillation": lambda problem: fit_logistic(problem.x.double(), problem.native.softmax(-1)),
+    "fresh-head": lambda problem: fit_logistic(problem.x.double(), problem.one_hot),
+}
+"""New heads for the source's latents: fitted to the target head's probabilities, or to true labels."""
 NEVER = -1e4
 """The logit of a class that no row for the head has."""
 
@@ -34,7 +39,8 @@ NEVER = -1e4
 class Problem:
     """What a method gets: both sides' spaces, the rows of the anchors and of the test, and the target's head.
 
-    `decoder(anchors)` trains a head of the same kind on the target's latents relative to these anchors.
+    `labels` are the anchors', which only a fresh head sees. `decoder(anchors)` trains a head of the same kind on the
+    target's latents relative to these anchors.
     """
 
     source: Space
@@ -42,6 +48,7 @@ class Problem:
     anchors: Tensor
     tests: slice
     head: Head
+    labels: Tensor
     decoder: Callable[[Tensor], nn.Linear]
 
     @property
@@ -53,6 +60,16 @@ class Problem:
     def y(self) -> Tensor:
         """Target anchors `(k, d_target)`."""
         return self.target.latents[self.anchors]
+
+    @property
+    def native(self) -> Tensor:
+        """Logits of the head for the target's anchors."""
+        return apply_head(self.head.module, self.y.double())
+
+    @property
+    def one_hot(self) -> Tensor:
+        """The anchors' labels as rows of 0 and 1, as wide as the head's logits."""
+        return nn.functional.one_hot(self.labels, self.native.shape[1]).double()
 
     @property
     def queries(self) -> Tensor:
@@ -79,6 +96,8 @@ def answer(method: str, problem: Problem) -> Answer:
     if method == "relative-decoder":
         relative = relative_projection(problem.queries.double(), anchors=problem.x.double())
         return Answer(apply_head(problem.decoder(problem.y), relative))
+    if method in HEADS:
+        return Answer(HEADS[method](problem)(problem.queries.double()))
     if method in FIXED:
         translated = fit(problem.x, problem.y, settings=FIXED[method])(problem.queries.double())
     else:

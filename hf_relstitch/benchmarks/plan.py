@@ -84,10 +84,29 @@ class Bench:
         self.suite, self.tables, self.spaces, self.sources = suite, tables, spaces, sources
         self.models = {model: model.reads(spaces) for model in models}
         self.heads: dict[tuple[Any, ...], Any] = {}
+        self.spoiled = {
+            name: {one for one in suite.encoders_of(name) if not spaces[name, one].latents.isfinite().all()}
+            for name in tables
+        }
         self.pools = {
             name: distinct([spaces[name, one].latents[rows.candidates] for one in suite.encoders_of(name)])
             for name, rows in tables.items()
         }
+
+    def space(self, data: str, encoder: str) -> Space:
+        """Return a data set as an encoder sees it.
+
+        Raises:
+            StitchError: it has latents that are not finite.
+        """
+        space = self.spaces[data, encoder]
+        if encoder in self.spoiled[data]:
+            row = int((~space.latents.isfinite()).any(dim=1).nonzero()[0])
+            raise StitchError(
+                f"{encoder} has latents of {data} with not-a-number or infinite values, the first in row {row} "
+                "(counted from 0, after shuffling): mend or leave out such rows"
+            )
+        return space
 
     def tasks(self) -> Iterator[Task]:
         """All that is to be measured."""
@@ -136,27 +155,29 @@ class Bench:
                 if experiment == "reconstruction":
                     how = [self.suite.anchors, self.suite.seeds, PRUNINGS]
                     key = key_of(experiment, space.key, how, len(space.latents), _versions())
-                    yield Task("experiments", about, key, partial(self.reconstruction, space.latents))
+                    yield Task("experiments", about, key, partial(self.reconstruction, name, encoder))
                     continue
                 for kind in self.suite.heads:
                     if kind != "own" or space.head is not None:
                         key = key_of(experiment, encoder, space.key, kind, self.rows_key(name), _versions())
                         yield Task("experiments", about | {"head": kind}, key, partial(self.scale, name, encoder, kind))
 
-    def reconstruction(self, latents: Tensor) -> dict[str, Any]:
+    def reconstruction(self, data: str, encoder: str) -> dict[str, Any]:
         """A space from its own relative representation, by number of anchors, pruning and seed."""
+        latents = self.space(data, encoder).latents
         counts, seeds = self.suite.anchors, self.suite.seeds
         return {"rows": reconstruction(latents, anchor_counts=counts, prunings=PRUNINGS, seeds=seeds)}
 
     def angles(self, data: str) -> dict[str, Any]:
         """How alike the encoders' spaces are in shape, on the tests."""
         tests = self.tables[data].tests
-        spaces = {one: self.spaces[data, one].latents[tests] for one in self.suite.encoders_of(data)}
+        names = [one for one in self.suite.encoders_of(data) if one not in self.spoiled[data]]
+        spaces = {one: self.space(data, one).latents[tests] for one in names}
         return {"rows": angle_preservation(spaces)}
 
     def scale(self, data: str, encoder: str, kind: str) -> dict[str, Any]:
         """How the norms of the tests are spread, and what share of answers a head keeps when they are scaled."""
-        tests = {encoder: self.spaces[data, encoder].latents[self.tables[data].tests]}
+        tests = {encoder: self.space(data, encoder).latents[self.tables[data].tests]}
         heads = {encoder: self.head(data, encoder, kind).module}
         return {"norms": scale_distribution(tests)[0], "rows": head_scale_invariance(heads, tests)}
 
@@ -178,14 +199,17 @@ class Bench:
         Raises:
             StitchError: there are too few rows for so many anchors, or they cannot be stitched.
         """
-        rows, target = self.tables[cell.data], self.spaces[cell.data, cell.target]
+        rows, target = self.tables[cell.data], self.space(cell.data, cell.target)
+        source = self.space(cell.data, cell.source)
         head = self.head(cell.data, cell.target, cell.head)
+        anchors = self.anchors(cell.data, cell.anchors, cell.seed)
         problem = Problem(
-            source=self.spaces[cell.data, cell.source],
+            source=source,
             target=target,
-            anchors=self.anchors(cell.data, cell.anchors, cell.seed),
+            anchors=anchors,
             tests=rows.tests,
             head=head,
+            labels=rows.labels[anchors],
             decoder=lambda anchors: self.decoder(cell, anchors),
         )
         made = answer(cell.method, problem)
@@ -198,7 +222,7 @@ class Bench:
         Raises:
             StitchError: as in `measure`, or a model that does not load.
         """
-        rows, spaces = self.tables[cell.data], [self.spaces[cell.data, one] for one in (cell.source, cell.target)]
+        rows, spaces = self.tables[cell.data], [self.space(cell.data, one) for one in (cell.source, cell.target)]
         anchors = self.anchors(cell.data, cell.anchors, cell.seed)
         tests = slice(rows.tests.start, min(rows.tests.start + self.suite.raw_rows, rows.tests.stop))
         encoder = self.sources.load(cell.source)
@@ -214,7 +238,7 @@ class Bench:
     def measure_model(self, model: Stitched, data: str, encoder: str) -> dict[str, Any]:
         """The numbers of a stitched model on the tests."""
         rows = self.tables[data]
-        return model.measure(self.spaces[data, encoder].latents[rows.tests], rows.labels[rows.tests], rows.classes)
+        return model.measure(self.space(data, encoder).latents[rows.tests], rows.labels[rows.tests], rows.classes)
 
     def anchors(self, data: str, count: int, seed: int) -> Tensor:
         """Rows of so many anchors, drawn by a seed; more anchors of one seed hold the fewer."""
@@ -276,7 +300,12 @@ class Bench:
         }
 
     def _singular_values(self, data: str, encoder: str) -> list[float]:
-        """Of centred and normalised anchors, as many as there are and the suite asks for, with the first seed."""
+        """Of centred and normalised anchors, as many as there are and the suite asks for, with the first seed.
+
+        There are none of latents that are not finite.
+        """
+        if encoder in self.spoiled[data]:
+            return []
         count = min(max(self.suite.anchors), len(self.pools[data]))
         latents = self.spaces[data, encoder].latents[self.anchors(data, count, self.suite.seeds[0])]
         return Frame.of_anchors(latents).singular_values.tolist()

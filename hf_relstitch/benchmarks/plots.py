@@ -141,7 +141,7 @@ def _by_seed(cells: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def _spectra(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
     """Singular values of each encoder's anchors."""
-    for place, (name, each) in enumerate(values.items()):
+    for place, (name, each) in enumerate((name, each) for name, each in values.items() if each):
         relative = np.array(each) / each[0]
         axes.plot(
             np.arange(1, len(each) + 1),

@@ -1,5 +1,6 @@
 """The rows of a data set, shuffled and divided into those for heads, for tests and for anchors."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from hf_relstitch.benchmarks.suite import DataSpec
 from hf_relstitch.benchmarks.yaml_schema import Document, Path_
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import TABLES
+from hf_relstitch.data.reading import read_table
 from hf_relstitch.hub.cards import dataset_id
 from hf_relstitch.hub.repo import HUB_ERRORS, is_commit
 
@@ -101,6 +103,7 @@ def _stored(name: str, spec: DataSpec, document: Document, at: Path_, *, most_an
     for place, key in {(*at, "label"): spec.label, **{(*at, "latents", k): v for k, v in spec.latents.items()}}.items():
         if key not in tensors:
             raise document.error(place, f"{spec.path} has no tensor {key!r}: it has {', '.join(sorted(tensors))}")
+    _check_stored(tensors, spec, document, at)
     order = torch.randperm(len(tensors[spec.label]), generator=torch.Generator().manual_seed(0))
     order = order[: spec.head_rows + spec.test_rows + CANDIDATES * most_anchors]
     if len(order) < spec.head_rows + spec.test_rows:
@@ -108,6 +111,30 @@ def _stored(name: str, spec: DataSpec, document: Document, at: Path_, *, most_an
     latents = {key: tensors[tensor][order].float() for key, tensor in spec.latents.items()}
     labels, classes = _labels(tensors[spec.label][order].tolist(), None)
     return Rows(name, labels, classes, {}, latents, spec.head_rows, spec.test_rows)
+
+
+def _check_stored(tensors: Mapping[str, Tensor], spec: DataSpec, document: Document, at: Path_) -> None:
+    """Refuse labels that are not one a row, and latents that are not `(n, d)` floats with as many rows.
+
+    Raises:
+        StitchError: there are such ones.
+    """
+    labels = tensors[spec.label]
+    if labels.ndim != 1:
+        shape = tuple(labels.shape)
+        raise document.error((*at, "label"), f"{spec.label!r} is of shape {shape}: expected (n,), one label a row")
+    for key, name in spec.latents.items():
+        latents, place = tensors[name], (*at, "latents", key)
+        if latents.ndim != 2 or not latents.is_floating_point():
+            raise document.error(
+                place, f"{name!r} is {latents.dtype} of shape {tuple(latents.shape)}: expected (n, d) floats"
+            )
+        if len(latents) != len(labels):
+            raise document.error(
+                place,
+                f"{name!r} has {len(latents)} rows and {spec.label!r} has {len(labels)}: expected the same inputs, row "
+                "for row",
+            )
 
 
 def _commit(spec: DataSpec) -> str | None:
@@ -147,7 +174,7 @@ def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
     suffix = Path(place).suffix
     try:
         if suffix in TABLES:
-            return load_dataset(TABLES[suffix], data_files={split: place}, split=split)
+            return read_table(place, TABLES[suffix], [*spec.inputs.values(), spec.label], split)
         return load_dataset(place, spec.config, split=split, revision=spec.revision)
     except (DatasetsError, ValueError, OSError) as error:
         raise document.error((*at, "path"), f"{place} (split {split!r}) cannot be loaded: {error}") from error

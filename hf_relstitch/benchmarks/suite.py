@@ -22,6 +22,8 @@ METHODS = (
     "least-squares",
     "affine",
     "ridge",
+    "distillation",
+    "fresh-head",
     "relative-decoder",
 )
 HEADS = ("logistic", "svm", "own")

@@ -1,7 +1,20 @@
 """Translating stored latents, files and vector indexes, in constant memory: see `translate_files`, `move_table`."""
 
+from hf_relstitch.bulk.chroma_store import move_collection
+from hf_relstitch.bulk.faiss_store import move_index, translate_index
+from hf_relstitch.bulk.lancedb_store import move_table
+from hf_relstitch.bulk.qdrant_store import move_points
 from hf_relstitch.bulk.search import SearchTranslation, translation_between
-from hf_relstitch.bulk.stores import move_collection, move_table
 from hf_relstitch.bulk.translate import BulkResult, translate_files
 
-__all__ = ["BulkResult", "SearchTranslation", "move_collection", "move_table", "translate_files", "translation_between"]
+__all__ = [
+    "BulkResult",
+    "SearchTranslation",
+    "move_collection",
+    "move_index",
+    "move_points",
+    "move_table",
+    "translate_files",
+    "translate_index",
+    "translation_between",
+]

@@ -1,13 +1,15 @@
 """Manifest: what an output folder is made of and by which model, so that a run can go on and be checked."""
 
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hf_relstitch.bulk.outputs import Output
 from hf_relstitch.bulk.sources import Source
-from hf_relstitch.bulk.translator import Translator
+from hf_relstitch.bulk.translator import TRANSLATED_TWICE, Translator
 from hf_relstitch.configuration_relative_stitcher import rename_settings
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub.files import check_format, write_json
@@ -24,6 +26,7 @@ class Shard:
     rows: int
     size: int
     checksum: str
+    zeros: int = 0
 
     def fault(self, name: str, output: Output, *, size: int | None, read: bool) -> str | None:
         """What is wrong with the file of that name and size, if anything is; its content only if it is to be `read`."""
@@ -65,7 +68,7 @@ class Manifest:
         Raises:
             StitchError: the folder was begun with another model or other settings, or an input has changed since.
         """
-        settings = {name: value for name, value in vars(translator).items() if name != "translation"}
+        settings = translator.settings
         now = cls(model, settings)
         manifest = cls.read(output) if MANIFEST_NAME in there else now
         if manifest.identity != now.identity and manifest.shards:
@@ -131,6 +134,22 @@ class Manifest:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StitchError(f"{place} is damaged ({error!r}): translate into another folder") from error
+
+    @staticmethod
+    def check_inputs(sources: Sequence[Source], fingerprint: str) -> None:
+        """Refuse npy files, which have no metadata, where the manifest beside them says that this model made them.
+
+        Raises:
+            StitchError: it does.
+        """
+        matrices = [source for source in sources if source.suffix == ".npy" and "http" not in source.files.protocol]
+        for folder in {place for source in matrices for place in source.folders}:
+            files, content = matrices[0].files, {}
+            with suppress(OSError, ValueError):
+                content = json.loads(files.cat_file(posixpath.join(folder, MANIFEST_NAME)))
+            made = content.get("shards", {}) if content.get("model", {}).get("fingerprint") == fingerprint else {}
+            if names := [source.path for source in matrices if posixpath.relpath(source.path, folder) in made]:
+                raise StitchError(f"{names[0]} {TRANSLATED_TWICE}")
 
     def write(self, output: Output) -> None:
         """Replace the folder's manifest in one step."""

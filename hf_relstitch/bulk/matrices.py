@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_relstitch.bulk.sources import Source
-from hf_relstitch.bulk.translator import Translator
+from hf_relstitch.bulk.translator import NOTE, Translator, check_not_translated, note_of
 from hf_relstitch.core.errors import StitchError
 
 NPY_DTYPES = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}
@@ -100,7 +100,11 @@ def _translated_header(header: dict[str, Any], matrix: Matrix, translator: Trans
     sizes = {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in tensors.items()}
     tensors[translator.column] = {"shape": shape, "dtype": names[dtype]}
     sizes[translator.column] = prod(shape) * dtype.itemsize
-    written = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
+    metadata = header.get("__metadata__", {})
+    check_not_translated(metadata, translator, "it")
+    if translator.fingerprint:
+        metadata = metadata | {NOTE: note_of(translator)}
+    written: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     position = 0
     for name in sorted(tensors, key=lambda name: (-sizes[name] / max(prod(tensors[name]["shape"]), 1), name)):
         written[name] = tensors[name] | {"data_offsets": [position, position + sizes[name]]}

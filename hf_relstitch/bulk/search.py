@@ -1,7 +1,8 @@
 """Translations for a vector index, of its documents or of the queries to it, and what will be found with them."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -9,16 +10,19 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.utils import logging
 
+from hf_relstitch.bulk.pairs import mismatched, pair_by_ids, read_side
+from hf_relstitch.bulk.search_metric import MetricSearch, choose_norms
 from hf_relstitch.configuration_relative_stitcher import rename_settings
 from hf_relstitch.core.cross_validation import make_splits
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.options import Prefer, Role
+from hf_relstitch.core.measures import translate_held_out
+from hf_relstitch.core.options import Metric, Prefer, Role
 from hf_relstitch.core.relative import check_latents
 from hf_relstitch.core.scoring import RecallScorer, check_role
 from hf_relstitch.core.selection import check_prefer, choose_for_search
 from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, empty_translation, fit
-from hf_relstitch.data.latents import as_tensor
 from hf_relstitch.encoders.devices import fingerprint
 from hf_relstitch.hub.files import read_tensors, write_tensors
 from hf_relstitch.model.anchors import MIN_ANCHORS
@@ -27,6 +31,12 @@ FORMAT_VERSION = 2
 """1 had other names of settings."""
 KIND = "search_translation"
 
+logger = logging.get_logger(__name__)
+
+FEW_PAIRS = 300
+"""With fewer pairs the old encoder finds more than a translation does."""
+MOST_MISMATCHED, TOLD_MISMATCHED, SURE = 0.2, 0.1, 2.5
+"""Share of pairs that do not correspond which is refused, once it is sure by so many standard errors, and said."""
 UNIT = 1e-2
 """How far norms may be from 1 for latents that were normalised, in bfloat16 at worst."""
 
@@ -37,10 +47,13 @@ class SearchTranslation(nn.Module):
     Attributes:
         translation: source latents to target latents.
         translates: "documents" or "queries".
-        unit: whether translated latents are brought to norm 1, as those that it was made of are.
-        report: what to expect of a search by cosine, told on pairs held out of the fit: `recall`, of the `nearest`
-            documents that the new encoder finds among so many `documents` the share that is found with translations,
-            and its `standard_error`; `recall_untranslated`, the share that the old encoder finds. Among more documents
+        row_norm: the norm that each translated latent is brought to: 1 where all that it was made of have that; None
+            leaves each its own.
+        metric: of the search that it was chosen and reported for: "cosine", "l2", or "ip", the inner product.
+        report: what to expect of a search by that metric, estimated on `pairs` held out of the fit: `recall`, of the
+            `nearest` documents that the new encoder finds among so many `documents` the share that is found with
+            translations, and its `standard_error`; `recall_untranslated`, the share that the old encoder finds;
+            `recall_by_chance`; `mismatched`, the share of pairs that seem not to correspond. Among more documents
             recall is lower, and with translations more so.
     """
 
@@ -49,14 +62,22 @@ class SearchTranslation(nn.Module):
         translation: Translation | KernelTranslation,
         *,
         translates: Role,
-        unit: bool,
+        unit: bool = False,
+        row_norm: float | None = None,
+        metric: Metric = "cosine",
         report: dict[str, Any],
     ) -> None:
         super().__init__()
         self.translation = translation
         self.translates = translates
-        self.unit = unit
+        self.row_norm = 1.0 if unit else row_norm
+        self.metric = metric
         self.report = report
+
+    @property
+    def unit(self) -> bool:
+        """Whether translated latents have norm 1, among which all metrics find the same."""
+        return self.row_norm == 1
 
     @property
     def centre(self) -> Tensor:
@@ -75,16 +96,18 @@ class SearchTranslation(nn.Module):
             StitchError: `x` is something else.
         """
         check_latents(x, width=len(self.centre))
-        if not self.unit:
+        if self.row_norm is None:
             return self.translation(x)
         wide = self.translation(x.to(torch.promote_types(x.dtype, torch.float32)))
-        return functional.normalize(wide, dim=-1).to(x.dtype)
+        return (self.row_norm * functional.normalize(wide, dim=-1)).to(x.dtype)
 
     def save(self, file: str | Path) -> None:
         """Write one safetensors file, which `load`, `move_table` and `translate_files` take, whole or not at all."""
         content = {
             "translates": self.translates,
             "unit": self.unit,
+            "row_norm": self.row_norm,
+            "metric": self.metric,
             "report": self.report,
             "norm": self.translation.norm,
             "gamma": gamma_of(self.translation),
@@ -113,7 +136,14 @@ class SearchTranslation(nn.Module):
             made.load_state_dict(tensors, assign=True)
             if fingerprint(made) != content["fingerprint"]:
                 raise ValueError("its tensors are not those that were written")
-            return cls(made, translates=content["translates"], unit=content["unit"], report=content["report"])
+            return cls(
+                made,
+                translates=content["translates"],
+                unit=content["unit"],
+                row_norm=content.get("row_norm"),
+                metric=content.get("metric", "cosine"),  # which files of before had not
+                report=content["report"],
+            )
         except StitchError:
             raise
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -128,31 +158,44 @@ def gamma_of(translation: Translation | KernelTranslation) -> float:
 
 
 def translation_between(
-    source: ArrayLike, target: ArrayLike, *, translates: Role = "documents", prefer: Prefer = "linear"
+    source: ArrayLike,
+    target: ArrayLike,
+    *,
+    ids: tuple[Sequence[Any], Sequence[Any]] | None = None,
+    translates: Role = "documents",
+    prefer: Prefer = "linear",
+    metric: Metric = "cosine",
 ) -> SearchTranslation:
     """The translation between two encoders' latents `(k, d_source)` and `(k, d_target)` of the same k inputs.
 
     For a vector index, whose queries are to come from another encoder than its documents did. It is the one whose
     translations of held-out rows serve a search by cosine best (`RecallScorer`), with no head and no labels. Give the
-    latents as they are stored and queried: where all target latents have norm 1, translated ones have too, and else
-    the same mean norm. Rows of zeros and rows that are there already are left out. A thousand rows take seconds, and
-    four thousand are better. `report` says what to expect.
+    latents as they are stored and queried: where all target latents have norm 1, translated ones have too, and all
+    metrics find the same; else they have the same mean norm, and for "l2" and "ip" a factor to it, and whether all rows
+    get one norm, are chosen by what a search by that metric finds. Rows of zeros and rows that are there already are
+    left out. A thousand rows take seconds, and four thousand are better. `report` says what to expect.
 
     Args:
         source: latents of what is to be translated: `translates="documents"` takes the old encoder's here.
         target: latents of the space that they go to.
+        ids: the ids of the source's rows and of the target's, which pair them; without, row for row.
         translates: "documents", stored vectors into the space of the new encoder's queries; "queries", the new
             encoder's queries into the space of the stored documents.
         prefer: "linear", one matrix; "auto", also with a kernel, which finds more and costs `k·(d_source + d_target)`
             a row.
+        metric: how the index searches: LanceDB and Chroma by "l2" unless they were told otherwise.
 
     Raises:
-        StitchError: the two have different numbers of rows, too few, or rows that are not finite or all the same;
-            `translates` or `prefer` is something else.
+        StitchError: the two have different numbers of rows, too few, rows that are not finite or all the same, or rows
+            that do not correspond; `translates`, `prefer` or `metric` is something else.
     """
     check_role(translates)
     check_prefer(prefer)
-    x, y = (as_tensor(side, np.float32).float() for side in (source, target))
+    if metric not in get_args(Metric):
+        raise StitchError(f"metric is {metric!r}: it has to be one of {', '.join(get_args(Metric))}")
+    x, y = read_side(source, "source"), read_side(target, "target")
+    if ids is not None:
+        x, y = pair_by_ids(x, y, ids)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < MIN_ANCHORS:
         raise StitchError(
             f"the latents have shapes {tuple(x.shape)} and {tuple(y.shape)}: expected (k, d_source) and (k, d_target) "
@@ -168,17 +211,54 @@ def translation_between(
     splits = make_splits(x, y, norm="keep", seed=0)
     choice = choose_for_search(x, y, translates=translates, prefer=prefer, splits=splits)
     scorer = RecallScorer.from_splits(splits, translates)
+    held_out = translate_held_out(splits[0].x, splits[0].y, settings=choice.settings, splits=splits)
+    share = _check_pairs(held_out, splits[0].y, scorer.rows)
+    unit = bool((torch.linalg.vector_norm(y, dim=-1) - 1).abs().max() < UNIT)
+    recall, error, untranslated = choice.score, choice.standard_error, scorer.untranslated()
+    factor, row_norm = 1.0, 1.0 if unit else None
+    if metric != "cosine" and not unit:
+        counts = [len(wanted) for wanted in scorer.wanted]
+        search = MetricSearch(metric, translates, splits[0].x, splits[0].y, scorer.rows, counts, scorer.num_nearest)
+        norm = float(y.norm(dim=1).mean())
+        factor, is_level, found = choose_norms(search, held_out * (norm / held_out.norm(dim=1).mean()))
+        row_norm = factor * norm if is_level else None
+        recall, error, untranslated = float(found.mean()), float(found.std()) / len(found) ** 0.5, search.untranslated()
     report = {
-        "recall": choice.score,
-        "standard_error": choice.standard_error,
-        "recall_untranslated": scorer.untranslated(),
+        "recall": recall,
+        "standard_error": error,
+        "recall_untranslated": untranslated,
+        "recall_by_chance": scorer.num_nearest / scorer.num_documents,
         "nearest": scorer.num_nearest,
         "documents": scorer.num_documents,
+        "metric": metric,
+        "pairs": len(x),
+        "mismatched": share,
     }
-    made = _with_norms_of(y, fit(x, y, settings=choice.settings), x)
-    norms = torch.linalg.vector_norm(y, dim=-1)
-    unit = bool((norms - 1).abs().max() < UNIT)
-    return SearchTranslation(made.float(), translates=translates, unit=unit, report=report)
+    if len(x) < FEW_PAIRS:
+        logger.warning(
+            f"{len(x)} pairs are few, and what is expected of them is known to ± {2 * error:.2f}: encode 1,000 or more"
+        )
+    made = _with_norms_of(factor * y, fit(x, y, settings=choice.settings), x)
+    return SearchTranslation(made.float(), translates=translates, row_norm=row_norm, metric=metric, report=report)
+
+
+def _check_pairs(held_out: Tensor, target: Tensor, groups: Sequence[Tensor]) -> float:
+    """Return the share of pairs that seem not to correspond; say it where it is no accident.
+
+    Raises:
+        StitchError: it is so large that the translation would be noise.
+    """
+    share, error = mismatched(held_out, target, groups)
+    what = f"about {min(share, 1):.0%} of the pairs do not correspond: held out of the fit, they are nowhere near"
+    remedy = (
+        "give latents of the same inputs, row for row, or the ids of both sides as ids=(source_ids, target_ids); "
+        "Chroma's get(ids=…) does not keep the order that was asked for"
+    )
+    if share - SURE * error > MOST_MISMATCHED:
+        raise StitchError(f"{what}. {remedy[0].upper()}{remedy[1:]}")
+    if share > TOLD_MISMATCHED and share - error > 0:
+        logger.warning(f"{what}: {remedy}")
+    return min(share, 1.0)
 
 
 def _without_repeats(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

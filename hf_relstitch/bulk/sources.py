@@ -35,6 +35,11 @@ class Source:
         return posixpath.splitext(self.name)[1].lower()
 
     @property
+    def folders(self) -> set[str]:
+        """The folder that it is in, and the one that its name starts from."""
+        return {posixpath.dirname(self.path), posixpath.dirname(self.path.removesuffix(self.name) + "_")}
+
+    @property
     def is_local(self) -> bool:
         """Whether it is on this machine."""
         return isinstance(self.files, LocalFileSystem)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hf_relstitch.bulk.sources import Source
-from hf_relstitch.bulk.translator import Translator
+from hf_relstitch.bulk.translator import NOTE, Translator, check_not_translated, note_of
 from hf_relstitch.core.errors import StitchError
 
 ARROW_TYPES = {torch.float16: pa.float16(), torch.float32: pa.float32(), torch.float64: pa.float64()}
@@ -105,6 +105,9 @@ def translated_schema(schema: pa.Schema, translator: Translator) -> pa.Schema:
     value = field.type.value_field.with_type(ARROW_TYPES[dtype])
     kind = _with_value(field.type, value, translator.d_target)
     metadata = dict(schema.metadata or {})
+    check_not_translated(metadata, translator, "it")
+    if translator.fingerprint:
+        metadata[NOTE.encode()] = note_of(translator).encode()
     if b"huggingface" in metadata:
         written = json.loads(metadata[b"huggingface"])
         written.pop("fingerprint", None)

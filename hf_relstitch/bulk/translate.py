@@ -36,6 +36,7 @@ class BulkResult:
         rows: translated in this run.
         files: written in this run.
         kept: files that were there already, as they had been written, by checksum or, if remote, by size.
+        zeros: rows of zeros, as a failed encoding leaves, of those that were translated: they stay zeros.
         seconds: that the run took.
     """
 
@@ -43,6 +44,7 @@ class BulkResult:
     files: int
     kept: int
     seconds: float
+    zeros: int = 0
 
     @property
     def rows_per_second(self) -> float:
@@ -53,7 +55,8 @@ class BulkResult:
         made = (
             f"{self.rows:,} rows in {self.files} files, {self.rows_per_second:,.0f} rows/s" if self.files else "nothing"
         )
-        return f"translated {made}; {self.kept} files were there already"
+        zeros = f"; {self.zeros:,} rows of zeros stay zeros" if self.zeros else ""
+        return f"translated {made}; {self.kept} files were there already{zeros}"
 
 
 def translate_files(
@@ -99,9 +102,11 @@ def translate_files(
     """
     begun = time.perf_counter()
     translation, which = load_translation(model, revision=revision)
-    translator = Translator(translation, column, batch_size, dtype, keep_nonfinite)
+    translator = Translator(translation, column, batch_size, dtype, keep_nonfinite, which["fingerprint"])
     folder = Output.at(output)
     sources = find_sources([inputs] if isinstance(inputs, str | Path) else inputs, folder)
+
+    Manifest.check_inputs(sources, translator.fingerprint)
 
     def look(*, read: bool) -> tuple[Manifest, dict[Source, str]]:
         there = folder.sizes()
@@ -125,8 +130,9 @@ def translate_files(
                 manifest.write(folder)
                 translate = _translate_on_cluster if ray else _translate_missing
                 translate(manifest, missing, translator, folder, progress=progress)
-    rows = sum(manifest.shards[source.name].rows for source in missing)
-    return BulkResult(rows, len(missing), len(sources) - len(missing), time.perf_counter() - begun)
+    shards = [manifest.shards[source.name] for source in missing]
+    rows, zeros = sum(shard.rows for shard in shards), sum(shard.zeros for shard in shards)
+    return BulkResult(rows, len(missing), len(sources) - len(missing), time.perf_counter() - begun, zeros)
 
 
 def _missing(
@@ -188,14 +194,14 @@ def _translate_file(
     Raises:
         StitchError: the file cannot be read or translated, or its translation cannot be written.
     """
-    rows = 0
+    rows, translator = 0, replace(translator)  # with a tally of its own
     with _explained(source.path, folder.place(source.name)), folder.whole(source.name) as written:
         with written.open("wb") as sink:
             for more_rows, more_bytes in FORMATS[source.suffix](source, sink, translator):
                 rows += more_rows
                 if advance:
                     advance(more_rows, more_bytes)
-        return Shard(rows, written.stat().st_size, checksum(written))
+        return Shard(rows, written.stat().st_size, checksum(written), translator.tally.get("zeros", 0))
 
 
 def _translate_sidecar(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:

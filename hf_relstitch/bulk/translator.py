@@ -1,6 +1,8 @@
 """Translator: a stitched model's translation without the model, applied to one block of latents at a time."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,13 @@ from hf_relstitch.model.persistence import INDEX, read_config
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
+NOTE = "hf_relstitch"
+"""Under this key of its metadata a translated file or index says what it was made of."""
+TRANSLATED_TWICE = (
+    "was translated by this model already, and a second time gives vectors of neither encoder: give the one that it "
+    "was made of"
+)
+
 AnyTranslation = Translation | KernelTranslation | SearchTranslation
 AnyModel = str | Path | RelativeStitcher | AnyTranslation
 
@@ -34,6 +43,8 @@ class Translator:
         batch_size: rows to translate at a time.
         dtype: of the translated latents; None for that of the stored ones.
         keep_nonfinite: whether rows that are not finite go through, and come out not finite, or are refused.
+        fingerprint: of the translation, for notes in what is translated; empty for none.
+        tally: "zeros", how many rows of zeros there were, which a failed encoding leaves, and which stay zeros.
     """
 
     translation: AnyTranslation
@@ -41,12 +52,20 @@ class Translator:
     batch_size: int = 16384
     dtype: str | None = None
     keep_nonfinite: bool = False
+    fingerprint: str = ""
+    tally: dict[str, int] = field(default_factory=dict, init=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise StitchError(f"dtype is {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if self.batch_size < 1:
             raise StitchError(f"batch_size is {self.batch_size}: expected 1 or more")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it is applied, without what is applied."""
+        names = [each.name for each in fields(self) if each.name not in ("translation", "fingerprint", "tally")]
+        return {name: getattr(self, name) for name in names}
 
     @property
     def d_source(self) -> int:
@@ -72,6 +91,10 @@ class Translator:
         dtype = self.output_dtype(latents.dtype)
         wide = latents.to(self.translation.bias.device, torch.promote_types(latents.dtype, dtype))
         translated = self.translation(wide).to(dtype)
+        zeros = ~wide.any(dim=1)
+        if count := int(zeros.sum()):
+            translated[zeros] = 0
+            self.tally["zeros"] = self.tally.get("zeros", 0) + count
         # one pass says it of nearly every block: a sum of finite values may overflow, one that is not finite stays so
         suspect = not self.keep_nonfinite and not translated.sum().isfinite()
         if suspect and not translated.isfinite().all():
@@ -93,6 +116,27 @@ class Translator:
                 f"{what} is {width} wide and the model translates latents of width {self.d_source}: "
                 "give latents of the model's own source encoder"
             )
+
+
+def note_of(translator: Translator, **more: Any) -> str:
+    """Describe what is made by a translation, for its metadata under `NOTE`."""
+    return json.dumps({"model": translator.fingerprint} | more, sort_keys=True)
+
+
+def check_not_translated(metadata: Mapping[Any, Any] | None, translator: Translator, what: str) -> None:
+    """Refuse to translate what the same translation has made.
+
+    Raises:
+        StitchError: the note in its metadata, whose keys are texts or bytes, says so.
+    """
+    metadata = metadata or {}
+    note = metadata.get(NOTE, metadata.get(NOTE.encode(), "{}"))
+    try:
+        model = json.loads(note)["model"]
+    except (KeyError, TypeError, ValueError):
+        return
+    if model and model == translator.fingerprint:
+        raise StitchError(f"{what} {TRANSLATED_TWICE}")
 
 
 def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[AnyTranslation, dict[str, Any]]:
@@ -117,7 +161,8 @@ def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[A
         translation, name, commit = _read_translation(repo), repo.name, repo.commit
     name = Path(name).name if name and Path(name).is_dir() else name
     inner = translation.translation if isinstance(translation, SearchTranslation) else translation
-    ending = ":norm 1" if isinstance(translation, SearchTranslation) and translation.unit else ""
+    row_norm = translation.row_norm if isinstance(translation, SearchTranslation) else None
+    ending = "" if row_norm is None else f":norm {row_norm:g}"
     which = {
         "fingerprint": fingerprint(translation) + ending,
         "norm": inner.norm,

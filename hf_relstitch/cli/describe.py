@@ -17,13 +17,13 @@ SHOWN = 8
 """Candidates of the choice that are shown, the best first."""
 
 
-def describe(place: str | Path) -> dict[str, Any]:
+def describe(place: str | Path, *, revision: str | None = None) -> dict[str, Any]:
     """Everything that a folder or a Hub repo says of itself, as nested plain values.
 
     Raises:
         StitchError: it holds neither a stitched model nor an anchor set, or a damaged one.
     """
-    repo, is_anchor_set = locate_artifact(str(place))
+    repo, is_anchor_set = locate_artifact(str(place), revision=revision)
     folder = repo.folder()
     if is_anchor_set:
         return _describe_anchors(AnchorSet.from_pretrained(folder))

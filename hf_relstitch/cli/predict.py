@@ -7,7 +7,7 @@ from transformers import Pipeline, pipeline
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import check_kinds, load_audio, load_image
-from hf_relstitch.data.reading import is_here, names_file, read_inputs
+from hf_relstitch.data.reading import STDIN, is_here, names_file, read_inputs
 from hf_relstitch.hub.cards import TASKS
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
@@ -17,14 +17,16 @@ PROCESSORS = {"text": "tokenizer", "image": "image_processor", "audio": "feature
 """What a pipeline calls the processor of a modality."""
 
 
-def classifier(model: str, *, function_to_apply: str | None = None) -> Pipeline:
+def classifier(
+    model: str, *, function_to_apply: str | None = None, revision: str | None = None, device: str | None = None
+) -> Pipeline:
     """The stock transformers pipeline of a stitched model, a folder or a Hub id.
 
     Raises:
         StitchError: no such model, one that is not stitched, or `function_to_apply` ("softmax", "sigmoid", "none")
             makes no sense of this head's logits.
     """
-    loaded = RelativeStitcher.from_pretrained(model)
+    loaded = RelativeStitcher.from_pretrained(model, revision=revision)
     config = loaded.config
     allowed = FUNCTIONS.get(config.problem_type, ("softmax", "sigmoid", "none"))
     if function_to_apply is not None and function_to_apply.lower() not in allowed:
@@ -32,12 +34,22 @@ def classifier(model: str, *, function_to_apply: str | None = None) -> Pipeline:
             f"function_to_apply is {function_to_apply!r} and the head is for {config.problem_type}: supported are "
             f"{' and '.join(allowed)}; left out, it is {allowed[0]}"
         )
-    options = {} if function_to_apply is None else {"function_to_apply": function_to_apply}
+    given = {"function_to_apply": function_to_apply, "device": device}
+    options = {name: value for name, value in given.items() if value is not None}
     return pipeline(TASKS[config.modality], model=loaded, **{PROCESSORS[config.modality]: loaded.processor}, **options)
 
 
-def predict(model: str, arguments: Sequence[str], *, column: str | None = None) -> list[dict[str, Any]]:
-    """The likeliest class of each input, an argument being a text, a file of texts, an image or a folder of images.
+def predict(
+    model: str,
+    arguments: Sequence[str],
+    *,
+    column: str | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+) -> list[dict[str, Any]]:
+    """Return the likeliest class of each input; an argument is a text, a file of texts, an image or a folder of images.
+
+    `-` stands for the lines of the standard input.
 
     Of tables, `column` names that of the inputs, see `read_inputs`.
 
@@ -45,7 +57,7 @@ def predict(model: str, arguments: Sequence[str], *, column: str | None = None) 
         StitchError: no stitched model, or an argument that names a file which is not there, cannot be read or is of
             another kind than the model takes.
     """
-    classify = classifier(model)
+    classify = classifier(model, revision=revision, device=device)
     modality = classify.model.config.modality
     inputs = [one for argument in arguments for one in _inputs_of(argument, modality=modality, column=column)]
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
@@ -64,7 +76,7 @@ def _inputs_of(argument: str, *, modality: str, column: str | None = None) -> li
     Raises:
         StitchError: it names a file that is not there, or inputs of another kind than the model takes.
     """
-    if is_here(argument):
+    if argument == STDIN or is_here(argument):
         inputs = read_inputs(argument, column=column)
         check_kinds(inputs, modality=modality)
         return inputs

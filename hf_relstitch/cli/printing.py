@@ -1,59 +1,101 @@
-"""What commands print: a table, or JSON where it is asked for."""
+"""What commands print: a few lines with the verdict last, or JSON; and the options that many commands have."""
 
+import json
+import os
+import sys
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[
+    str | None, typer.Option(help="Where models run: cpu, cuda, cuda:1, mps; by default accelerate says.")
+]
 SHOWN = 3
-"""Candidates of the choice that a table shows, the best first."""
+"""Candidates of the choice that are shown, the best first."""
 
 
-def show(description: dict[str, Any]) -> None:
-    """A nested description as a table, which begins with what a stitched model is worth."""
-    table = Table(*(Column(overflow="fold") for _ in range(3)), show_header=False, title=description["kind"])
-    for name, value in _worth_first(description).items():
-        fields = value.items() if isinstance(value, dict) else [("", value)]
-        for place, (field, one) in enumerate(fields):
-            table.add_row(name if place == 0 else "", field, _plain(one))
-        table.add_section()
-    print_table(table)
+def use_device(name: str | None) -> None:
+    """Let accelerate place models on a device.
+
+    Raises:
+        typer.BadParameter: torch has no such device here.
+    """
+    if name is None:
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        message = f"device {name!r} cannot be used here ({reason}): give cpu, cuda, cuda:1 or mps"
+        raise typer.BadParameter(message) from error
+    os.environ["ACCELERATE_TORCH_DEVICE"] = name
+    from hf_relstitch.encoders.devices import accelerate_state
+
+    accelerate_state().device = torch.device(name)
 
 
-def _worth_first(description: dict[str, Any]) -> dict[str, Any]:
-    """A description without its kind; of a stitched model verdict, agreement and anchors come first."""
-    rest = {name: value for name, value in description.items() if name != "kind"}
-    if "report" not in rest:
-        return rest
-    rest["report"] = report = dict(rest["report"])
-    rest["best candidates"] = dict(list(rest["best candidates"].items())[:SHOWN])
-    first = {
-        "verdict": report.pop("verdict", "none: the head gives values, see values_explained"),
-        "expected agreement": _expected(
-            report.pop("agreement", None), report.pop("agreement_interval", None), report.pop("agreement_of", "inputs")
-        ),
-        "anchors": report.pop("num_anchors", None),
-    }
-    return first | rest
+def print_json(content: Any) -> None:
+    """Print plain values as JSON."""
+    typer.echo(json.dumps(content, indent=2))
+
+
+def show(description: dict[str, Any], *, place: str | None = None) -> None:
+    """Print a nested description, a line for each part; of a stitched model the verdict and what to type next last.
+
+    Lines are as long as they have to be, so that no id is cut off.
+    """
+    lines = {name: _plain(value) for name, value in description.items() if name != "kind" and value is not None}
+    if "report" in description:
+        lines = _verdict_last(description)
+        if place is not None:
+            lines["next"] = f'hf-relstitch predict {quote(place)} "…"'
+    width = max(map(len, lines), default=0)
+    typer.echo("\n".join([description["kind"], *(f"  {name:<{width}}  {line}" for name, line in lines.items())]))
+
+
+def _verdict_last(description: dict[str, Any]) -> dict[str, str]:
+    """Return the lines of a stitched model: its parts, its report, what to expect of it, its verdict."""
+    report = dict(description["report"])
+    verdict = report.pop("verdict", {"grade": "none: the head gives values, see values_explained"})
+    expected = _expected(
+        report.pop("agreement", None), report.pop("agreement_interval", None), report.pop("agreement_of", "inputs")
+    )
+    parts = {name: value for name, value in description.items() if name not in ("kind", "report", "best candidates")}
+    parts["best candidates"] = dict(list(description["best candidates"].items())[:SHOWN])
+    parts |= {"report": report, "anchors": report.pop("num_anchors", None), "expected agreement": expected}
+    parts |= {"verdict": verdict["grade"], "reason": verdict.get("reason"), "remedy": verdict.get("remedy")}
+    return {name: _plain(value) for name, value in parts.items() if value not in (None, {})}
 
 
 def _expected(agreement: float | None, interval: list[float] | None, of: str) -> str | None:
-    """An agreement with its interval, as whole percents."""
+    """Return an agreement with its interval, as whole percents."""
     if agreement is None or interval is None:
         return None
-    share, low, high = (f"{100 * one:.0f}" for one in (agreement, *interval))
+    share, low, high = (f"{100 * value:.0f}" for value in (agreement, *interval))
     return f"{share} % ({low}–{high} %) of {of}"
 
 
 def _plain(value: Any) -> str:
-    """A value as text, its numbers rounded to 4 digits."""
+    """Return a value as text, its numbers rounded to 4 digits."""
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_plain(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items() if inner is not None)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def print_table(table: Table) -> None:
-    """A table whose cells are shown as they are: what stands in brackets there is no markup."""
-    Console(markup=False).print(table)
+    """Print a table whose cells are shown as they are: what stands in brackets there is no markup.
+
+    Where there is no terminal, lines are as long as the cells.
+    """
+    console = Console(markup=False)
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)

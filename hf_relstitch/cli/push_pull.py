@@ -76,8 +76,10 @@ def push(place: str, repo_id: str, *, share: str, private: bool | None, revision
     return address
 
 
-def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:
-    """Copy a repo's model or anchor set, whole and checked, into a folder.
+def pull(repo_id: str, folder: Path, *, revision: str | None = None, force: bool = False) -> str | None:
+    """Copy a repo's model or anchor set, whole and checked, into a folder; return its commit.
+
+    What was pulled from this repo, or pushed to it, is brought up to date; anything else is written over by `force`.
 
     Raises:
         StitchError: there is none, the folder holds another model, or its card has edits that neither the repo's has
@@ -85,6 +87,12 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:
     """
     repo, is_anchor_set = locate_artifact(repo_id, revision=revision)
     check_kind(folder, model_type=None if is_anchor_set else RelativeStitcher.config_class.model_type)
+    is_taken = (folder / "config.json").is_file() or (folder / CONFIG_NAME).is_file()
+    pulled = {name.partition("@")[0] for name in _shared_edits(folder)}
+    if is_taken and not force and repo.name not in pulled and repo.folder().resolve() != folder.resolve():
+        raise StitchError(
+            f"{folder} holds something that is not of {repo.name}: give another folder, or --force to write over it"
+        )
     card, mine = read_card(repo.folder()), read_card(folder)
     if edits(mine) not in (edits(None), edits(card), *_shared_edits(folder).values()):
         raise StitchError(f"{folder / CARD_NAME} has edits that pulling would lose: push them, or move the file away")
@@ -95,6 +103,7 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None) -> None:
         shutil.copytree(repo.folder(), written, ignore=shutil.ignore_patterns(f"{PARTIAL}*"), dirs_exist_ok=True)
         (written / SHARED).parent.mkdir(parents=True, exist_ok=True)
         write_json(written / SHARED, {repo.name: edits(card)})
+    return repo.commit
 
 
 def _shared_edits(folder: Path) -> dict[str, Any]:

@@ -165,6 +165,7 @@ def quickstart(
     data: str | None = None,
     column: str = "text",
     label_column: str = "label",
+    quiet: bool = False,
 ) -> dict[str, float | None]:
     """Stitch two networks, measure, save, load through `pipeline`, draw; gives the accuracies of the table.
 
@@ -178,7 +179,7 @@ def quickstart(
     check_output(out)
     from hf_relstitch.benchmarks.plots import draw_stitching
 
-    console = Console()
+    console = Console(quiet=quiet)
     if len({name is None for name in (source, target, data)}) != 1:
         raise StitchError("source, target and data go together: give all three, or none for the handwritten digits")
     if source is None or target is None or data is None:

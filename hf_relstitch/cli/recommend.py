@@ -24,6 +24,7 @@ def recommend(
     anchors: Sequence[Any],
     *,
     cut: str | None = None,
+    revision: str | None = None,
     num_anchors: int | None = None,
     batch_size: int = 32,
     progress: bool = True,
@@ -40,7 +41,7 @@ def recommend(
     """
     if not candidates:
         raise StitchError("there are no candidates: name at least one encoder")
-    encoder, head = load_target(target, cut=cut)
+    encoder, head = load_target(target, cut=cut, revision=revision)
     sides = sides_of(anchors)
     check_kinds(side_of(anchors, sides[1]), modality=encoder.modality, who="target")
     ids = input_ids(anchors)

@@ -1,14 +1,12 @@
 """The commands that take anchors: stitching, and ranking encoders for a head."""
 
-import json
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from hf_relstitch.cli.printing import AsJson, print_table, show
+from hf_relstitch.cli.printing import AsJson, Device, print_json, print_table, show, use_device
 from hf_relstitch.core.options import Prefer
 
 Target = Annotated[str, typer.Argument(help="The classifier whose head is kept: folder or Hub id.")]
@@ -17,7 +15,7 @@ Anchors = Annotated[
     str,
     typer.Option(
         help="Unlabeled inputs: a text file, a folder of images or sounds; or, with --column, a Parquet, CSV or JSON "
-        "file or a data set's name."
+        "file or a data set's name; - for lines of the input."
     ),
 ]
 Column = Annotated[str | None, typer.Option(help="Column of the inputs: texts, or paths of images or sounds.")]
@@ -25,6 +23,8 @@ TargetColumn = Annotated[
     str | None, typer.Option(help="Column of what the target takes, where it takes another input: anchors are pairs.")
 ]
 Split = Annotated[str, typer.Option(help="Split of the data set.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
+TargetRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the target.")]
 BatchSize = Annotated[int, typer.Option(help="Inputs to encode at a time.", min=1)]
 
 
@@ -45,26 +45,49 @@ def stitch_command(
     ridge: Annotated[float | None, typer.Option(help="λ of the family, instead of choosing.", min=0)] = None,
     norm: Annotated[Literal["keep", "mean"], typer.Option(help="keep: each latent keeps its norm.")] = "keep",
     batch_size: BatchSize = 32,
+    pooling: Annotated[str | None, typer.Option(help="How the source's states become one latent: mean, cls, …")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the source.")] = None,
+    target_revision: TargetRevision = None,
+    device: Device = None,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Stitch a source encoder to a target's head and write the model."""
     from hf_relstitch.cli.describe import describe
-    from hf_relstitch.data.reading import read_inputs
+    from hf_relstitch.core.errors import StitchError
+    from hf_relstitch.data.reading import STDIN, read_inputs
     from hf_relstitch.encoders.devices import accelerate_state
+    from hf_relstitch.encoders.encoder import Encoder
+    from hf_relstitch.heads.loading import load_target
     from hf_relstitch.hub.files import check_kind, check_output
     from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
     check_output(out)
     check_kind(out, model_type=RelativeStitcher.config_class.model_type)
+    if (out / "config.json").is_file() and not force:
+        raise StitchError(f"{out} holds a stitched model already: give another folder, or --force to write over it")
+    use_device(device)
     inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
     settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "norm": norm}
     given = {name: value for name, value in settings.items() if value is not None}
+    parts: dict[str, Any] = {"source": source, "target": target, "cut": cut}
+    if pooling or revision:
+        parts["source"] = Encoder.from_pretrained(source, pooling=pooling or "auto", revision=revision)
+    if target_revision:
+        encoder, head = load_target(target, cut=cut, revision=target_revision)
+        parts |= {"target": encoder, "head": head, "cut": None}
+    data = None if anchors == STDIN else anchors
     model = RelativeStitcher.from_parts(
-        source, target, inputs, cut=cut, num_anchors=limit, data=anchors, batch_size=batch_size, **given
+        **parts, anchors=inputs, num_anchors=limit, data=data, batch_size=batch_size, **given
     )
     model.save_pretrained(out)
     if accelerate_state().is_main_process:
-        show(describe(out))
-        typer.echo(f'Written to {out}. Go on with: hf-relstitch predict {quote(str(out))} "…"')
+        description = describe(out)
+        if as_json:
+            print_json(description)
+        else:
+            typer.echo(f"Written to {out}")
+            show(description, place=str(out))
 
 
 def recommend_command(
@@ -80,6 +103,8 @@ def recommend_command(
     limit: Annotated[int, typer.Option(help="Use at most this many inputs.", min=32)] = 1000,
     cut: Cut = None,
     batch_size: BatchSize = 32,
+    target_revision: TargetRevision = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Rank encoders for a head by foretold agreement, speed and size, from unlabeled inputs alone."""
@@ -87,16 +112,19 @@ def recommend_command(
     from hf_relstitch.data.reading import read_inputs
     from hf_relstitch.encoders.devices import accelerate_state
 
+    use_device(device)
     inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
     encoders = [*candidates, *(more or [])]
-    rows = recommend(target, encoders, inputs, cut=cut, num_anchors=limit, batch_size=batch_size)
+    rows = recommend(
+        target, encoders, inputs, cut=cut, num_anchors=limit, batch_size=batch_size, revision=target_revision
+    )
     stitched = [row for row in rows if row["error"] is None]
     if accelerate_state().is_main_process:
         if as_json:
-            typer.echo(json.dumps(rows, indent=2))
+            print_json(rows)
         else:
             _show_ranking(stitched, failed=rows[len(stitched) :])
-    if not stitched:
+    if len(stitched) < len(rows):
         raise typer.Exit(1)
 
 

@@ -4,3 +4,4 @@ from typing import Literal
 
 Prefer = Literal["auto", "linear"]
 Role = Literal["documents", "queries"]
+Metric = Literal["cosine", "l2", "ip"]

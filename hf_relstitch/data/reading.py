@@ -1,6 +1,7 @@
 """Folders and files that appear whole or not at all, and checksums of what is in them."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from PIL import Image
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import SOUNDS, TABLES, check_filled, inputs_at
+
+STDIN = "-"
+"""Stands for the standard input, one input a line."""
 
 
 def reads_as_path(name: str) -> bool:
@@ -27,8 +31,9 @@ def read_inputs(
     split: str = "train",
     count: int | None = None,
 ) -> list[Any]:
-    """Inputs from a text file (one a line), an image or a sound, a folder of them, or a column, see `read_columns`.
+    """Inputs from a text file, an image or a sound, a folder of them, or a column, see `read_columns`.
 
+    A text file has one a line; `-` is the standard input, as one.
     Text files have no columns, and `column` is nothing to them. With `target_column` they are pairs: what the source
     takes, of `column`, and what the target takes. Of more than `count` so many are drawn, each time the same, in order.
 
@@ -37,7 +42,9 @@ def read_inputs(
     """
     path = Path(place)
     inputs: list[Any]
-    if target_column is not None:
+    if place == STDIN:
+        inputs = [line for line in sys.stdin.read().split("\n") if line.strip()]
+    elif target_column is not None:
         inputs = list(zip(*read_columns(place, [column, target_column], split=split, count=count), strict=True))
     elif not path.exists() or (column is not None and (path.is_dir() or path.suffix.lower() in TABLES)):
         inputs = read_columns(place, [column], split=split, count=count)[0]
@@ -112,7 +119,7 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     path = Path(name)
     reader = TABLES.get(path.suffix.lower()) if path.is_file() else None
     try:
-        table = _read_table(name, reader, columns, split) if reader else load_dataset(name, split=split)
+        table = read_table(name, reader, columns, split) if reader else load_dataset(name, split=split)
     except (DatasetsError, ValueError, OSError) as error:
         unread = f"is empty or cannot be read as {reader or 'a data set'}: {str(error.__cause__ or error).strip()}"
         unknown = f"is no text file, no folder, and no data set that could be loaded: {error}"
@@ -128,11 +135,12 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     return [_paths(values, folder) for values in read] if path.exists() else read
 
 
-def _read_table(name: str, reader: str, columns: Sequence[str | None], split: str) -> Any:
-    table = load_dataset(reader, data_files=name, split=split)
+def read_table(name: str, reader: str, columns: Sequence[str | None], split: str) -> Any:
+    """Read a Parquet, CSV or JSON file by its reader's name; words such as NA in these columns of a CSV are texts."""
+    table = load_dataset(reader, data_files={split: name}, split=split)
     if reader == "csv" and any(table.data[one].null_count for one in columns if one in table.column_names):
         as_texts = {"keep_default_na": False, "na_values": [""]}  # NA, null, None, which pandas takes for empty cells
-        return load_dataset(reader, data_files=name, split=split, **as_texts)
+        return load_dataset(reader, data_files={split: name}, split=split, **as_texts)
     return table
 
 

@@ -1,0 +1,179 @@
+"""A FAISS index moved to another encoder's space: a new index of the same type, trained on the translated vectors."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from hf_relstitch.bulk.moves import check_metric, document_translator, tell_zeros
+from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.hub.files import read_json, whole_file
+
+if TYPE_CHECKING:
+    import faiss
+
+logger = logging.get_logger(__name__)
+
+FACTORIES = {
+    "IndexFlat": "Flat",
+    "IndexFlatL2": "Flat",
+    "IndexFlatIP": "Flat",
+    "IndexHNSWFlat": "HNSW{links},Flat",
+    "IndexIVFFlat": "IVF{index.nlist},Flat",
+    "IndexIVFPQ": "IVF{index.nlist},PQ{index.pq.M}x{index.pq.nbits}",
+    "IndexPQ": "PQ{index.pq.M}x{index.pq.nbits}",
+}
+"""What makes an index of a type, in the words of FAISS's `index_factory`."""
+PARAMETERS = ("nprobe", "hnsw.efSearch", "hnsw.efConstruction")
+LOSSY = ("IndexIVFPQ", "IndexPQ")
+
+
+def move_index(
+    model: AnyModel, old: str | Path, new: str | Path, *, batch_size: int = 16384, progress: bool = True
+) -> int:
+    """Write a FAISS index's file with its vectors translated; return its number of vectors.
+
+    See `translate_index`. The old file stays as it was, the new one appears whole or not at all, and beside it is
+    `<new>.json`, which says what it was made of.
+
+    Args:
+        model: a translation, as of `translation_between`, or its file; or a stitched model.
+        old: the index's file.
+        new: the file to write.
+        batch_size: vectors to translate at a time.
+        progress: whether to show a progress bar.
+
+    Raises:
+        StitchError: no such file, an index of a type that is not known, vectors that cannot be translated or were
+            translated by this model already, or a file that is there.
+    """
+    faiss, file, note = _import(), Path(new), Path(f"{old}.json")
+    if file.exists():
+        raise StitchError(f"there is a file {file} already: give another one")
+    translator = document_translator(model, "vectors", batch_size)
+    check_not_translated(read_json(note) if note.is_file() else None, translator, f"index {old}")
+    try:
+        index = faiss.read_index(str(old))
+    except RuntimeError as error:
+        raise StitchError(f"{old} cannot be read as an index of FAISS ({error})") from error
+    with whole_file(file) as written:
+        faiss.write_index(_translate(index, translator, str(old), progress=progress), str(written))
+        Path(f"{new}.json").write_text(json.dumps({NOTE: note_of(translator)}), encoding="utf-8")
+    return int(index.ntotal)
+
+
+def translate_index(
+    model: AnyModel, index: "faiss.Index", *, batch_size: int = 16384, progress: bool = True
+) -> "faiss.Index":
+    """Return a new index of the same type, with the vectors of `index` translated and its ids.
+
+    Number of lists, neighbours, bytes a code, metric and search parameters are those of the old index. What is trained
+    (lists and codes) is trained anew on the translated vectors. Of an index with codes the vectors that it gives back
+    are translated, which are not those that were added; a log line says so. All vectors are in memory.
+
+    Args:
+        model: a translation, as of `translation_between`, or its file; or a stitched model.
+        index: Flat, HNSW, IVF, IVF with PQ, or PQ; with or without ids of its own (`IndexIDMap`).
+        batch_size: vectors to translate at a time.
+        progress: whether to show a progress bar.
+
+    Raises:
+        StitchError: an index of another type, or vectors that cannot be translated.
+    """
+    return _translate(index, document_translator(model, "vectors", batch_size), "the index", progress=progress)
+
+
+def _translate(index: "faiss.Index", translator: Translator, name: str, *, progress: bool) -> "faiss.Index":
+    faiss = _import()
+    index = faiss.downcast_index(index)
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
+    kind = type(inner).__name__
+    if kind not in FACTORIES:
+        raise StitchError(f"{name} is of type {kind}: known are {', '.join(FACTORIES)}; move its vectors as npy files")
+    translator.check_width(inner.d, name)
+    metric = {faiss.METRIC_L2: "l2", faiss.METRIC_INNER_PRODUCT: "ip"}.get(inner.metric_type, "another metric")
+    check_metric(translator, metric, name)
+    if kind in LOSSY:
+        logger.warning(f"{name} keeps codes of its vectors: what these give back is translated, and coded once more")
+    ids, vectors = _read(inner)
+    if isinstance(index, faiss.IndexIDMap):
+        ids = faiss.vector_to_array(index.id_map)[ids]
+    moved = np.empty((len(vectors), translator.d_target), np.float32)
+    size = translator.batch_size
+    with logging.tqdm(total=len(vectors), desc=f"translating {name}", disable=not progress) as bar:
+        for start in range(0, len(vectors), size):
+            rows = slice(start, start + size)
+            moved[rows] = translator(torch.from_numpy(vectors[rows]), first_row=start).numpy()
+            bar.update(len(moved[rows]))
+    tell_zeros(translator, name)
+    made = _make(inner, translator.d_target, name)
+    if not made.is_trained:
+        made.train(moved)
+    if isinstance(index, faiss.IndexIDMap):
+        wrapper = type(index)(made)
+        wrapper.add_with_ids(moved, ids)
+        made.this.disown()  # the wrapper is all that keeps it from now on
+        wrapper.own_fields = True
+        return wrapper
+    if isinstance(inner, faiss.IndexIVF):
+        made.add_with_ids(moved, ids)
+    else:
+        made.add(moved)
+    return made
+
+
+def _read(index: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids and vectors of an index, in the order of its rows, or of its lists."""
+    faiss = _import()
+    if not isinstance(index, faiss.IndexIVF):
+        return np.arange(index.ntotal), index.reconstruct_n(0, index.ntotal)
+    ids = np.concatenate([np.empty(0, np.int64), *_lists(index)])
+    vectors = np.empty((len(ids), index.d), np.float32)
+    row = 0
+    for number, members in enumerate(_lists(index)):
+        for offset in range(len(members)):
+            index.reconstruct_from_offset(number, offset, faiss.swig_ptr(vectors[row]))
+            row += 1
+    order = np.argsort(ids, kind="stable")
+    return ids[order], vectors[order]
+
+
+def _lists(index: Any) -> Iterator[np.ndarray]:
+    """Yield the ids in each list of an IVF index."""
+    faiss = _import()
+    for number in range(index.nlist):
+        size = index.invlists.list_size(number)
+        yield faiss.rev_swig_ptr(index.invlists.get_ids(number), size).copy() if size else np.empty(0, np.int64)
+
+
+def _make(index: Any, dimension: int, name: str) -> Any:
+    """Make an empty index of the same type for vectors of another dimension."""
+    faiss = _import()
+    links = index.hnsw.nb_neighbors(1) if hasattr(index, "hnsw") else None
+    words = FACTORIES[type(index).__name__].format(index=index, links=links)
+    try:
+        made = faiss.index_factory(dimension, words, index.metric_type)
+    except RuntimeError as error:
+        raise StitchError(f"{name} cannot be {words} with {dimension} dimensions: {error}") from error
+    for path in PARAMETERS:
+        *parents, attribute = path.split(".")
+        for parent in parents:
+            old, new = getattr(index, parent, None), getattr(made, parent, None)
+            if old is not None and new is not None:
+                setattr(new, attribute, getattr(old, attribute))
+        if not parents and hasattr(index, attribute):
+            setattr(made, attribute, getattr(index, attribute))
+    return made
+
+
+def _import() -> Any:
+    try:
+        import faiss  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise StitchError("an index of FAISS needs faiss: pip install 'hf-relstitch[faiss]'") from error
+    return faiss

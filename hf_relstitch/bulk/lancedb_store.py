@@ -1,0 +1,203 @@
+"""A LanceDB table moved to another encoder's space: a new table, which appears whole or not at all."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from transformers.utils import logging
+
+from hf_relstitch.bulk.moves import (
+    PARTIAL,
+    check_metric,
+    check_note,
+    document_translator,
+    explain,
+    tell_zeros,
+)
+from hf_relstitch.bulk.tables import translated_batches, translated_schema
+from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.hub.files import only_run
+
+if TYPE_CHECKING:
+    from lancedb.db import LanceDBConnection
+    from lancedb.table import Table
+
+logger = logging.get_logger(__name__)
+
+FOR_ANOTHER_MODEL = ("embedding_functions", "embedding_config")
+"""What LanceDB notes of the encoder that fills a table, which the new table is not filled by."""
+TOLERANCE = 1e-3
+"""How far, relative to its norm, a vector that was translated again may be from the one that is stored."""
+
+
+def move_table(
+    model: AnyModel,
+    db: "LanceDBConnection | str | Path",
+    old: "str | Table",
+    new: str,
+    *,
+    column: str = "vector",
+    batch_size: int = 16384,
+    progress: bool = True,
+) -> int:
+    """Copy a LanceDB table with its vectors translated and every other column as it was; return its number of rows.
+
+    The old table stays as it was, and is read as it was when the move began: what is written to it since is not in the
+    new one, and a log line says so. Rows are gathered in the table `<new>-partial`, which takes its name when all are
+    there. A move that was stopped goes on with its next batch: of the old table as it is now, if it still begins with
+    the rows that were moved, else as it was when the move began. The new table has no indexes: a log line names those
+    of the old one. The metadata of its schema say under `hf_relstitch` what it was made of. Rows of zeros stay zeros.
+
+    Args:
+        model: a translation, as of `translation_between`, or its file; or a stitched model: a folder, a Hub id, one
+            in memory.
+        db: a LanceDB database in a local folder, or that folder.
+        old: the table to read, or its name.
+        new: the name of the table to make.
+        column: its column of vectors.
+        batch_size: rows to translate at a time.
+        progress: whether to show a progress bar.
+
+    Raises:
+        StitchError: no such table or column, vectors that cannot be translated or were translated by this model
+            already, a name that is taken or cannot be, an unfinished move of something else under this name, or a
+            database that is not in a local folder.
+    """
+    db, old = _connect(db), old if isinstance(old, str) else old.name
+    folder = Path(str(db.uri).removeprefix("file://"))
+    if not folder.is_dir():
+        raise StitchError(f"the database at {db.uri} is not in a local folder: move it where it is one")
+    _check_name(new)
+    table = _open(db, old)
+    if (folder / f"{new}.lance").exists():
+        raise StitchError(f"{db.uri} has a table {new} already: give another name, or drop it")
+    translator = document_translator(model, column, batch_size)
+    check_not_translated(table.schema.metadata, translator, f"table {old}")
+    _tell_indexes(table, translator, new)
+    with only_run(folder / f".{new}.lock", doing=f"making {new}", instead="give another name"):
+        partial, version = _begin(db, table, f"{new}{PARTIAL}", translator)
+        with explain(f"table {old}", ValueError, OSError, RuntimeError):
+            table.checkout(version)
+        total, done = table.count_rows(), partial.count_rows()
+        with logging.tqdm(total=total, initial=done, desc=f"moving to {new}", disable=not progress) as bar:
+            for start in range(done, total, batch_size):
+                rows = range(start, min(start + batch_size, total))
+                with explain(f"table {old}, from its row {start} on", ValueError, OSError, RuntimeError):
+                    batches = list(translated_batches(_read(table, rows), partial.schema, translator))
+                    partial.add(pa.Table.from_batches(batches))
+                bar.update(len(rows))
+        if partial.count_rows() != total:
+            raise StitchError(f"{new}{PARTIAL} has {partial.count_rows()} rows of {total}: drop it and begin again")
+        (folder / f"{new}{PARTIAL}.lance").rename(folder / f"{new}.lance")
+    tell_zeros(translator, old)
+    if _open(db, old).version != version:
+        logger.warning(f"{old} was written to since the move to {new} began: what is new in it was not moved")
+    return total
+
+
+def _connect(db: "LanceDBConnection | str | Path") -> "LanceDBConnection":
+    if not isinstance(db, str | Path):
+        return db
+    import lancedb  # noqa: PLC0415 (an extra)
+
+    if not Path(db).is_dir():
+        raise StitchError(f"there is no folder {db}: give the folder of a LanceDB database")
+    return lancedb.connect(db)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name in (".", ".."):
+        raise StitchError(
+            f"{name!r} cannot name a LanceDB table: use letters, digits, underscores, hyphens and periods"
+        )
+
+
+def _open(db: "LanceDBConnection", name: str) -> "Table":
+    try:
+        return db.open_table(name)
+    except ValueError as error:
+        raise StitchError(f"{db.uri} has no table {name} ({error}): give the name of one that it has") from error
+
+
+def _tell_indexes(table: "Table", translator: Translator, new: str) -> None:
+    """Name the indexes that the new table will not have, and check the metric that the table is searched by."""
+    indexes = [(index, table.index_stats(index.name)) for index in table.list_indices()]
+    metrics = [stats.distance_type for index, stats in indexes if index.columns == [translator.column]]
+    metric = metrics[0] if metrics and metrics[0] else "l2"  # as LanceDB searches without an index
+    check_metric(translator, "ip" if metric == "dot" else metric, f"table {table.name}")
+    if indexes:
+        named = ", ".join(
+            f"{index.name} ({stats.index_type} of {', '.join(index.columns)})" for index, stats in indexes
+        )
+        logger.warning(f"{new} gets none of the indexes of {table.name}: make them in it: {named}")
+
+
+def _read(table: "Table", rows: range) -> Iterator[pa.RecordBatch]:
+    return iter(table.take_offsets(list(rows)).to_arrow().combine_chunks().to_batches())
+
+
+def _begin(db: "LanceDBConnection", table: "Table", name: str, translator: Translator) -> tuple["Table", int]:
+    """Return the unfinished table and the version of the old one that it is made of."""
+    with explain(f"table {table.name}"):
+        schema = translated_schema(table.schema, translator)
+    note = {"table": table.name, "column": translator.column}
+    if name not in db.list_tables().tables:
+        metadata = {
+            key: value for key, value in (schema.metadata or {}).items() if key.decode() not in FOR_ANOTHER_MODEL
+        }
+        version = {"version": table.version, "written": _written(table, table.version)}
+        metadata[NOTE.encode()] = note_of(translator, **note, **version).encode()
+        return db.create_table(name, schema=schema.with_metadata(metadata)), table.version
+    partial = _open(db, name)
+    begun = check_note((partial.schema.metadata or {}).get(NOTE.encode()), translator, note, name)
+    return partial, _version_to_go_on_with(table, partial, begun, translator)
+
+
+def _written(table: "Table", version: int) -> float | None:
+    """Return when a version was written, which tells it from that of another table of this name."""
+    times = {known["version"]: known["timestamp"].timestamp() for known in table.list_versions()}
+    return times.get(version)
+
+
+def _version_to_go_on_with(table: "Table", partial: "Table", begun: dict[str, Any], translator: Translator) -> int:
+    """Return the latest version if it begins with the rows that were moved, else the one that the move began with.
+
+    Raises:
+        StitchError: the one does not, and the other is there no more.
+    """
+    version = begun["version"]
+    is_kept = begun["written"] is not None and _written(table, version) == begun["written"]
+    if (is_kept and version == table.version) or _begins_with(table, partial, translator):
+        return table.version
+    if is_kept:
+        return int(version)
+    raise StitchError(
+        f"{partial.name} was begun from another {table.name} than there is now: the first {partial.count_rows()} rows "
+        f"are others. Drop {partial.name} to begin again"
+    )
+
+
+def _begins_with(table: "Table", partial: "Table", translator: Translator) -> bool:
+    """Compare what was moved with the first rows of a table: other columns first, then vectors, translated again."""
+    done, size = partial.count_rows(), translator.batch_size
+    if table.count_rows() < done:
+        return False
+    ranges = [range(start, min(start + size, done)) for start in range(0, done, size)]
+    pairs = ([pa.Table.from_batches(_read(side, rows)) for side in (table, partial)] for rows in ranges)
+    others = (tuple(side.drop_columns([translator.column]).to_pylist() for side in pair) for pair in pairs)
+    if any(left != right for left, right in others):
+        return False
+    return all(_same_vectors(table, partial, rows, translator) for rows in ranges)
+
+
+def _same_vectors(table: "Table", partial: "Table", rows: range, translator: Translator) -> bool:
+    with explain(f"table {table.name}, from its row {rows.start} on"):
+        again = pa.Table.from_batches(translated_batches(_read(table, rows), partial.schema, translator))
+    stored = pa.Table.from_batches(_read(partial, rows))
+    columns = [side[translator.column].combine_chunks().flatten().to_numpy() for side in (again, stored)]
+    left, right = (column.astype(np.float64).reshape(len(rows), translator.d_target) for column in columns)
+    return bool((np.linalg.norm(left - right, axis=1) <= TOLERANCE * np.linalg.norm(right, axis=1)).all())

@@ -1,0 +1,78 @@
+"""What moves of every vector index have in common: the translation, the note in the new index, the checks."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from transformers.utils import logging
+
+from hf_relstitch.bulk.search import SearchTranslation
+from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
+from hf_relstitch.core.errors import StitchError
+
+logger = logging.get_logger(__name__)
+
+PARTIAL = "-partial"
+"""What the name of a new index ends with until all is there."""
+
+
+def document_translator(model: AnyModel, column: str, batch_size: int) -> Translator:
+    """Load the translation of documents, ready to be applied to stored vectors.
+
+    Raises:
+        StitchError: there is none, or it was made for queries.
+    """
+    translation, which = load_translation(model)
+    if isinstance(translation, SearchTranslation) and translation.translates != "documents":
+        raise StitchError(
+            "this translation is of queries, which stay out of an index: make one of its documents, "
+            "translation_between(old, new, translates='documents')"
+        )
+    return Translator(translation, column, batch_size, fingerprint=which["fingerprint"])
+
+
+def check_note(
+    note: str | bytes | None, translator: Translator, source: Mapping[str, Any], name: str
+) -> dict[str, Any]:
+    """Return the note of an unfinished index, which has to be of the same translation and source.
+
+    Raises:
+        StitchError: it was begun with something else.
+    """
+    content: dict[str, Any] = json.loads(note or "{}")
+    expected = {"model": translator.fingerprint} | dict(source)
+    begun = {key: content.get(key) for key in expected}
+    if begun != expected:
+        raise StitchError(f"{name} was begun with {begun} and not {expected}: drop it, or give another name")
+    return content
+
+
+def check_metric(translator: Translator, metric: str, name: str) -> None:
+    """Say where an index searches by another metric than the translation was made for.
+
+    Among vectors of norm 1 all metrics find the same.
+    """
+    translation = translator.translation
+    if isinstance(translation, SearchTranslation) and translation.metric != metric and not translation.unit:
+        logger.warning(
+            f"{name} is searched by {metric}, and the translation was chosen and reported for {translation.metric}: "
+            f"make it with translation_between(…, metric={metric!r})"
+        )
+
+
+def tell_zeros(translator: Translator, name: str) -> None:
+    """Say how many rows of zeros there were."""
+    if zeros := translator.tally.get("zeros"):
+        logger.warning(f"{zeros} rows of {name} are zeros, as a failed encoding leaves: they stay zeros")
+
+
+@contextmanager
+def explain(place: str, *errors: type[Exception]) -> Iterator[None]:
+    """Say of an error, ours or one of these, what it is about."""
+    try:
+        yield
+    except StitchError as error:
+        raise StitchError(f"{place}: {error}") from error
+    except errors as error:
+        raise StitchError(f"{place}: {error or type(error).__name__}") from error
