@@ -522,3 +522,26 @@ def test_what_is_not_moved_is_named(
     old.add(ids=["a"], embeddings=randn(1, D_OLD).numpy())
     move_collection(translation(), client, old, f"{name}-moved", progress=False)
     assert f"{name} is filled by the embedding function 'default', which is not the new encoder" in caplog.text
+
+
+def test_a_metric_that_the_translation_was_not_made_for_is_told(
+    db: LanceDBConnection, client: ClientAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LanceDB and Chroma search by L2 unless they are told otherwise; among vectors of norm 1 it is all one."""
+    old = randn(400, D_OLD)
+    new = old @ randn(D_OLD, D_NEW, seed=1) + 0.1 * randn(400, D_NEW, seed=2)
+    name = next(names)
+    collection(client, name)
+    inner = collection(client, f"{name}-ip", configuration={"hnsw": {"space": "ip"}}).name
+    cases: list[Any] = [("cosine", False, True), ("l2", False, False), ("cosine", True, False)]
+    for number, (metric, unit, told) in enumerate(cases):
+        made = translation_between(old, functional.normalize(new, dim=1) if unit else new, metric=metric)
+        caplog.clear()
+        move_table(made, db, "docs", f"moved-{number}", progress=False)
+        move_collection(made, client, name, f"{name}-{number}", progress=False)
+        said = [record.message for record in caplog.records if "was chosen and reported for" in record.message]
+        assert len(said) == 2 * told
+        assert all("is searched by l2, and the translation was chosen and reported for cosine" in each for each in said)
+    caplog.clear()
+    move_collection(translation_between(old, new, metric="l2"), client, inner, f"{inner}-moved", progress=False)
+    assert f"{inner} is searched by ip, and the translation was chosen and reported for l2" in caplog.text

@@ -192,7 +192,7 @@ def pair_command(
     target: Annotated[Path, typer.Argument(help="The same inputs' latents by the other encoder, row for row.")],
     out: Annotated[Path, typer.Argument(help="File for the translation, NAME.safetensors, for translate.")],
     translates: Annotated[Role, typer.Option(help="What of a search is translated.")] = "documents",
-    prefer: Annotated[Prefer, typer.Option(help="linear is one matrix, accuracy finds more.")] = "linear",
+    prefer: Annotated[Prefer, typer.Option(help="linear is one matrix; auto may use a kernel.")] = "linear",
     metric: Annotated[Metric, typer.Option(help="How the index searches; LanceDB and Chroma by l2.")] = "cosine",
     column: Annotated[str, typer.Option(help="Column, or tensor, of the latents.")] = "latents",
     target_column: Annotated[str | None, typer.Option(help="The same of the target, where it is another.")] = None,
