@@ -121,3 +121,12 @@ def test_extras_are_not_dependencies() -> None:
     declared = [requirement for requirement in requires("hf-relstitch") if "extra ==" not in requirement]
     assert any(requirement.startswith("torch") for requirement in declared)
     assert not any(requirement.startswith(("matplotlib", "scikit-learn")) for requirement in declared)
+
+
+def test_each_module_can_be_imported_first() -> None:
+    """Registering imports our config as soon as transformers' Auto classes load, wherever that happens."""
+    script = "import sys, hf_relstitch\n__import__(sys.argv[1])"
+    for module in ("hub.repo", "hub.cards", "cli.describe", "cli.push_pull", "data.latents", "encoders.encoder"):
+        command = [sys.executable, "-c", script, f"hf_relstitch.{module}"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

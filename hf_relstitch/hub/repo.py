@@ -20,7 +20,6 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig
 from yaml import YAMLError
 
 from hf_relstitch.core.errors import StitchError
@@ -76,6 +75,8 @@ class Repo:
         file = self.file("config.json")
         if file is None or not names_kernels(read_json(file)):
             return self.loading
+        from transformers import AutoConfig  # noqa: PLC0415  (loading it registers our config, which imports this module)
+
         config = AutoConfig.from_pretrained(self.place, **self.loading)
         for each in (config, *(getattr(config, name) for name in config.sub_configs)):
             each._attn_implementation = each._experts_implementation = None
