@@ -3,12 +3,15 @@
 import json
 import stat
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
-from hf_relstitch import AnchorSet, RelativeStitcher, StitchError
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
+from hf_relstitch.hub.repo import locate
 
 
 @pytest.fixture
@@ -64,6 +67,29 @@ def test_numbers_in_a_config_take_no_memory(fields: dict[str, Any], message: str
     edit(saved, **fields)
     with pytest.raises(StitchError, match=message):
         RelativeStitcher.from_pretrained(saved)
+
+
+BOMB = "---\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghi")
+)
+
+
+def test_metadata_that_would_not_end_are_not_read(stitched: RelativeStitcher, saved: Path) -> None:
+    (saved / "README.md").write_text(f"{BOMB}license: *i\n---\ntext\n")
+    assert len(BOMB) < 700
+    assert locate(saved).license() is None
+    with pytest.raises(StitchError, match=r"metadata at the top of README.md has YAML aliases"):
+        stitched.save_pretrained(saved)
+
+
+def test_logs_heed_the_verbosity_of_transformers(caplog: pytest.LogCaptureFixture, source_folder: str) -> None:
+    transformers.utils.logging.set_verbosity_info()
+    try:
+        encoder = Encoder.from_pretrained(source_folder)
+    finally:
+        transformers.utils.logging.set_verbosity_warning()
+    assert "tiny-bert: pooling is 'mean'" in caplog.text
+    assert repr(encoder) == "Encoder('tiny-bert', 'mean', text, padded)"
 
 
 def test_files_have_the_usual_mode(saved: Path, anchor_set: AnchorSet, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from hf_relstitch.hub.files import whole_file
 from hf_relstitch.hub.repo import locate
 from hf_relstitch.model.anchors import first_of_each
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 TOKENIZER_SETTINGS = ("model_max_length", "padding_side", "truncation_side", "pad_token", "model_input_names")
 
 

@@ -20,7 +20,7 @@ from hf_relstitch.encoders.devices import accelerate_state, gathered
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.hub.files import check_output, only_run, read_json, whole_file, write_json
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 
 def run_suite(

@@ -17,7 +17,7 @@ from hf_relstitch.hub.files import read_json, whole_file
 if TYPE_CHECKING:
     import faiss
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 FACTORIES = {
     "IndexFlat": "Flat",

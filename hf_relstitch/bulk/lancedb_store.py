@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
     from lancedb.table import Table
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 FOR_ANOTHER_MODEL = ("embedding_functions", "embedding_config")
 """What LanceDB notes of the encoder that fills a table, which the new table is not filled by."""

@@ -11,7 +11,7 @@ from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.bulk.translator import AnyModel, Translator, load_translation
 from hf_relstitch.core.errors import StitchError
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 PARTIAL = "-partial"
 """What the name of a new index ends with until all is there."""

@@ -12,7 +12,7 @@ from hf_relstitch.core.errors import StitchError
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 POINTS = "-points"
 """What the name of the collection ends with of which the new name is an alias."""

@@ -31,7 +31,7 @@ FORMAT_VERSION = 2
 """1 had other names of settings."""
 KIND = "search_translation"
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 FEW_PAIRS = 300
 """With fewer pairs the old encoder finds more than a translation does."""

@@ -25,7 +25,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders.devices import fingerprint
 from hf_relstitch.hub.files import checksum
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hf_relstitch.model.anchors import CONFIG_NAME, LATENTS_NAME, AnchorSet
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.model.persistence import OWNED
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 SHARED = Path(".cache", "huggingface", "hf_relstitch.json")
 """Where a folder notes which edits of its card a repo has had; the Hub's client pushes nothing of these folders."""
 

@@ -33,7 +33,7 @@ from hf_relstitch.encoders.sentence_transformers_repo import read_sentence_modul
 from hf_relstitch.hub.repo import hub_options, locate
 from hf_relstitch.layers import describe_chain, layers_of
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 
 WITH_PROCESSOR = "give Encoder(model, processor), or as a target cut(model, processor)"
@@ -83,6 +83,10 @@ class Encoder:
             pooling=cut or ", ".join([self.pooling, *layers]),
             license=license,
         )
+
+    def __repr__(self) -> str:
+        made_by = self.provenance
+        return f"{type(self).__name__}({made_by.model_id!r}, {made_by.pooling!r}, {self.modality}, {self.batching})"
 
     @classmethod
     def from_pretrained(

@@ -15,7 +15,7 @@ from hf_relstitch.data.inputs import probe_inputs
 from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.processors import modality_of, pads_by_itself, preprocess
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 BATCHINGS = {
     "padded": "inputs of different lengths come together, the shorter ones padded",
     "equal length": "only inputs of one length come together, since the model sees padding",

@@ -16,6 +16,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from yaml import YAMLError
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.hub.files import check_no_aliases
 
 START = "<!-- hf_relstitch: generated from here, write above or below; the metadata as generated: "
 END = "<!-- hf_relstitch: generated to here -->"
@@ -51,6 +52,7 @@ def read(existing: str) -> ModelCard:
     """A README.md with metadata, none if it has none."""
     text = existing.lstrip("\ufeff").replace("\r\n", "\n")
     try:
+        check_no_aliases(text)
         return ModelCard(text if REGEX_YAML_BLOCK.search(text) else f"---\n{{}}\n---\n{text}")
     except (ValueError, TypeError, YAMLError) as error:
         fault = " ".join(str(error).split())

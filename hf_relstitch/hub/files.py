@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+import yaml
 from filelock import FileLock, Timeout
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -186,6 +188,18 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StitchError(f"{file} holds a {type(content).__name__} where a JSON object was expected")
     return content
+
+
+def check_no_aliases(text: str) -> None:
+    """Refuse YAML metadata with aliases, a few of which can stand for more than memory holds.
+
+    Raises:
+        StitchError: the block at the top of a README.md has an alias.
+        YAMLError: it cannot be read.
+    """
+    block = REGEX_YAML_BLOCK.search(text)
+    if block and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(block[2])):
+        raise StitchError("the metadata at the top of README.md has YAML aliases (*NAME): write their values out")
 
 
 def weight_map(index: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.reading import reads_as_path
-from hf_relstitch.hub.files import read_json
+from hf_relstitch.hub.files import check_no_aliases, read_json
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 HUB_ERRORS: tuple[type[Exception], ...] = (HTTPError, EntryNotFoundError, OSError, ValueError)
@@ -122,6 +122,7 @@ class Repo:
         """The licence that the repo's card names, as `other (NAME)` where the Hub has no id for it; None if unknown."""
         try:
             card = self.file("README.md")
+            check_no_aliases(card.read_text(encoding="utf-8") if card else "")
             metadata = (metadata_load(card) if card else None) or {}
         except (StitchError, OSError, ValueError, YAMLError):
             return None

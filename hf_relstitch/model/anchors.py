@@ -439,7 +439,7 @@ def _rows(mask: Tensor) -> str:
     return f"{len(rows)} of {len(mask)} anchors (rows {shown}) have"
 
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 
 def _row_of_each(ids: Tensor) -> dict[int, int]:

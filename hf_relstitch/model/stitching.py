@@ -38,7 +38,7 @@ from hf_relstitch.hub.cards import Base
 from hf_relstitch.layers import widths_of
 from hf_relstitch.model.anchors import AnchorSet
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 FREE = {"norm", "seed"}
 """Settings that may be given while the others are chosen."""
 
