@@ -193,7 +193,7 @@ def test_a_safetensors_file_keeps_its_other_tensors_and_metadata(model: Relative
     assert found.keys() == others.keys()
     assert all(torch.equal(found[name], others[name]) for name in others)
     with safe_open(tmp_path / "out" / "x.safetensors", "pt") as opened:
-        assert opened.metadata() == {"made": "by hand"}
+        assert opened.metadata().items() > {"made": "by hand"}.items()
     save_file({"latents": found["z"], **others}, tmp_path / "by_library.safetensors")
     assert (tmp_path / "out" / "x.safetensors").stat().st_size % 8 == 5, "the int8 tensor comes last"
 

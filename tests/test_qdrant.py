@@ -112,7 +112,7 @@ def test_a_move_that_was_stopped_goes_on(made: SearchTranslation, client: Qdrant
     hook = made.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
     assert move_points(made, client, "docs", "moved", batch_size=70, progress=False) == ROWS
     hook.remove()
-    assert sum(calls[3:]) == ROWS - 140
+    assert sum(calls[3:]) == ROWS - 140 + 2 * 32  # some that were moved are compared
     assert everything(client, "moved").keys() == everything(client, "docs").keys()
 
 
@@ -133,3 +133,17 @@ def test_what_cannot_be_moved_is_refused(made: SearchTranslation, client: Qdrant
     client.create_collection("narrow", vectors_config=models.VectorParams(size=3, distance=models.Distance.COSINE))
     with pytest.raises(StitchError, match="collection narrow is 3 wide and the model translates latents of width 12"):
         move_points(made, client, "narrow", "again", progress=False)
+
+
+def test_a_collection_that_was_made_anew_is_not_gone_on_with(made: SearchTranslation, client: QdrantClient) -> None:
+    filled(client, "docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "update_collection_aliases", lambda _: pytest.fail("killed here"))
+        with pytest.raises(pytest.fail.Exception):
+            move_points(made, client, "docs", "moved", progress=False)
+    client.delete_collection("docs")
+    client.create_collection("docs", vectors_config=models.VectorParams(size=D_OLD, distance=models.Distance.COSINE))
+    points = [models.PointStruct(id=row, vector=OLD[ROWS - 1 - row].tolist(), payload={}) for row in range(ROWS)]
+    client.upsert("docs", points)
+    with pytest.raises(StitchError, match="moved-points was begun from another docs than there is now: delete moved"):
+        move_points(made, client, "docs", "moved", progress=False)

@@ -1,8 +1,10 @@
 """A Qdrant collection moved to another encoder's space: a new collection, whose name appears when it is whole."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 from transformers.utils import logging
 
 from hf_relstitch.bulk.moves import check_metric, check_note, document_translator, explain, tell_zeros
@@ -17,6 +19,9 @@ logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity
 POINTS = "-points"
 """What the name of the collection ends with of which the new name is an alias."""
 METRICS = {"Cosine": "cosine", "Euclid": "l2", "Dot": "ip"}
+COMPARED = 32
+"""How many of a batch of points that were moved are translated again, to see that they are the same."""
+TOLERANCE = 1e-3
 KEPT = ("hnsw_config", "quantization_config")
 
 
@@ -125,7 +130,9 @@ def _move(client: Any, name: str, points: list[Any], vector: str, translator: Tr
     """Translate the points that are not there yet."""
     from qdrant_client.models import PointStruct  # noqa: PLC0415 (an extra)
 
-    there = {point.id for point in client.retrieve(name, [point.id for point in points], with_payload=False)}
+    ids = [point.id for point in points]
+    there = {point.id: point.vector for point in client.retrieve(name, ids, with_payload=False, with_vectors=True)}
+    _compare([point for point in points if point.id in there][:COMPARED], there, vector, translator, name, old)
     missing = [point for point in points if point.id not in there]
     vectors = [point.vector.get(vector) if vector else point.vector for point in missing]
     rows = [row for row, latent in enumerate(vectors) if latent is not None]
@@ -137,6 +144,27 @@ def _move(client: Any, name: str, points: list[Any], vector: str, translator: Tr
             missing[row].vector = {**missing[row].vector, vector: latent} if vector else latent
     if missing:
         client.upsert(name, [PointStruct(id=each.id, vector=each.vector, payload=each.payload) for each in missing])
+
+
+def _compare(
+    points: list[Any], moved: dict[Any, Any], vector: str, translator: Translator, name: str, old: str
+) -> None:
+    """Translate some points that were moved again: a collection has no identity of its own.
+
+    Raises:
+        StitchError: the vectors in the new collection are others.
+    """
+
+    def rows(vectors: list[Any]) -> torch.Tensor:
+        return torch.tensor([each[vector] if vector else each for each in vectors], dtype=torch.float32)
+
+    points = [point for point in points if not vector or (vector in point.vector and vector in moved[point.id])]
+    if not points:
+        return
+    again = replace(translator)(rows([point.vector for point in points]), first_row=0)  # its zeros are counted already
+    stored = rows([moved[point.id] for point in points])
+    if not torch.allclose(functional.normalize(again, dim=1), functional.normalize(stored, dim=1), atol=TOLERANCE):
+        raise StitchError(f"{name} was begun from another {old} than there is now: delete {name} to begin again")
 
 
 def _name(client: Any, name: str, alias: str) -> None:
