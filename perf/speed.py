@@ -69,10 +69,10 @@ def translate(options):
     dtype = getattr(torch, options.dtype)
     anchors = [torch.randn(1000, 768, device=DEVICE) for _ in range(2)]
     made = {
-        scale: fit_translation(*anchors, settings=TranslationSettings(alpha=0.0, ridge=0.0, scale=scale)).to(dtype)
-        for scale in ("carry", "mean")
+        norm: fit_translation(*anchors, settings=TranslationSettings(alpha=0.0, ridge=0.0, norm=norm)).to(dtype)
+        for norm in ("keep", "mean")
     }
-    matrix = made["carry"].weight
+    matrix = made["keep"].weight
     exact_unit, target_unit = (directions(one, centre=one.mean(0)) for one in anchors)
     pseudo_inverse = torch.linalg.pinv(target_unit.T)
     product = exact_unit.T @ pseudo_inverse
@@ -96,16 +96,16 @@ def translate(options):
             # latentis 0.0.8, Translator.transform with its StandardScaling on both sides, operation by operation
             "latentis": lambda x=x: (((x - centre) / std) @ matrix) * target_std + target_centre,
         }
-        carry = lambda x=x: made["carry"](x)  # noqa: E731
-        off = whole_steps(x[:1000]).float() - carry(x[:1000]).float()
-        assert off.norm() < (1e-4 if dtype == torch.float32 else 2e-2) * carry(x[:1000]).float().norm()
-        compare(f"{rows:,} rows, carry / torch.mm", carry, ways["torch.mm"], pairs=options.pairs)
+        keep = lambda x=x: made["keep"](x)  # noqa: E731
+        off = whole_steps(x[:1000]).float() - keep(x[:1000]).float()
+        assert off.norm() < (1e-4 if dtype == torch.float32 else 2e-2) * keep(x[:1000]).float().norm()
+        compare(f"{rows:,} rows, keep / torch.mm", keep, ways["torch.mm"], pairs=options.pairs)
         compare(f"{rows:,} rows, mean / torch.mm", lambda x=x: made["mean"](x), ways["torch.mm"], pairs=options.pairs)
         copying = lambda x=x, copied=copied: copied.copy_(x)  # noqa: E731
-        compare(f"{rows:,} rows, carry / copying the rows", carry, copying, pairs=options.pairs)
+        compare(f"{rows:,} rows, keep / copying the rows", keep, copying, pairs=options.pairs)
         for peer in ("latentis", "two steps", "the two products alone"):
             name = f"{rows:,} rows, times as fast as {peer}"
-            compare(name, carry, ways[peer], pairs=options.pairs, faster=True)
+            compare(name, keep, ways[peer], pairs=options.pairs, faster=True)
 
 
 def tiny_stitch(folder, *, dtype="float32"):

@@ -187,12 +187,12 @@ def test_compiles_to_one_graph_for_all_batch_sizes(unchecked, how, source: Encod
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # torch's own
-@pytest.mark.parametrize("scale", ["carry", "mean"])
+@pytest.mark.parametrize("settings", [{}, {"norm": "mean"}, {"gamma": 1.0}], ids=["auto", "mean", "kernel"])
 def test_an_onnx_file_gives_the_stitched_logits(
-    unchecked, scale, source: Encoder, target_folder: str, tmp_path: Path
+    unchecked, settings, source: Encoder, target_folder: str, tmp_path: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, scale=scale)
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **settings)
     file = to_onnx(model, tmp_path / "model.onnx")
     assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(file)

@@ -64,8 +64,8 @@ def test_the_papers_inversion(latents: tuple[Tensor, Tensor], settings: dict[str
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_translating_in_half_precision(latents: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
-    for scale in ("carry", "mean"):
-        made = fit(*latents, settings=TranslationSettings(scale=scale)).float()
+    for norm in ("keep", "mean"):
+        made = fit(*latents, settings=TranslationSettings(norm=norm)).float()
         expected = made(latents[0])
         given = latents[0].to("cuda", dtype)
         found = made.to("cuda", dtype)(given)
@@ -125,10 +125,12 @@ def test_offloaded_weights(stitched: RelativeStitcher, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
-@pytest.mark.parametrize("scale", ["carry", "mean"])
-def test_compiled_fused_and_exported(unchecked: None, source_folder: str, target_folder: str, scale: str) -> None:
+@pytest.mark.parametrize("norm", ["keep", "mean"])
+def test_compiled_fused_and_exported(unchecked: None, source_folder: str, target_folder: str, norm: str) -> None:
     source = Encoder.from_pretrained(source_folder, pooling="pooler")
-    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, scale=scale)
+    model = RelativeStitcher.from_parts(
+        source, target_folder, pico.texts(60), progress=False, norm=norm, prefer="linear"
+    )
     expected = logits(model, "cuda")
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
@@ -140,7 +142,7 @@ def test_compiled_fused_and_exported(unchecked: None, source_folder: str, target
         with torch.no_grad():
             counted(**pico.tokenizer()(pico.texts(count), padding=True, return_tensors="pt").to("cuda"))
     assert counter.frame_count == 1
-    if scale == "carry":
+    if norm == "keep":
         assert_close(logits(plain_classifier(model), "cuda"), expected, rtol=1e-4, atol=1e-4)
         assert_close(logits(model.fuse(), "cuda"), expected, rtol=1e-4, atol=1e-4)
 
