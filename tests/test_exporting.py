@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pico
 import pytest
+import test_padding
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -103,6 +104,18 @@ def test_a_plain_classifier_that_would_be_another_is_refused(
     model = RelativeStitcher.from_parts(encoder, target_folder, pico.texts(80), prefer="linear", progress=False)
     with pytest.raises(StitchError, match=message):
         plain_classifier(model)
+
+
+@pytest.mark.parametrize(
+    "export", [plain_classifier, lambda model: to_onnx(model, "model.onnx")], ids=["plain", "onnx"]
+)
+def test_a_source_that_sees_padding_is_not_exported(export, target_folder: str, tmp_path: Path) -> None:
+    """ConvBERT's convolutions reach into padding, which a file without this package would let them do."""
+    source = test_padding.saved("convbert", tmp_path / "source")
+    model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), prefer="linear", progress=False)
+    assert model.config.batching == "equal length"
+    with pytest.raises(StitchError, match="only inputs of one length come together"):
+        export(model)
 
 
 HALVES = [torch.bfloat16, torch.float16]

@@ -12,6 +12,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import probe_inputs
 from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.onnx_encoder import INSTALL_ONNX
+from hf_relstitch.encoders.padding import BATCHINGS
 from hf_relstitch.encoders.processors import preprocess
 from hf_relstitch.heads.cutting import calls
 from hf_relstitch.heads.loading import TASKS
@@ -37,6 +38,7 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
         StitchError: the architecture has no classifier, or none that pools as the model does, or whose last layers
             are linear with a bias; the translation is not affine.
     """
+    _check_padding(model, "a plain classifier")
     if model.config.after_pooling:
         raise StitchError(
             f"the source's latents are made by {model.config.source['pooling']}, which no plain classifier does: save "
@@ -64,6 +66,15 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
         f"another way than {model.config.pooling!r}, or has layers in between that cannot be undone; save the stitched "
         "model itself, or export it to ONNX"
     )
+
+
+def _check_padding(model: RelativeStitcher, what: str) -> None:
+    """Refuse a source whose batches have to be taken apart, which only the stitched model does."""
+    if model.config.batching != "padded":
+        raise StitchError(
+            f"{what} pads inputs of different lengths, and of this source {BATCHINGS[model.config.batching]}: save the "
+            "stitched model itself"
+        )
 
 
 def _in_float32(model: RelativeStitcher) -> RelativeStitcher:
@@ -143,6 +154,7 @@ def to_onnx(model: RelativeStitcher, file: str | Path) -> Path:
         import onnxscript  # noqa: F401  (torch exports through it)
     except ImportError as error:
         raise StitchError(f"ONNX files need {error.name}: {INSTALL_ONNX}") from error
+    _check_padding(model, "an ONNX file")
     model = _in_float32(model)
     inputs = probe_inputs(model.config.modality)
     traced = preprocess(model, model.processor, [*inputs, *inputs[:1]])
