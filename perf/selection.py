@@ -1,10 +1,10 @@
 """The choice of a translation without labels against peers: one table.
 
-python perf/selection.py FOLDER [--anchors 100 200 500 1500 5000] [--draws 3] [--jobs 2] [--slow]
+python perf/selection.py FOLDER [--anchors 100 200 500 1500 5000] [--draws 3] [--jobs 2] [--slow | --rivals]
 
 FOLDER has wordnet.safetensors and emoji.safetensors, or the sets of fresh_pairs.py; with `--held-out` the sets of
-spaces.py are made in it. `--slow` adds cross-validated kernel ridge and an MLP adapter. Rows go to a log, from which
-a run goes on.
+spaces.py are made in it. `--slow` adds cross-validated kernel ridge and an MLP adapter; `--rivals` leaves all out but
+RidgeCV, distillation and Procrustes. Rows go to a log, from which a run goes on.
 """
 
 import argparse
@@ -32,7 +32,8 @@ from hf_relstitch.model.stitching import stitch
 DATA, HEADS = {}, {}  # filled before the workers fork
 KEYS = ("data", "source", "target", "anchors", "draw")
 RIVALS = ("RidgeCV", "distilled", "Procrustes")
-METHODS = ["own", *PEERS, *SLOW_PEERS, "distilled", "fresh head on labels", "linear", "auto"]
+FRESH = "fresh head on labels"
+METHODS = ["own", *PEERS, *SLOW_PEERS, "distilled", FRESH, "linear", "auto"]
 
 
 def score(logits, labels):
@@ -73,7 +74,7 @@ def stitched(prefer, x, y, q, own, labels, head):
     }
 
 
-def one(job, *, slow):
+def one(job, *, peers):
     """All numbers of one pair, one number of anchors and one draw."""
     torch.set_num_threads(1)
     name, source, target, count, draw = job
@@ -83,21 +84,23 @@ def one(job, *, slow):
     own = apply_head(head, space.latents[target][space.test].double())
     row = dict(zip(KEYS, job, strict=True)) | {"own": score(own, labels)}
     wide = [latents.double() for latents in (x, y, q)]
-    for name, peer in (PEERS | SLOW_PEERS if slow else PEERS).items():
-        if (made := peer(*wide)) is not None:
+    for name in peers:
+        peer = (PEERS | SLOW_PEERS).get(name)
+        if peer is not None and (made := peer(*wide)) is not None:
             row[name] = score(apply_head(head, made), labels)
     if not labels.is_floating_point():
-        truth = torch.nn.functional.one_hot(space.labels[rows], head.out_features).double()
         row["distilled"] = score(fit_logistic(wide[0], apply_head(head, wide[1]).softmax(-1))(wide[2]), labels)
-        row["fresh head on labels"] = score(fit_logistic(wide[0], truth)(wide[2]), labels)
+        if FRESH in peers:
+            truth = torch.nn.functional.one_hot(space.labels[rows], head.out_features).double()
+            row[FRESH] = score(fit_logistic(wide[0], truth)(wide[2]), labels)
     for prefer in ("linear", "auto"):
         found = stitched(prefer, x, y, wide[2], own, labels, head)
         row |= {f"{prefer} {key}".strip(): value for key, value in found.items()}
     return row
 
 
-def run(job_and_slow):
-    return one(job_and_slow[0], slow=job_and_slow[1])
+def run(job_and_peers):
+    return one(job_and_peers[0], peers=job_and_peers[1])
 
 
 def jobs(counts, draws):
@@ -167,6 +170,7 @@ def main():
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--rivals", action="store_true")
     parser.add_argument("--log", type=Path, help="file of rows, one a line; by default in perf/output")
     args = parser.parse_args()
     data = spaces.held_out(args.folder) if args.held_out else spaces.found(args.folder)
@@ -176,7 +180,8 @@ def main():
     log.parent.mkdir(exist_ok=True, parents=True)
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     done = {tuple(row[key] for key in KEYS) for row in rows}
-    todo = [(job, args.slow) for job in jobs(args.anchors, args.draws) if job not in done]
+    peers = RIVALS if args.rivals else [*PEERS, FRESH, *(SLOW_PEERS if args.slow else ())]
+    todo = [(job, peers) for job in jobs(args.anchors, args.draws) if job not in done]
     with get_context("fork").Pool(args.jobs) as workers, log.open("a") as file:
         for row in workers.imap_unordered(run, todo):
             rows.append(row)
