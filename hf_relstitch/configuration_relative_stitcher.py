@@ -25,42 +25,42 @@ SHARES = ("full", "adapter")
 
 
 class RelativeStitcherConfig(PretrainedConfig):
-    """Configuration of a `RelativeStitcher`.
+    """Hold the configuration of a `RelativeStitcher`.
 
     Args:
         source_config: configuration of the source encoder.
         modality: `text`, `image` or `audio`, of the source.
-        pooling: how a latent is made of the source encoder's output; one of `hf_relstitch.pooling.POOLINGS`.
-        after_pooling: the layers that a pooled vector goes through to be a latent, as data; see `head_modules.py`.
+        pooling: how the source encoder's output becomes a latent; one of `hf_relstitch.encoders.pooling.POOLINGS`.
+        after_pooling: the layers that turn a pooled vector into a latent, as data; see `layers.py`.
         batching: which inputs may share a batch; one of `hf_relstitch.encoders.padding.BATCHINGS`.
         d_source: width of the source latents.
         d_target: width of the target latents, which the head takes.
         num_anchors: how many anchors are stored for each side.
         translation: the fields of a `TranslationSettings`.
-        selection: how they were chosen: the criterion, and each candidate with its score; None where they were given.
+        selection: how these were chosen: the criterion, and each candidate with its score; None if the caller chose.
         readout: whether a linear readout of the source latents is added to the head's logits.
-        logit_temperature: what the head's logits are divided by; 1 leaves them as they are.
+        logit_temperature: the divisor of the head's logits; 1 leaves them unchanged.
         head: the head as data: `{"kind": "linear", "bias": bool}`; of kind `mlp`, with its `layers`; or of kind
-            `prototypes`, with its `temperature`. See `head_modules.py`.
+            `prototypes`, with its `temperature`. See `layers.py`.
         source: provenance of the source anchors.
         target: provenance of the target anchors.
-        report: what was known of the translation when it was made, see `RelativeStitcher.report`.
+        report: what was known about the translation when it was fitted; see `RelativeStitcher.report`.
         call: the Python call that made the model.
-        results: what was measured on labeled data, a dict each with `task_type`, `dataset_name`, `dataset_id` (None if
+        results: measurements on labeled data, each a dict with `task_type`, `dataset_name`, `dataset_id` (None if
             the data are not on the Hub), `split`, `metric` and `value`; where they are known, the data's `config` and
             `revision` and the number of `rows`; and `task_id`, if the data are one of the Hub's benchmarks and the task
             there has another name than `default`.
         fingerprints: hashes of the weights of `encoder`, `translation` and `head` as they were stitched, and `dtype`.
         trained: which of these parts were trained further since; the report is of what they were before.
-        checksums: of the weight files.
+        checksums: checksums of the weight files.
         processor_files: names of the source's processor's files.
-        answer_checksums: of these files, and under `config.json` of the fields of the config that change an answer.
+        answer_checksums: checksums of these files, and under `config.json` of the config fields that change an answer.
         share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
-        encoder_fingerprint: of an adapter's source encoder, a hash of its weights; None where it is quantised.
-        format_version: of this layout; a newer one than this package knows is refused.
+        encoder_fingerprint: a hash of the weights of an adapter's source encoder; None if it is quantised.
+        format_version: the version of this layout; versions newer than this package are refused.
 
     Raises:
-        StitchError: a newer format, an unknown pooling, or settings that cannot be.
+        StitchError: the format is newer, the pooling is unknown, or the settings are invalid.
     """
 
     model_type = "relative_stitcher"
@@ -164,19 +164,19 @@ class RelativeStitcherConfig(PretrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Nothing: the code is the package's, and is not copied beside the weights."""
+        """Do nothing: the code is the package's, and is not copied beside the weights."""
 
     def empty_after_pooling(self) -> nn.Sequential:
-        """What comes after the pooling, with weights to be filled.
+        """Build the layers that follow the pooling, with weights to be filled.
 
         Raises:
-            StitchError: layers that do not fit one another or the width of the latents.
+            StitchError: the layers do not fit each other or the width of the latents.
         """
         return build_chain(self.after_pooling, gives=self.d_source)
 
     @property
     def translation_settings(self) -> TranslationSettings:
-        """How the translation is made from the anchors."""
+        """Return the settings that fit the translation from the anchors."""
         try:
             return TranslationSettings(**self.translation)
         except TypeError as error:
@@ -184,7 +184,7 @@ class RelativeStitcherConfig(PretrainedConfig):
 
 
 def rename_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Give settings of an older format the names of this one, and as many landmarks as there are anchors."""
+    """Rename settings of an older format to the names of this format, with as many landmarks as there are anchors."""
     if not settings.keys() & OLD_NAMES.keys():
         return settings
     renamed = {OLD_NAMES.get(name, name): value for name, value in settings.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 WORDS = """
 add advance align allow answer append apply ask assemble attach await bend bin bound bring build call cast centre
 change check choose classify clear close collect compare compose compute convert copy count cover create cut decide
-decode decompose delete describe detach dispatch distil divide download draw drop embed encode end ensure estimate
+decode decompose delete describe detach dispatch distil divide do download draw drop embed encode end ensure estimate
 evaluate expand explain export extract fetch fill find fit fix flatten forget format freeze fuse gather get give go
 group guard guess handle hash hold import infer inspect invert iterate join judge keep land launch leave list load
 locate lock log look lower make map mark match mean measure mend merge move name normalise note open order pad pair

@@ -34,7 +34,7 @@ class _CtrlC:
 
 
 def main() -> None:
-    """Run the command line; an error of ours, and Ctrl-C, is one line, with exit status 1 and 130."""
+    """Run the command line; print an error of ours or Ctrl-C as one line, and exit with status 1 or 130."""
     pressed = _CtrlC()
     before = signal.signal(signal.SIGINT, pressed)
     try:

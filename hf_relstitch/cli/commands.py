@@ -48,7 +48,7 @@ def quickstart_command(
     label_column: Annotated[str, typer.Option(help="Its column of labels.")] = "label",
     as_json: AsJson = False,
 ) -> None:
-    """Stitch two networks that never met and look at what comes out; needs no network and no download."""
+    """Stitch two networks that never met and show the result; needs no network and no download."""
     from hf_relstitch.cli.quickstart import quickstart
 
     accuracies = quickstart(
@@ -232,7 +232,7 @@ def translate_command(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Translate stored latents; a run that was stopped goes on where it was."""
+    """Translate stored latents; a run that was stopped continues from where it stopped."""
     from hf_relstitch.bulk import translate_files
 
     done = translate_files(
@@ -290,7 +290,7 @@ def report_command(
     other: Annotated[str | None, typer.Argument(help="Another one, to compare with.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a benchmark's report anew, or compare two benchmarks."""
+    """Write a benchmark's report again, or compare two benchmarks."""
     from hf_relstitch.benchmarks import compare, write_report
 
     result = compare(run, other) if other else str(write_report(run))

@@ -18,7 +18,7 @@ SHOWN = 8
 
 
 def describe(place: str | Path, *, revision: str | None = None) -> dict[str, Any]:
-    """Everything that a folder or a Hub repo says of itself, as nested plain values.
+    """Return everything that a folder or a Hub repo says about itself, as nested plain values.
 
     Raises:
         StitchError: it holds neither a stitched model nor an anchor set, or a damaged one.
@@ -32,7 +32,7 @@ def describe(place: str | Path, *, revision: str | None = None) -> dict[str, Any
 
 
 def card(place: str | Path, *, repo_id: str | None = None) -> str:
-    """The card of a folder or a Hub repo as this version makes it, with the edits of the README.md that is there.
+    """Return the card of a folder or a Hub repo as this version writes it, with the edits of its README.md.
 
     Raises:
         StitchError: it holds neither a stitched model nor an anchor set, or its README.md cannot be read.

@@ -20,11 +20,11 @@ PROCESSORS = {"text": "tokenizer", "image": "image_processor", "audio": "feature
 def classifier(
     model: str, *, function_to_apply: str | None = None, revision: str | None = None, device: str | None = None
 ) -> Pipeline:
-    """The stock transformers pipeline of a stitched model, a folder or a Hub id.
+    """Return the stock transformers pipeline of a stitched model, from a folder or a Hub id.
 
     Raises:
-        StitchError: no such model, one that is not stitched, or `function_to_apply` ("softmax", "sigmoid", "none")
-            makes no sense of this head's logits.
+        StitchError: no such model, a model that is not stitched, or `function_to_apply` ("softmax", "sigmoid", "none")
+            does not fit this head's logits.
     """
     loaded = RelativeStitcher.from_pretrained(model, revision=revision)
     config = loaded.config
@@ -49,12 +49,11 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Return the likeliest class of each input; an argument is a text, a file of texts, an image or a folder of images.
 
-    `-` stands for the lines of the standard input.
-
-    Of tables, `column` names that of the inputs, see `read_inputs`.
+    `-` stands for the lines of the standard input. For tables, `column` names the column of the inputs; see
+    `read_inputs`.
 
     Raises:
-        StitchError: no stitched model, or an argument that names a file which is not there, cannot be read or is of
+        StitchError: the model is not stitched, or an argument names a file that is missing, cannot be read or is of
             another kind than the model takes.
     """
     classify = classifier(model, revision=revision, device=device)

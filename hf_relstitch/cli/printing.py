@@ -19,7 +19,7 @@ SHOWN = 3
 
 
 def use_device(name: str | None) -> None:
-    """Let accelerate place models on a device.
+    """Choose the device on which accelerate places models.
 
     Raises:
         typer.BadParameter: torch has no such device here.
@@ -46,9 +46,9 @@ def print_json(content: Any) -> None:
 
 
 def show(description: dict[str, Any], *, place: str | None = None) -> None:
-    """Print a nested description, a line for each part; of a stitched model the verdict and what to type next last.
+    """Print a nested description, one line for each part; a stitched model's verdict and the next command come last.
 
-    Lines are as long as they have to be, so that no id is cut off.
+    Lines are as long as their content, so that no id is cut off.
     """
     lines = {name: _plain(value) for name, value in description.items() if name != "kind" and value is not None}
     if "report" in description:
@@ -91,9 +91,9 @@ def _plain(value: Any) -> str:
 
 
 def print_table(table: Table) -> None:
-    """Print a table whose cells are shown as they are: what stands in brackets there is no markup.
+    """Print a table with its cells unchanged: text in brackets is not markup.
 
-    Where there is no terminal, lines are as long as the cells.
+    Without a terminal, lines are as long as the cells.
     """
     console = Console(markup=False)
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:

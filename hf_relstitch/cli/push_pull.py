@@ -25,10 +25,10 @@ SHARED = Path(".cache", "huggingface", "hf_relstitch.json")
 
 
 def locate_artifact(place: str, *, revision: str | None = None) -> tuple[Repo, bool]:
-    """Where a stitched model or an anchor set is, and whether it is an anchor set.
+    """Locate a stitched model or an anchor set, and return whether it is an anchor set.
 
     Raises:
-        StitchError: there is neither such a folder nor such a repo.
+        StitchError: neither a folder nor a repo has this name.
     """
     try:
         repo = locate(place, config=CONFIG_NAME, revision=revision)
@@ -40,13 +40,13 @@ def locate_artifact(place: str, *, revision: str | None = None) -> tuple[Repo, b
 
 
 def push(place: str, repo_id: str, *, share: str, private: bool | None, revision: str | None) -> str:
-    """Push a folder's model or anchor set, whole and checked, and give the commit's address.
+    """Push a folder's model or anchor set, whole and checked, and return the commit's address.
 
-    The folder's card goes with it where people have edited it since it was pulled from the repo or pushed to it; else
-    the edits of the repo's card stay.
+    The folder's card is pushed too if people have edited it since it was pulled from the repo or pushed to it.
+    Otherwise the edits of the repo's card stay.
 
     Raises:
-        StitchError: nothing is there, the Hub refuses, or both cards were edited.
+        StitchError: the folder holds neither, the Hub refuses, or both cards were edited.
     """
     repo, is_anchor_set = locate_artifact(place)
     load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
@@ -79,11 +79,12 @@ def push(place: str, repo_id: str, *, share: str, private: bool | None, revision
 def pull(repo_id: str, folder: Path, *, revision: str | None = None, force: bool = False) -> str | None:
     """Copy a repo's model or anchor set, whole and checked, into a folder; return its commit.
 
-    What was pulled from this repo, or pushed to it, is brought up to date; anything else is written over by `force`.
+    A folder that was pulled from this repo, or pushed to it, is updated. Other contents are overwritten only with
+    `force`.
 
     Raises:
-        StitchError: there is none, the folder holds another model, or its card has edits that neither the repo's has
-            nor a push has sent.
+        StitchError: the repo holds neither, the folder holds another model, or its card has edits that the repo's
+            card lacks and no push has sent.
     """
     repo, is_anchor_set = locate_artifact(repo_id, revision=revision)
     check_kind(folder, model_type=None if is_anchor_set else RelativeStitcher.config_class.model_type)
@@ -112,7 +113,7 @@ def _shared_edits(folder: Path) -> dict[str, Any]:
 
 
 def find(place: str) -> list[dict[str, Any]]:
-    """Published anchor sets over the same inputs as this one: their repos, models and sizes."""
+    """Find the published anchor sets over the same inputs as this set: their repos, models and sizes."""
     like = AnchorSet.from_pretrained(place)
     rows = []
     for repo_id in AnchorSet.find(like):

@@ -44,7 +44,7 @@ PAPER = TranslationSettings(alpha=0.0, ridge=0.0, norm="mean")
 
 @dataclass(frozen=True)
 class Data:
-    """Inputs to train on and to test on, with labels, and anchors, which have none."""
+    """Hold inputs and labels to train on and to test on, and anchors, which have no labels."""
 
     train: list[Any]
     train_labels: list[int]
@@ -130,12 +130,12 @@ def _ways_to_target(stitched: RelativeStitcher, source: Tensor, target: Tensor) 
 
 @torch.no_grad()
 def predict(head: Head, latents: Tensor) -> Tensor:
-    """The class of the largest logit for each latent."""
+    """Return the class of the largest logit for each latent."""
     return apply_head(head.module, latents).argmax(1).cpu()
 
 
 def accuracy(head: Head, latents: Tensor, labels: Tensor) -> float:
-    """Share of latents that the head classifies as labelled."""
+    """Return the share of latents that the head classifies as labelled."""
     return float((predict(head, latents) == labels).double().mean())
 
 
@@ -167,7 +167,7 @@ def quickstart(
     label_column: str = "label",
     quiet: bool = False,
 ) -> dict[str, float | None]:
-    """Stitch two networks, measure, save, load through `pipeline`, draw; gives the accuracies of the table.
+    """Stitch two networks, measure, save, load through `pipeline` and draw; return the accuracies of the table.
 
     Without `source`, `target` and `data` it trains two small networks on handwritten digits and needs no network.
 
@@ -249,7 +249,7 @@ def _own_accuracy(source: str, inputs: Data) -> float | None:
 
 
 def table(accuracies: dict[str, float | None]) -> Table:
-    """Accuracies as a table."""
+    """Show accuracies as a table."""
     rows = Table("way to the logits", "accuracy", title="Accuracy on the test inputs")
     for name, value in accuracies.items():
         rows.add_row(name, "–" if value is None else f"{value:.3f}")

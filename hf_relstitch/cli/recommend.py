@@ -29,15 +29,16 @@ def recommend(
     batch_size: int = 32,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Candidate encoders for a target's head, the best first, from anchor inputs alone; or pairs, see `from_parts`.
+    """Rank candidate encoders for a target's head, best first, from anchor inputs alone; or pairs, see `from_parts`.
 
-    A row has the `candidate`, the `agreement` that its report foretells with `agreement_interval`, the `verdict`,
-    `inputs_per_second` (measured while it encoded the anchors, on this machine), `parameters`, `megabytes` of
-    weights, and `error`, which is None, or why it could not be stitched; then all else is None, and it comes last.
-    Rows are ranked by foretold agreement, then by speed, then by size; of a head with one logit, by `cosine`.
+    A row has the `candidate`, the `agreement` that its report predicts with `agreement_interval`, the `verdict`,
+    `inputs_per_second` (measured while it encoded the anchors, on this machine), `parameters`, `megabytes` of weights,
+    and `error`. `error` is None, or says why the candidate could not be stitched; then all other values are None, and
+    the row comes last. Rows are ranked by predicted agreement, then by speed, then by size. For a head with one logit,
+    `cosine` replaces the agreement.
 
     Raises:
-        StitchError: the target cannot be loaded or cut, or does not take these inputs; no candidates.
+        StitchError: the target cannot be loaded or cut, or does not take these inputs; there are no candidates.
     """
     if not candidates:
         raise StitchError("there are no candidates: name at least one encoder")
@@ -75,7 +76,7 @@ COLUMNS = (
 
 
 def loaded(candidate: str) -> Encoder:
-    """A candidate, once every process has it: one that fails alone would be a candidate behind the others."""
+    """Load a candidate in every process; if it fails in any of them, all processes skip it and stay in step."""
     made: list[Encoder] = []
 
     def load() -> list[None]:
@@ -114,7 +115,7 @@ def _measured(
 
 
 def rank(row: dict[str, Any]) -> tuple[float, ...]:
-    """Sorts the best first, and what failed last."""
+    """Return a sort key that puts the best rows first and failed rows last."""
     if row["error"] is not None:
         return (1.0,)
     agreement = row["cosine"] if row["agreement"] is None else row["agreement"]

@@ -19,14 +19,14 @@ MEANS = 64
 def choose_anchors(
     latents: Float[Tensor, "n d"], count: int, *, method: Method = "medoids", seed: int = 0
 ) -> Int[Tensor, " count"]:
-    """Rows of one encoder's latents that are to be anchors; the encoder may be either side's.
+    """Return the rows of one encoder's latents to use as anchors; the encoder may belong to either side.
 
     `"medoids"` clusters the directions of the latents by k-means and takes the row nearest to each mean. Against
     random, farthest-point, herding, pivoted QR and leverage it was the best on average, and most so for few anchors.
-    Its anchors lie further apart than other inputs do, so an agreement foretold from them is on the low side.
+    Its anchors lie further apart than other inputs do, so an agreement estimated from them is on the low side.
 
     Raises:
-        StitchError: more anchors than inputs were asked for, or none, or another method.
+        StitchError: `count` is more than the inputs or less than one, or the method is unknown.
     """
     if method not in ("medoids", "random"):
         raise StitchError(f"method is {method!r}: it has to be 'medoids' or 'random'")
@@ -97,10 +97,10 @@ def _abs_cosines(unit_anchors: Float[Tensor, "k d"], row: int) -> Float[Tensor, 
 def farthest_point_subsets(
     unit_anchors: Float[Tensor, "k d"], *, threshold: float, subspaces: int, seed: int
 ) -> list[Int[Tensor, " kept"]]:
-    """`subspaces` prunings of the same anchors, each from a different first row drawn from `seed`.
+    """Return `subspaces` prunings of the same anchors, each from a different first row drawn from `seed`.
 
     Raises:
-        StitchError: more subspaces than anchors were asked for.
+        StitchError: there are more subspaces than anchors.
     """
     if subspaces > len(unit_anchors):
         raise StitchError(

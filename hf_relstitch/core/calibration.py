@@ -12,7 +12,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of the answers in each bin of confidence: how many, how sure on average, how often right; 0 in an empty bin."""
+    """Hold for each bin of confidence the count, mean confidence and accuracy of its answers; 0 in an empty bin."""
 
     count: Int[Tensor, " bins"]
     confidence: Float[Tensor, " bins"]
@@ -20,14 +20,14 @@ class Reliability:
 
     @property
     def expected_error(self) -> float:
-        """Expected calibration error: the mean of |accuracy − confidence|, each bin weighted by its answers."""
+        """Return the expected calibration error: the mean |accuracy − confidence|, each bin weighted by its answers."""
         return float((self.count * (self.accuracy - self.confidence).abs()).sum() / self.count.sum())
 
 
 def reliability(
     probabilities: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], *, bins: int = BINS
 ) -> Reliability:
-    """Confidence and accuracy of the most probable class, by bins of confidence: what a reliability diagram shows."""
+    """Return confidence and accuracy of the most probable class, by bins of confidence, for a reliability diagram."""
     confidence, answers = probabilities.max(-1)
     places = (confidence * bins).ceil().long().clamp(1, bins) - 1  # a bin holds its upper edge
     count = torch.bincount(places, minlength=bins)

@@ -45,7 +45,8 @@ class View:
     """Hold features of a split's latents, and maps from these to coordinates in the target space.
 
     A translated latent is `features · map(settings) · basis`, up to one scale; the rows of `basis` are orthonormal. A
-    map comes as its factors, gains on both sides of a matrix: whoever multiplies by these needs no map of each member.
+    map comes as its factors, gains on both sides of a matrix: a caller who multiplies by these needs no map for each
+    member.
     """
 
     fitted: Callable[[], Float[Tensor, "k r"]]
@@ -61,9 +62,9 @@ class View:
 
 @dataclass(frozen=True)
 class Split:
-    """Hold the decomposed anchors that a fit sees, and those held out of it.
+    """Hold the decomposed anchors that a fit sees, and the anchors held out of it.
 
-    The anchors themselves, `x` and `y`, are shared by all splits; directions are made of them when they are needed.
+    All splits share the anchors themselves, `x` and `y`; directions are computed from them when they are needed.
     """
 
     x: Float[Tensor, "k d_source"]
@@ -167,7 +168,7 @@ class Split:
         return View(lambda: fitted, held_out, factors, basis)
 
     def translated(self, settings: TranslationSettings) -> Float[Tensor, "n d_target"]:
-        """Translate the held-out anchors by the fit that `settings` make of the others."""
+        """Translate the held-out anchors by the fit that `settings` and the other anchors define."""
         if settings.identity:
             return unchanged(self.x, self.y)(self.x[self.held_out])
         view = self.view(settings)

@@ -29,7 +29,7 @@ class Frame:
     def of(cls, unit_anchors: Float[Tensor, "k d"], *, precision: float) -> "Frame":
         """Decompose centred and normalised anchors that are known to a relative `precision`.
 
-        Of many anchors the triangular factor is decomposed, `(d, d)`, which is faster on accelerators.
+        For many anchors the triangular factor `(d, d)` is decomposed, which is faster on accelerators.
         """
         k, d = unit_anchors.shape
         q, r = torch.linalg.qr(unit_anchors) if k > 2 * d else (None, unit_anchors)
@@ -77,7 +77,7 @@ def shrinkage(eigenvalues: Float[Tensor, " r"], *, exponent: float, ridge: float
 
 
 def quick_frame(unit_anchors: Float[Tensor, "k d"], *, precision: float) -> Frame:
-    """Decompose as `Frame.of`, by the Gram matrix of the smaller side: faster, blind below √eps of the largest."""
+    """Decompose like `Frame.of`, by the Gram matrix of the smaller side: faster, blind below √eps of the largest."""
     wide = unit_anchors.shape[0] < unit_anchors.shape[1]
     gram = unit_anchors @ unit_anchors.T if wide else unit_anchors.T @ unit_anchors
     values, vectors = torch.linalg.eigh(gram)
@@ -93,9 +93,9 @@ def quick_frame(unit_anchors: Float[Tensor, "k d"], *, precision: float) -> Fram
 def kernel(cosines: Float[Tensor, "n k"], *, gamma: float) -> Float[Tensor, "n k"]:
     """Bend cosines so that near anchors count for more: `(exp(2γr) − 1)/(exp(2γ) − 1)`.
 
-    0 stays 0, 1 stays 1, and γ = 0 changes nothing. `exp(2γ(r − 1))` is the RBF kernel of unit vectors; taking off
-    its value at r = 0 removes the part that is the same for every latent. Its Taylor coefficients are positive, so
-    the kernel matrix of anchors is positive semi-definite (Schoenberg 1942).
+    0 stays 0, 1 stays 1, and γ = 0 changes nothing. `exp(2γ(r − 1))` is the RBF kernel of unit vectors; subtracting its
+    value at r = 0 removes the part that is the same for every latent. Its Taylor coefficients are positive, so the
+    kernel matrix of anchors is positive semi-definite (Schoenberg 1942).
     """
     if gamma == 0:
         return cosines
@@ -105,8 +105,8 @@ def kernel(cosines: Float[Tensor, "n k"], *, gamma: float) -> Float[Tensor, "n k
 def kernel_frame(unit_anchors: Float[Tensor, "k d"], *, gamma: float, landmarks: int) -> Frame:
     """Decompose the features that a kernel gives anchors; `vh` maps kernel values to landmarks to these features.
 
-    The landmarks are the first `landmarks` anchors. With more anchors than that the features are Nyström's (Williams &
-    Seeger 2001), so that time and memory grow with k and not with its square.
+    The landmarks are the first `landmarks` anchors. With more anchors than landmarks the features are Nyström's
+    (Williams & Seeger 2001), so that time and memory grow with k and not with its square.
     """
     marks = unit_anchors[:landmarks]
     values, vectors = torch.linalg.eigh(kernel(marks @ marks.T, gamma=gamma))

@@ -21,9 +21,9 @@ class Readout:
     """Hold logits that are linear in source latents, fitted to the answers of a head.
 
     Attributes:
-        weight: of each class.
-        bias: of each class.
-        held_out: logits of the anchors, each by the fit on the splits that it is not in.
+        weight: the weights of each class.
+        bias: the bias of each class.
+        held_out: logits of the anchors, each by the fit on the splits that exclude the anchor.
         penalty: the penalty that was chosen.
     """
 
@@ -35,11 +35,11 @@ class Readout:
 
 @torch.no_grad()
 def fit_readout(latents: Float[Tensor, "k d_source"], answers: Float[Tensor, "k classes"]) -> Readout:
-    """Fit multinomial logistic regression to probabilities, the penalty chosen in five splits by held-out loss.
+    """Fit multinomial logistic regression to probabilities; held-out loss in five splits chooses the penalty.
 
-    It is distillation (Hinton et al. 2015) at temperature 1: the head's probabilities on the target's latents of the
-    anchors take the place of labels. A row is held out by its position, modulo five. The fits of all splits, and the
-    one of all rows, are computed side by side in float32, each from the solution for the penalty before.
+    This is distillation (Hinton et al. 2015) at temperature 1: the head's probabilities on the target's latents of the
+    anchors replace labels. A row is held out by its position, modulo five. The fits of all splits, and the fit of all
+    rows, are computed side by side in float32, each from the solution for the penalty before.
     """
     x, answers = to_working(latents), to_working(answers)
     centre = x.mean(0)

@@ -2,4 +2,4 @@
 
 
 class StitchError(ValueError):
-    """Input that cannot be stitched; the message names what was expected, what came and what to do."""
+    """Report input that cannot be stitched; the message says what was expected, what came and what to do."""

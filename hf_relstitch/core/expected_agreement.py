@@ -24,8 +24,8 @@ FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 class AgreementEstimate:
     """Hold the expected share of answers that a head gives alike on translated and true latents; 95 % interval.
 
-    `chance` is the agreement of answers that are as frequent but unrelated. The interval is for inputs like the
-    anchors, and for no others.
+    `chance` is the agreement of answers that are as frequent but unrelated. The interval holds only for inputs like the
+    anchors.
     """
 
     agreement: float
@@ -55,9 +55,10 @@ def estimate_agreement(
 ) -> AgreementEstimate:
     """Estimate the agreement from the head's logits on anchors held out of the translation's fit.
 
-    It is the mean of the share of anchors that are answered alike and of the head's mean confidence on translated
-    latents, once one temperature has made that confidence right (Guo et al. 2017, with the head's own answers as
-    labels): a confidence has less noise than a yes or no. The interval is Wilson's, for k independent inputs.
+    The estimate is the mean of two numbers: the share of anchors that are answered alike, and the head's mean
+    confidence on translated latents, once one temperature has calibrated that confidence (Guo et al. 2017, with the
+    head's own answers as labels). A confidence has less noise than a yes or no. The interval is Wilson's, for k
+    independent inputs.
     """
     answers, truth = (answers_of(each, multi_label=multi_label) for each in (translated_logits, true_logits))
     temperature = matching_temperature(translated_logits, truth, multi_label=multi_label)
@@ -93,10 +94,11 @@ def scale_invariance(
 
 
 def anchor_coverage(latents: Float[Tensor, "n d_source"], anchors: Float[Tensor, "k d_source"]) -> float:
-    """Return how much of other latents the anchors are like: about 1 for inputs of their kind, towards 0 for others.
+    """Return how many of other latents the anchors cover: about 1 for inputs of their kind, towards 0 for others.
 
-    The share of latents as near to their nearest anchor as 90 % of the anchors are to theirs, over that 90 % (as in
-    Sun et al. 2022, Deep Nearest Neighbors), by distance or by angle, whichever is less.
+    The value is the share of latents that are as near to their nearest anchor as 90 % of the anchors are to theirs,
+    divided by that 90 % (like Sun et al. 2022, Deep Nearest Neighbors). Nearness is by distance or by angle, whichever
+    gives less.
     """
     centre = anchors.mean(0)
     by_distance = _share_near(latents, anchors)
@@ -113,7 +115,7 @@ def _share_near(latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"]) ->
 def nearest(
     latents: Float[Tensor, "n d"], anchors: Float[Tensor, "k d"], *, themselves: bool = False
 ) -> Float[Tensor, " n"]:
-    """Return the distance of each latent to its nearest anchor, other than itself where the latents are the anchors."""
+    """Return the distance of each latent to its nearest anchor, excluding itself if the latents are the anchors."""
     found = []
     for start in range(0, len(latents), BLOCK):
         distances = torch.cdist(latents[start : start + BLOCK], anchors)
@@ -135,12 +137,12 @@ def verdict(
     """Give a plain verdict on a stitched model.
 
     Args:
-        estimate: what `estimate_agreement` gave.
-        num_anchors: anchors of the translation.
-        rank: directions that the source anchors span.
-        answers_used: what `answers_used` gave.
-        coverage: what `anchor_coverage` gave for inputs that the model is for; None where there are none.
-        of: what the agreement is a share of: for several labels, of the yes and no to each class.
+        estimate: the result of `estimate_agreement`.
+        num_anchors: number of anchors of the translation.
+        rank: number of directions that the source anchors span.
+        answers_used: the result of `answers_used`.
+        coverage: the result of `anchor_coverage` for inputs that the model is for; None without such inputs.
+        of: the things that the agreement counts: for several labels, the yes and no to each class.
     """
     reason = f"the head is expected to answer as on its own encoder on {estimate.agreement:.0%} of {of}"
     sure = estimate.kappa(estimate.low)

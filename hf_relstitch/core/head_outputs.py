@@ -14,7 +14,7 @@ LARGEST = 20.0
 
 @torch.no_grad()
 def apply_head(head: nn.Module, latents: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
-    """Return logits in the dtype and on the device of the latents, whatever the head is in; the head stays as it is."""
+    """Return logits in the dtype and on the device of the latents; the head itself keeps its dtype and device."""
     tensors = {**dict(head.named_parameters()), **dict(head.named_buffers())}
     cast = {
         name: one.to(latents) if one.is_floating_point() else one.to(latents.device) for name, one in tensors.items()
@@ -32,7 +32,7 @@ def _first_layer(head: nn.Module) -> tuple[nn.Linear | None, nn.Module]:
 
 
 def apply_first_layer(head: nn.Module, away: Float[Tensor, "n d"]) -> Float[Tensor, "n width"]:
-    """Apply a head's first linear layer to latents that are seen from a centre; without one they stay the same."""
+    """Apply a head's first linear layer to latents measured from a centre; without such a layer, return them."""
     first, _ = _first_layer(head)
     return away if first is None else away @ first.weight.detach().to(away).T
 
@@ -40,19 +40,19 @@ def apply_first_layer(head: nn.Module, away: Float[Tensor, "n d"]) -> Float[Tens
 def finish_logits(
     head: nn.Module, read: Float[Tensor, "n width"], centre: Float[Tensor, " d_target"]
 ) -> Float[Tensor, "n classes"]:
-    """Return a head's logits of what `apply_first_layer` makes of latents that are seen from the centre."""
+    """Return a head's logits from the output of `apply_first_layer` on latents measured from the centre."""
     first, rest = _first_layer(head)
     origin = centre[None] if first is None else apply_head(first, centre[None])
     return apply_head(rest, origin + read)
 
 
 def probabilities(logits: Float[Tensor, "n classes"], *, multi_label: bool = False) -> Float[Tensor, "n classes"]:
-    """Return softmax over classes, or a sigmoid each with `multi_label`."""
+    """Return softmax over classes, or a sigmoid for each class with `multi_label`."""
     return logits.sigmoid() if multi_label else logits.softmax(-1)
 
 
 def mean_confidence(logits: Float[Tensor, "n classes"], *, multi_label: bool = False) -> float:
-    """Return the mean probability of the answer; with `multi_label`, to each class's yes or no."""
+    """Return the mean probability of the answer; with `multi_label`, of each class's yes or no."""
     given = probabilities(logits, multi_label=multi_label)
     return float((torch.maximum(given, 1 - given) if multi_label else given.amax(-1)).mean())
 
@@ -63,11 +63,11 @@ def matching_temperature(
     *,
     multi_label: bool = False,
 ) -> float:
-    """Find the temperature t at which `logits / t` come nearest to the probabilities `target`; no labels.
+    """Find the temperature t that brings `logits / t` nearest to the probabilities `target`; no labels.
 
     It minimises the cross-entropy from the head's own answers, which is temperature scaling (Guo et al. 2017) with the
-    head in the place of labels. The loss is convex in 1/t; its derivative `Σ (p − q) logits` is bisected. Use it with
-    held-out latents: fitted ones are nearer to the truth than any that come later.
+    head instead of labels. The loss is convex in 1/t; its derivative `Σ (p − q) logits` is bisected. Use it with
+    held-out latents: fitted latents are nearer to the truth than any later ones.
     """
     return _bisected(
         lambda factor: float(((probabilities(logits * factor, multi_label=multi_label) - target) * logits).sum()) < 0
@@ -78,7 +78,7 @@ def matching_temperature(
 def values_explained(head: nn.Module, translated: Float[Tensor, "k d"], target: Float[Tensor, "k d"]) -> float:
     """Return the share of the variance of a head's values on true latents that its values on translated ones explain.
 
-    1 is all; 0 is what the mean value explains, and less is worse.
+    1 explains all; 0 explains as much as the mean value, and less is worse.
     """
     return _explained(apply_head(head, translated), apply_head(head, target))
 
@@ -113,7 +113,7 @@ def _bisected(too_small: Callable[[float], bool]) -> float:
 
 
 def answers_of(logits: Float[Tensor, "n classes"], *, multi_label: bool = False) -> Float[Tensor, "n classes"]:
-    """Return what logits answer, as probabilities of 0 and 1: the class of the largest, or each class's yes or no."""
+    """Return the answers of logits as probabilities of 0 and 1: the class of the largest, or each class's yes or no."""
     if multi_label:
         return (logits > 0).to(logits.dtype)
     return nn.functional.one_hot(logits.argmax(-1), logits.shape[1]).to(logits.dtype)

@@ -18,9 +18,9 @@ def translate_held_out(
     settings: TranslationSettings,
     splits: int | Sequence[Split] = SPLITS,
 ) -> Float[Tensor, "k d_target"]:
-    """Translate each source anchor by a fit on the splits that it is not in, drawn from the seed.
+    """Translate each source anchor by a fit on the splits that exclude it, drawn from the seed.
 
-    `splits` may be these anchors in `make_splits` already, so that nothing is decomposed twice.
+    `splits` may be the result of `make_splits` for these anchors, so that nothing is decomposed twice.
     """
     if isinstance(splits, int):
         splits = make_splits(source_anchors, target_anchors, norm=settings.norm, seed=settings.seed, splits=splits)
@@ -33,7 +33,7 @@ def translate_held_out(
 def mean_cosine(
     translated: Float[Tensor, "n d"], target: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]
 ) -> float:
-    """Return the mean cosine between translated and true latents, both seen from `centre`; 1 is perfect."""
+    """Return the mean cosine between translated and true latents, both measured from `centre`; 1 is perfect."""
     cosines = directions(translated, centre=centre) * directions(target, centre=centre)
     return float(cosines.sum(-1).mean())
 
@@ -82,8 +82,8 @@ def agreement(
 def angle_correlation(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
     """Return the Pearson correlation, over all pairs of rows, of the pair's cosine in one space and in the other.
 
-    Each space is seen from its mean. By `Σ_ij (x_i·x_j)(y_i·y_j) = ‖XᵀY‖²` no `(n, n)` matrix is made. NaN where all
-    cosines of a space are the same.
+    Each space is measured from its mean. By `Σ_ij (x_i·x_j)(y_i·y_j) = ‖XᵀY‖²` no `(n, n)` matrix is computed. The
+    result is NaN if all cosines of a space are the same.
     """
     x_unit, y_unit = (directions(each, centre=each.mean(0)) for each in (x, y))
     x_self, y_self = (each.square().sum(-1) for each in (x_unit, y_unit))
@@ -108,8 +108,8 @@ def angle_correlation(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> f
 def linear_cka(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
     """Return linear centred kernel alignment, `‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖)` of centred latents (Kornblith et al. 2019).
 
-    1 where one isometry, one scale and one shift make one space of the other; these change nothing in either. NaN
-    where a space's latents are all the same.
+    The result is 1 if an isometry, a scale and a shift map one space to the other; these change nothing in either. It
+    is NaN if a space's latents are all the same.
     """
     a, b = x - x.mean(0), y - y.mean(0)
     return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))

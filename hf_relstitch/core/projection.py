@@ -18,13 +18,13 @@ def encode_relative(
     target_anchors: Float[Tensor, "k d_target"],
     settings: TranslationSettings,
 ) -> Float[Tensor, "n m"]:
-    """Return relative latents, `r = c·(x − μ_x) Xᵀ (XXᵀ + λ_x I)^(−α)`, one column an anchor.
+    """Return relative latents, `r = c·(x − μ_x) Xᵀ (XXᵀ + λ_x I)^(−α)`, one column for each anchor.
 
-    Of pruned subspaces the coordinates stand side by side; with a kernel they are
-    `c·‖x − μ_x‖ κ(x̂ Xᵀ) (G + λ_x I)^(−α)`. The scale c is all that they hold of the target.
+    The coordinates of pruned subspaces stand side by side. With a kernel they are `c·‖x − μ_x‖ κ(x̂ Xᵀ) (G + λ_x
+    I)^(−α)`. The scale c is all that they hold of the target.
 
     Raises:
-        StitchError: settings of a translation that leaves latents alone, which is not relative to anchors.
+        StitchError: the settings leave latents unchanged, which is not relative to anchors.
     """
     if settings.identity:
         raise StitchError(
@@ -57,7 +57,7 @@ def encode_relative(
 def decode_relative(
     target_anchors: Float[Tensor, "k d_target"], *, settings: TranslationSettings
 ) -> Float[Tensor, "m d_target"]:
-    """Return the matrix from relative to target latents: `(YYᵀ + λ_y I)^(−β) Y`, the mean of it over subspaces."""
+    """Return the matrix from relative to target latents: `(YYᵀ + λ_y I)^(−β) Y`, its mean over subspaces."""
     anchors = to_working(target_anchors)
     unit = directions(anchors, centre=anchors.mean(0))
     subsets, precision = draw_subsets(unit, settings), precision_of(target_anchors)

@@ -13,10 +13,10 @@ BLOCK = 1024
 
 
 def check_latents(latents: Any, *, width: int, of: str = "") -> None:
-    """Refuse what is no tensor `(n, width)` of floats; `of` says whose they are to be.
+    """Refuse anything but a tensor `(n, width)` of floats; `of` says whose latents are expected.
 
     Raises:
-        StitchError: it is something else.
+        StitchError: the value is something else.
     """
     tensor = isinstance(latents, Tensor)
     if not tensor or latents.ndim != 2 or latents.shape[1] != width or not latents.is_floating_point():
@@ -25,12 +25,12 @@ def check_latents(latents: Any, *, width: int, of: str = "") -> None:
 
 
 def to_working(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """A detached tensor in float64, in which inversions are computed; on the CPU where its device has none (MPS)."""
+    """Return a detached tensor in float64 for inversions; on the CPU if its device has no float64 (MPS)."""
     return x.detach().to("cpu" if x.device.type == "mps" else x.device).to(torch.float64)
 
 
 def precision_of(x: Float[Tensor, "n d"]) -> float:
-    """The rounding error that the directions of latents carry: machine epsilon times what centring amplifies it.
+    """Return the rounding error that the directions of latents carry: machine epsilon as centring amplifies it.
 
     Epsilon is float64's, or else float32's: half-precision latents are computed in float32 inside a model, and
     their own rounding is noise like any other.
@@ -43,17 +43,17 @@ def precision_of(x: Float[Tensor, "n d"]) -> float:
 
 
 def directions(x: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]) -> Float[Tensor, "n d"]:
-    """Unit vectors from the centre to each latent, `(x − μ)/‖x − μ‖`; a latent at the centre gives zeros."""
+    """Return unit vectors from the centre to each latent, `(x − μ)/‖x − μ‖`; a latent at the centre gives zeros."""
     centred = x - centre
     return nn.functional.normalize(centred, dim=-1, eps=torch.finfo(x.dtype).tiny)
 
 
 def relative_projection(x: Float[Tensor, "n d"], *, anchors: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
-    """Cosines of latents to anchors, both seen from the mean of the anchors: `r = x̂ Xᵀ`.
+    """Return the cosines of latents to anchors, both measured from the mean of the anchors: `r = x̂ Xᵀ`.
 
-    The result does not change when one isometry, one positive scale and one shift act on latents and
-    anchors alike (arXiv 2209.15430, eq. 2; centred as in arXiv 2406.15057). Computed in float64, given in
-    the dtype and on the device of `x`.
+    The result does not change when one isometry, one positive scale and one shift act on latents and anchors alike
+    (arXiv 2209.15430, eq. 2; centred as in arXiv 2406.15057). It is computed in float64 and returned in the dtype and
+    on the device of `x`.
 
     Raises:
         StitchError: latents and anchors have different widths.

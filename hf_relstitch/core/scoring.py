@@ -28,19 +28,19 @@ FIRST_SCALE = {"documents": 1.0, "queries": 4.0}
 
 @dataclass(frozen=True)
 class RecallScorer:
-    """Score translated latents by recall: of the documents nearest to a query, the share that a search finds.
+    """Score translated latents by recall: the share of the documents nearest to a query that a search finds.
 
     The held-out anchors of a split are documents and queries, each for the others, so that the fit knows none of them;
-    near is a high cosine. What is to be found is what the new encoder finds, which has encoded both: the target where
-    documents are translated into the space of its queries, the source where its queries are translated into the
-    space of the documents.
+    near means a high cosine. The documents to find are those that the new encoder finds, which has encoded both sides:
+    the target if documents are translated into the space of its queries, the source if its queries are translated into
+    the space of the documents.
 
     Attributes:
-        source: directions of the source latents, seen from 0.
-        target: directions of the true latents, seen from 0.
+        source: directions of the source latents, measured from 0.
+        target: directions of the true latents, measured from 0.
         translates: whether the translated latents are documents or queries.
-        rows: the held-out anchors of each split, the first ones searched for.
-        wanted: what each of these should find, as positions in `rows`.
+        rows: the held-out anchors of each split; the search is for the first of them.
+        wanted: the documents that each query should find, as positions in `rows`.
     """
 
     source: Float[Tensor, "k d_source"]
@@ -52,10 +52,10 @@ class RecallScorer:
 
     @classmethod
     def from_splits(cls, splits: Sequence[Split], translates: Role) -> "RecallScorer":
-        """Draw the anchors that are searched for, and find what each should find.
+        """Draw the anchors to search for, and find the documents that each should find.
 
         Raises:
-            StitchError: `translates` is something else.
+            StitchError: `translates` is neither "documents" nor "queries".
         """
         check_role(translates)
         source, target = _from_zero(splits[0].x), _from_zero(splits[0].y)
@@ -73,7 +73,7 @@ class RecallScorer:
 
     @property
     def num_nearest(self) -> int:
-        """Count what a search returns."""
+        """Return the number of documents that a search returns."""
         return self.wanted[0].shape[1]
 
     def scores(
@@ -86,19 +86,19 @@ class RecallScorer:
         return self.recalls(centres + scale * away)
 
     def unchanged(self, source: Float[Tensor, "k d_target"]) -> Float[Tensor, " q"]:
-        """Return the recall of each query with source latents taken for target latents."""
+        """Return the recall of each query with source latents used as target latents."""
         return self.recalls(source)
 
     def untranslated(self) -> float:
-        """Return the mean recall where the old encoder has encoded both documents and queries."""
+        """Return the mean recall if the old encoder has encoded both documents and queries."""
         old = self.source if self.translates == "documents" else self.target
         return float(self.shares(old, old).mean())
 
     def output_scale(self, splits: Sequence[Split], settings: TranslationSettings) -> float:
         """Return the output scale with the highest recall.
 
-        Cosines are seen from 0, so that the distance from the target's centre matters: it says how much a latent that
-        is translated less surely counts beside the centre.
+        Cosines are measured from 0, so the distance from the target's centre matters: it says how much a latent that is
+        translated less surely counts beside the centre.
         """
         centres = centres_of(splits)
         away = translate_held_out(splits[0].x, splits[0].y, settings=settings, splits=splits) - centres
@@ -107,7 +107,7 @@ class RecallScorer:
         return scale * max(recalls, key=recalls.__getitem__)
 
     def recalls(self, translated: Float[Tensor, "k d_target"]) -> Float[Tensor, " q"]:
-        """Return the recall of each query with these latents instead of the true ones."""
+        """Return the recall of each query with these latents instead of the true latents."""
         directions_found = _from_zero(translated)
         if self.translates == "documents":
             return self.shares(self.target, directions_found)
@@ -123,7 +123,7 @@ class RecallScorer:
 
 
 def check_role(translates: str) -> None:
-    """Refuse a word that is not one of the two."""
+    """Refuse a word that is neither of the two roles."""
     if translates not in get_args(Role):
         raise StitchError(f"translates is {translates!r}: it has to be 'documents' or 'queries'")
 

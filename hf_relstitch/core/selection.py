@@ -39,10 +39,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """Hold the settings that were chosen, and on what grounds.
+    """Hold the settings that were chosen, and the scores behind the choice.
 
     `score` is the mean of `criterion` over anchors held out of the fit; `standard_error` is its standard error.
-    `candidates` are all that were compared, the highest score first.
+    `candidates` holds everything that was compared, the highest score first.
     """
 
     settings: TranslationSettings
@@ -54,9 +54,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class LeaveOneOutChoice(Choice):
-    """Hold a choice with what it was made on.
+    """Hold a choice with the data behind it.
 
-    `translated` are the source anchors, each translated by the fit on all others; `source_frame` is the source's
+    `translated` holds the source anchors, each translated by the fit on all others; `source_frame` is the source's
     decomposition, which `fit` takes.
     """
 
@@ -75,17 +75,18 @@ def choose_settings(
 ) -> LeaveOneOutChoice:
     """Choose ridge or kernel ridge regression, and its λ, by leave-one-out error; no labels, and no head.
 
-    Both map directions of source latents to directions of target latents. Their leave-one-out predictions have a
-    closed form, `y − (y − ŷ)/(1 − h)` with h the leverage, so that every anchor is held out once, nothing is drawn, and
-    the order of the anchors does not matter (Allen 1974). The score is 1 less the squared distance of a direction from
-    its prediction. Spaces of one dimension may also be left as they are.
+    Both map directions of source latents to directions of target latents. Their leave-one-out predictions have a closed
+    form, `y − (y − ŷ)/(1 − h)` with h the leverage, so that every anchor is held out once, nothing is drawn, and the
+    order of the anchors does not matter (Allen 1974). The score is 1 less the squared distance of a direction from its
+    prediction. If the spaces have the same dimension, leaving latents unchanged is a candidate too.
 
-    `prefer="auto"` looks at both, `"linear"` at what is one matrix. `output_scale` of the choice gives held-out latents
-    the mean norm of the target anchors. `source_frame` is the source's `Frame.of_anchors`, where it is at hand.
+    `prefer="auto"` compares both, `"linear"` only translations that are one matrix. `output_scale` of the choice gives
+    held-out latents the mean norm of the target anchors. `source_frame` is the source's `Frame.of_anchors`, if the
+    caller has it.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
-            `prefer` is something else.
+            `prefer` is neither "auto" nor "linear".
     """
     check_prefer(prefer)
     x, y = pair_anchors(source_anchors, target_anchors)
@@ -155,13 +156,13 @@ def choose_for_search(
 ) -> Choice:
     """Choose the member of the family that serves a search best, by recall in five splits; see `RecallScorer`.
 
-    `prefer="linear"` looks at W(α, λ) and, for spaces of one dimension, at leaving latents as they are; `"auto"` also
-    at kernel translations, whose outputs are evened out over the target's directions (β, with a ridge of its own).
-    `splits` are these anchors in `make_splits`, where they are at hand.
+    `prefer="linear"` compares W(α, λ) and, if the spaces have the same dimension, leaving latents unchanged. `"auto"`
+    also compares kernel translations, whose outputs are evened out over the target's directions (β, with a ridge of its
+    own). `splits` is the result of `make_splits` for these anchors, if the caller has it.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same;
-            `prefer` or `translates` is something else.
+            `prefer` or `translates` is not one of its words.
     """
     check_prefer(prefer)
     splits = splits or make_splits(source_anchors, target_anchors, norm="keep", seed=0)
@@ -189,6 +190,6 @@ def search_grid(prefer: Prefer) -> list[list[TranslationSettings]]:
 
 
 def check_prefer(prefer: str) -> None:
-    """Refuse a word that is not one of the two."""
+    """Refuse a word that is neither of the two preferences."""
     if prefer not in get_args(Prefer):
         raise StitchError(f"prefer is {prefer!r}: it has to be 'auto' or 'linear'")

@@ -22,28 +22,28 @@ LANDMARKS = 2000
 
 @dataclass(frozen=True)
 class TranslationSettings:
-    """Say how a translation is made from anchors.
+    """Say how a translation is fitted to anchors.
 
-    `alpha` and `ridge` are α and λ of the family `W(α, λ) = Xᵀ(XXᵀ + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−(1−α)) Y`:
-    α = 0, λ = 0 is the inversion of arXiv 2406.15057, α = ½, λ = 0 the Parseval frame, α = 1 ridge regression.
-    `ridge` is relative to the mean squared singular value of each side.
+    `alpha` and `ridge` are α and λ of the family `W(α, λ) = Xᵀ(XXᵀ + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−(1−α)) Y`: α = 0, λ
+    = 0 is the inversion of arXiv 2406.15057, α = ½, λ = 0 the Parseval frame, α = 1 ridge regression. `ridge` is
+    relative to the mean squared singular value of each side.
 
-    `beta` and `target_ridge` are the target side's own exponent and λ, where they are not 1 − α and the source side's:
-    with another `beta` no member is exact any more, but the two sides can be shrunk each as much as it needs.
+    `beta` and `target_ridge` are the target side's own exponent and λ, if they differ from 1 − α and the source side's.
+    With another `beta` no member is exact any more, but each side can be shrunk as much as it needs.
 
-    `norm="keep"` lets each latent keep its own norm, which makes the translation affine; `norm="mean"`
-    gives every latent the mean norm of the target anchors, as the paper does.
+    `norm="keep"` lets each latent keep its own norm, which makes the translation affine; `norm="mean"` gives every
+    latent the mean norm of the target anchors, as the paper does.
 
-    `pruning` keeps anchors by farthest-point sampling until each one left out has an |cosine| above it to one
-    kept; `subspaces` averages that many prunings, each with its own first anchor drawn from `seed`.
+    `pruning` keeps anchors by farthest-point sampling until each anchor left out has an |cosine| above it to a kept
+    anchor; `subspaces` averages that many prunings, each with its own first anchor drawn from `seed`.
 
     `output_scale` is the mean norm that translated anchors get, relative to that of the target anchors: above 1 it
     makes up for what a fit loses on latents that it has not seen.
 
     `gamma` above 0 passes the cosines to anchors through a kernel (see `kernel`) before they are decoded, and the
-    translation is no longer one matrix. The kernel's values are taken to the first `landmarks` anchors.
+    translation is no longer one matrix. The kernel's values are computed against the first `landmarks` anchors.
 
-    `identity` leaves latents as they are, for two encoders whose spaces are one already; nothing is fitted.
+    `identity` leaves latents unchanged, for two encoders that already share one space; nothing is fitted.
     """
 
     alpha: float = 0.7
@@ -123,10 +123,10 @@ class Translation(nn.Module):
         self.register_buffer("centre", torch.empty(d_source))
 
     def forward(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n d_target"]:
-        """Translate latents; computed in the dtype of the weights, given in the dtype of `x`.
+        """Translate latents: compute in the dtype of the weights, return the dtype of `x`.
 
         Raises:
-            StitchError: `x` is something else.
+            StitchError: `x` is not a tensor of floats of this shape.
         """
         check_latents(x, width=len(self.centre))
         latents = x.to(self.weight.dtype)
@@ -137,7 +137,7 @@ class Translation(nn.Module):
         return torch.addcmul(self.bias, product, self.inverse_radii(latents), out=out).to(x.dtype)
 
     def inverse_radii(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n 1"]:
-        """Return `1/‖x − μ‖`, and 0 for latents so near to the centre that rounding alone makes their direction."""
+        """Return `1/‖x − μ‖`, and 0 for latents so near to the centre that rounding alone sets their direction."""
         exact = torch.promote_types(x.dtype, torch.float32)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():  # without a centred copy; ONNX knows no cdist
             latents, centre = x.to(exact), self.centre.to(exact)
@@ -156,13 +156,13 @@ def fit_translation(
     settings: TranslationSettings,
     frames: tuple[Frame, Frame] | None = None,
 ) -> Translation:
-    """Fit the translation that `settings` make of anchors paired row for row (arXiv 2406.15057, sec. 3).
+    """Fit the translation that `settings` describe to anchors paired row for row (arXiv 2406.15057, sec. 3).
 
-    Exact, for every α at λ = 0, when the target space is the source space under an isometry, a scale and a
-    shift and the anchors span it. Computed and given in float64 without gradients, on the device of the anchors if
-    that has float64. It can be no better than the anchors: what they do not span is lost, and with a small `ridge`
-    the weak directions of the target anchors are amplified by their condition number. `frames` are both sides'
-    `Frame.of_anchors`, where they are at hand.
+    It is exact, for every α at λ = 0, when the target space is the source space under an isometry, a scale and a shift
+    and the anchors span it. It is computed and returned in float64 without gradients, on the device of the anchors if
+    that has float64. It can be no better than the anchors: directions that they do not span are lost, and with a small
+    `ridge` the weak directions of the target anchors are amplified by their condition number. `frames` are both sides'
+    `Frame.of_anchors`, if the caller has them.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
@@ -212,10 +212,10 @@ def pair_anchors(
 
 
 def unchanged(x: Float[Tensor, "k d_source"], y: Float[Tensor, "k d_target"]) -> Translation:
-    """Make the translation that changes nothing, in the dtype and on the device of the anchors.
+    """Build the translation that changes nothing, in the dtype and on the device of the anchors.
 
     Raises:
-        StitchError: the two spaces differ in width, so they cannot be one.
+        StitchError: the two spaces differ in width, so they cannot be the same space.
     """
     if x.shape[1] != y.shape[1]:
         raise StitchError(
@@ -250,9 +250,9 @@ def mean_norm(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 class KernelTranslation(nn.Module):
     """Map source latents to target latents through kernel values: `y = ‖x − μ‖ κ(x̂ Zᵀ) D + b`.
 
-    With `norm="mean"` the norm of the latent is left out. It holds the directions Z of the source anchors that are its
-    landmarks, costs `n·m·(d_source + d_target)` and is no single matrix. All tensors are buffers: nothing here is
-    trained. They are empty until `fit_kernel_translation` or a checkpoint fills them.
+    With `norm="mean"` the norm of the latent is left out. The module holds the directions Z of the source anchors that
+    are its landmarks, costs `n·m·(d_source + d_target)` and is not a single matrix. All tensors are buffers: nothing
+    here is trained. They are empty until `fit_kernel_translation` or a checkpoint fills them.
     """
 
     directions: Float[Tensor, "m d_source"]
@@ -270,10 +270,10 @@ class KernelTranslation(nn.Module):
         self.register_buffer("bias", torch.empty(d_target))
 
     def forward(self, x: Float[Tensor, "n d_source"]) -> Float[Tensor, "n d_target"]:
-        """Translate latents; computed in float32 or the dtype of the buffers, given in the dtype of `x`.
+        """Translate latents: compute in float32 or the dtype of the buffers, return the dtype of `x`.
 
         Raises:
-            StitchError: `x` is something else.
+            StitchError: `x` is not a tensor of floats of this shape.
         """
         check_latents(x, width=len(self.centre))
         dtype = torch.promote_types(self.decoder.dtype, torch.float32)
@@ -296,8 +296,8 @@ def fit_kernel_translation(
     """Fit the family W(α, λ) over kernel values: `D = (G + λ_x I)^(−α) · (YYᵀ + λ_y I)^(−β) Y`, β = 1 − α if None.
 
     `G = κ(XXᵀ)` is the kernel matrix of the source anchors, its ridge relative to its mean eigenvalue. α = 1, β = 0 is
-    kernel ridge regression; `settings.gamma` towards 0 is the linear family. Computed and given in float64. `frames`
-    are the source's `kernel_frame` and the target's `Frame.of_anchors`, where they are at hand.
+    kernel ridge regression; `settings.gamma` towards 0 is the linear family. It is computed and returned in float64.
+    `frames` are the source's `kernel_frame` and the target's `Frame.of_anchors`, if the caller has them.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
@@ -325,12 +325,12 @@ def fit(
     settings: TranslationSettings,
     frames: tuple[Frame, Frame] | None = None,
 ) -> Translation | KernelTranslation:
-    """Fit the translation that `settings` make of anchors paired row for row.
+    """Fit the translation that `settings` describe to anchors paired row for row.
 
     See `fit_translation` and `fit_kernel_translation`, also for `frames`.
 
     Raises:
-        StitchError: anchors that cannot be paired, that carry nothing, or whose sizes are beyond float64 together.
+        StitchError: the anchors cannot be paired, carry nothing, or together exceed the range of float64.
     """
     fit_one = fit_kernel_translation if settings.gamma else fit_translation
     translation = fit_one(source_anchors, target_anchors, settings=settings, frames=frames)

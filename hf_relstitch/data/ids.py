@@ -1,4 +1,4 @@
-"""Inputs, texts, images or sounds: reading them from where people keep them, and naming each by a hash."""
+"""Ids of inputs: a hash names each text, image, sound or pair."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,29 +15,29 @@ from hf_relstitch.data.inputs import SOUNDS, encoded, load_audio, load_image
 
 
 def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
-    """A 64-bit id for each input, `(n,)` int64.
+    """Return a 64-bit id for each input, `(n,)` int64.
 
-    It is the BLAKE2b of a text's UTF-8, of an image's size and RGB pixels, or of a sound's float32 samples; that of a
-    pair is one of both ids.
+    An id is the BLAKE2b of a text's UTF-8, of an image's size and RGB pixels, or of a sound's float32 samples; the id
+    of a pair is the hash of both ids.
 
-    The same input has the same id everywhere, so two people can pair their anchor sets without showing the
-    inputs. Whoever has an input can compute its id, and so can find out whether it is in a set; with a secret
-    `key` only those who have it can.
+    The same input has the same id everywhere, so two people can pair their anchor sets without showing the inputs.
+    Anyone who has an input can compute its id, and so can find out whether it is in a set; with a secret `key` only
+    people who have the key can.
 
     Raises:
-        StitchError: an input that is neither a text, an image, a sound, the path of one, nor a pair of these.
+        StitchError: an input is neither a text, an image, a sound, the path of an image or sound, nor a pair of these.
     """
     secret = _secret(key)
     return torch.tensor([_input_id(one, secret, row) for row, one in enumerate(inputs)], dtype=torch.int64)
 
 
 def ids_fingerprint(ids: Tensor) -> str:
-    """A fingerprint of a set of inputs by their ids, whatever their order and however often one comes."""
+    """Return a fingerprint of a set of inputs by their ids, in any order and with any repeats."""
     return hashlib.blake2b(ids.unique().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def key_fingerprint(key: str | None) -> str | None:
-    """Tells keys apart without showing them; None for no key."""
+    """Return a fingerprint that tells keys apart without showing them; None for no key."""
     return hashlib.blake2b(b"key", key=_secret(key), digest_size=8).hexdigest() if key is not None else None
 
 

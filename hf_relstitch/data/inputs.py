@@ -21,10 +21,10 @@ INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
 
 
 def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
-    """Refuse an empty list, a text or a generator where a list is expected, and batches of nothing.
+    """Refuse an empty list, a text or a generator instead of a list, and empty batches.
 
     Raises:
-        StitchError: there is such a one.
+        StitchError: the inputs or the batch size are refused.
     """
     if isinstance(inputs, str):
         raise StitchError(f"the inputs are one text, {inputs[:40]!r}, where a list of inputs is expected: give [text]")
@@ -44,10 +44,10 @@ def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
 
 
 def check_filled(inputs: Sequence[Any], *, what: str, rows: Sequence[int] | None = None) -> None:
-    """Refuse empty cells of tables, None and not a number; `rows` are the numbers of rows drawn from more.
+    """Refuse empty cells of tables, None and NaN; `rows` holds row numbers if the inputs were drawn from more.
 
     Raises:
-        StitchError: there is such a one.
+        StitchError: a cell is empty.
     """
     numbered = zip(rows or range(len(inputs)), inputs, strict=True)
     if empty := [row for row, one in numbered if one is None or (isinstance(one, float) and math.isnan(one))]:
@@ -55,16 +55,16 @@ def check_filled(inputs: Sequence[Any], *, what: str, rows: Sequence[int] | None
 
 
 def row_names(rows: Sequence[int]) -> str:
-    """The first of these rows, and how many others there are."""
+    """Name the first of these rows, and how many others there are."""
     others = {1: "", 2: " and 1 other"}.get(len(rows), f" and {len(rows) - 1} others")
     return f"row {rows[0]} (counted from 0){others}"
 
 
 def encoded(text: str, *, row: int) -> bytes:
-    """A text's UTF-8.
+    """Encode a text as UTF-8.
 
     Raises:
-        StitchError: it has half a character, a surrogate, as of a file that was read with another encoding.
+        StitchError: the text has half a character, a surrogate, like a file read with a wrong encoding.
     """
     try:
         return text.encode()
@@ -77,10 +77,10 @@ def encoded(text: str, *, row: int) -> bytes:
 
 
 def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "model") -> None:
-    """Refuse inputs of another kind than a model of this modality takes; None stands for one that is not known.
+    """Refuse inputs of another kind than a model of this modality takes; None stands for an unknown modality.
 
     Raises:
-        StitchError: there is such an input.
+        StitchError: an input is of another kind.
     """
     check_filled(inputs, what=f"the {who}'s inputs are")
     expected, kinds = INPUTS.get(modality or "", ("anything", (object,)))
@@ -103,12 +103,12 @@ SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"}
 
 
 def load_image(image: Path | Image.Image) -> Image.Image:
-    """An image in RGB and upright, from memory or from a file, as transformers' pipelines read it.
+    """Load an image in RGB and upright, from memory or from a file, as transformers' pipelines do.
 
     Numbers of 16 bits are scaled to 8.
 
     Raises:
-        StitchError: the file is not there or is not an image, or holds numbers of no known range.
+        StitchError: the file is missing or is not an image, or holds numbers of an unknown range.
     """
     try:
         if isinstance(image, Image.Image):
@@ -139,13 +139,13 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def load_audio(audio: Path | np.ndarray | dict[str, Any], *, sampling_rate: int | None = None) -> np.ndarray:
-    """A sound as samples `(n,)`, float32 from -1 to 1, from memory or from a file (its channels' mean).
+    """Load a sound as samples `(n,)`, float32 from -1 to 1, from memory or from a file (its channels' mean).
 
-    A file, or a dict of `array` and `sampling_rate` as datasets give it, is resampled to the sampling rate; an array
-    has to be at it already.
+    A file, or a dict of `array` and `sampling_rate` from `datasets`, is resampled to the sampling rate; an array has to
+    be at it already.
 
     Raises:
-        StitchError: a file that cannot be read, a dict of other keys, or no array of one axis of floats.
+        StitchError: the file cannot be read, the dict has other keys, or the array is not one axis of floats.
     """
     rate = None
     if isinstance(audio, np.ndarray):
@@ -170,10 +170,10 @@ def load_audio(audio: Path | np.ndarray | dict[str, Any], *, sampling_rate: int 
 
 
 def check_rates(inputs: Sequence[Any], *rates: int | None) -> None:
-    """Refuse sounds without a sampling rate where two encoders take different ones; None stands for no sounds.
+    """Refuse sounds without a sampling rate if two encoders take different rates; None stands for no sounds.
 
     Raises:
-        StitchError: an array, of which one of the two would hear another sound.
+        StitchError: a sound is an array, so one of the two encoders would hear another sound.
     """
     arrays = [row for row, one in enumerate(inputs) if isinstance(one, np.ndarray)]
     if arrays and None not in rates and len(set(rates)) > 1:
@@ -184,7 +184,7 @@ def check_rates(inputs: Sequence[Any], *rates: int | None) -> None:
 
 
 def resampled_length(samples: int, rate: int, sampling_rate: int) -> int:
-    """Return how many samples a sound has at another rate, one at least."""
+    """Return how many samples a sound has at another rate, at least 1."""
     return max(1, round(samples * sampling_rate / rate))
 
 
@@ -213,13 +213,13 @@ def _open_sound(path: Path) -> Any:
 
 
 def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:
-    """The inputs in these rows, by place: a pandas Series would give them by its index."""
+    """Return the inputs in these rows by position: a pandas Series would return them by its index."""
     by_place = getattr(inputs, "iloc", inputs)
     return [by_place[row] for row in rows]
 
 
 def length_of(one: Any, *, modality: str, sampling_rate: int | None = None) -> int:
-    """Characters of a text, samples of a sound; 0 for an image, and for what is no input of this kind."""
+    """Count characters of a text or samples of a sound; 0 for an image, and for anything not of this kind."""
     if modality == "audio" and isinstance(one, Path):
         with _open_sound(one) as opened:
             return resampled_length(opened.frames, opened.samplerate, sampling_rate or opened.samplerate)
@@ -229,7 +229,7 @@ def length_of(one: Any, *, modality: str, sampling_rate: int | None = None) -> i
 
 
 def probe_inputs(modality: str) -> list[Any]:
-    """Two inputs that differ, in length too where they have one."""
+    """Return two inputs that differ, in length too if they have a length."""
     if modality == "text":
         return ["storm", "A storm hits the northern coast, and the harbour is closed until the morning."]
     if modality == "image":
@@ -259,15 +259,15 @@ def _are_pairs(inputs: Sequence[Any]) -> bool:
 
 
 def sides_of(inputs: Sequence[Any]) -> tuple[Side | None, Side | None]:
-    """Which side of each input the source takes, and which the target; None where inputs are not pairs."""
+    """Return which side of each pair the source takes, and which the target; None if inputs are not pairs."""
     return ("first", "second") if _are_pairs(inputs) else (None, None)
 
 
 def side_of(inputs: Sequence[Any], side: Side | None) -> Sequence[Any]:
-    """Of pairs the first or the second of each; inputs that are not pairs have no sides.
+    """Return the first or the second of each pair; inputs that are not pairs have no sides.
 
     Raises:
-        StitchError: pairs without a side, or a side of what are no pairs.
+        StitchError: `side` is missing for pairs, or given for inputs that are not pairs.
     """
     sides = get_args(Side)
     if side not in (None, *sides):

@@ -16,10 +16,10 @@ SUFFIXES = (".npy", ".safetensors", ".parquet")
 
 
 def as_latents(given: Any, *, column: str = "latents") -> Tensor:
-    """Latents `(n, d)` of a torch tensor, what numpy makes an array of, or a file; `column` is a tensor's name there.
+    """Return latents `(n, d)` from a torch tensor, an array-like or a file; `column` names a tensor in the file.
 
     Raises:
-        StitchError: a file that cannot be read or has no such column, or no matrix of floats.
+        StitchError: the file cannot be read or lacks the column, or the latents are not a matrix of floats.
     """
     try:
         found = _read_latents(Path(given), column) if isinstance(given, str | Path) else as_tensor(given)
@@ -57,10 +57,10 @@ def _named(column: str, names: list[str], file: Path) -> str:
 
 
 def as_tensor(given: Any, dtype: type[np.floating] | None = None) -> Tensor:
-    """On the CPU: a tensor or a list of them, in their own dtype, or what numpy makes an array of, in this one.
+    """Return a tensor on the CPU: tensors or a list of them keep their dtype, an array-like gets this dtype.
 
     Raises:
-        ValueError, TypeError: tensors of different shapes, or what numpy makes no array of numbers of.
+        ValueError, TypeError: the tensors differ in shape, or numpy makes no array of numbers of the value.
     """
     if isinstance(given, Tensor):
         return given.detach().cpu()

@@ -8,11 +8,11 @@ NOT_KNOWN = "not known"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where latents come from.
+    """Hold the origin of latents.
 
-    `revision` is the commit hash of a Hub model, or a hash of the weights of any other; `pooling` says how one
-    latent was made of a model's output, or at which layer a target model was cut; `data` names the inputs;
-    `license` is the model's, None where it is not known.
+    `revision` is the commit hash of a Hub model, or a hash of the weights of any other. `pooling` says how a model's
+    output became one latent, or at which layer a target model was cut. `data` names the inputs. `license` is the
+    model's, None if it is not known.
     """
 
     model_id: str
@@ -22,6 +22,6 @@ class Provenance:
     license: str | None = None
 
     def difference(self, other: "Provenance") -> str:
-        """What sets two models apart, in words; empty when latents of both lie in one space."""
+        """Describe in words how two models differ; return an empty text if latents of both lie in one space."""
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in ("model_id", "revision", "pooling")]
         return ", ".join(f"{name} is {ours!r} and not {theirs!r}" for name, ours, theirs in pairs if ours != theirs)

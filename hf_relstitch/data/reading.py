@@ -1,4 +1,4 @@
-"""Folders and files that appear whole or not at all, and checksums of what is in them."""
+"""Inputs from files, folders and data sets."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ STDIN = "-"
 
 
 def reads_as_path(name: str) -> bool:
-    """Whether a name begins as that of a file or folder does, and as no id on the Hub can."""
+    """Tell whether a name begins like a path of a file or folder, which no Hub id does."""
     return name.startswith(("./", "../", "/", "~"))
 
 
@@ -31,14 +31,14 @@ def read_inputs(
     split: str = "train",
     count: int | None = None,
 ) -> list[Any]:
-    """Inputs from a text file, an image or a sound, a folder of them, or a column, see `read_columns`.
+    """Read inputs from a text file, an image or a sound, a folder of them, or a column, see `read_columns`.
 
-    A text file has one a line; `-` is the standard input, as one.
-    Text files have no columns, and `column` is nothing to them. With `target_column` they are pairs: what the source
-    takes, of `column`, and what the target takes. Of more than `count` so many are drawn, each time the same, in order.
+    A text file has one input for each line; `-` is the standard input, read the same way. Text files have no columns
+    and ignore `column`. With `target_column` the inputs are pairs: the source takes `column`, the target takes
+    `target_column`. From more than `count` inputs, `count` are drawn, the same each time, in order.
 
     Raises:
-        StitchError: nothing is there, or it holds no input.
+        StitchError: nothing is at this path, or it holds no input.
     """
     path = Path(place)
     inputs: list[Any]
@@ -75,21 +75,21 @@ def _is_media(path: str | Path) -> bool:
 
 
 def is_here(name: str) -> bool:
-    """Whether there is such a file or folder; a text of any length may be asked for."""
+    """Tell whether a file or folder has this name; the name may be a text of any length."""
     return os.path.exists(name)  # noqa: PTH110  (Path.exists has an error for a long name)
 
 
 def names_file(text: str) -> bool:
-    """Whether a text reads as the name of a file of inputs, one word with the suffix of one, or of a folder."""
+    """Tell whether a text reads as the name of a file of inputs, one word with a known suffix, or of a folder."""
     known = _is_media(text) or Path(text).suffix.lower() in {*TABLES, ".txt"} or text.endswith("/")
     return known and not any(letter.isspace() for letter in text)
 
 
 def read_text(path: Path) -> str:
-    """The text in a file.
+    """Read the text in a file.
 
     Raises:
-        StitchError: it is not text in UTF-8.
+        StitchError: the file is not text in UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -100,19 +100,20 @@ def read_text(path: Path) -> str:
 
 
 def data_name(data: str | None) -> str | None:
-    """The name of data as it may be published: of a path that is here, its last part."""
+    """Return the name of data for publishing; for a path on this machine, return its last part."""
     if data is None or not is_here(data):
         return data
     return Path(data).resolve().name
 
 
 def read_columns(name: str, columns: Sequence[str | None], *, split: str, count: int | None = None) -> list[list[Any]]:
-    """Columns of a Parquet, CSV or JSON file, or of a `datasets` data set; `None` stands for one that was not named.
+    """Read columns of a Parquet, CSV or JSON file, or of a `datasets` data set; `None` stands for an unnamed column.
 
-    A column of paths of images or sounds is read as Paths, relative to what names them; for `count` see `read_inputs`.
+    A column of paths of images or sounds is read as Paths, relative to the file that names them; for `count` see
+    `read_inputs`.
 
     Raises:
-        StitchError: there is no such file, data set, split or column, it cannot be read, or the column has empty cells.
+        StitchError: the file, data set, split or column is missing or cannot be read, or the column has empty cells.
     """
     if not is_here(name) and (names_file(name) or reads_as_path(name)):
         raise StitchError(f"there is no file or folder {name}: check the path")
@@ -136,7 +137,7 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
 
 
 def read_table(name: str, reader: str, columns: Sequence[str | None], split: str) -> Any:
-    """Read a Parquet, CSV or JSON file by its reader's name; words such as NA in these columns of a CSV are texts."""
+    """Read a Parquet, CSV or JSON file by its reader's name; words like NA in these columns of a CSV are texts."""
     table = load_dataset(reader, data_files={split: name}, split=split)
     if reader == "csv" and any(table.data[one].null_count for one in columns if one in table.column_names):
         as_texts = {"keep_default_na": False, "na_values": [""]}  # NA, null, None, which pandas takes for empty cells
