@@ -14,7 +14,7 @@ from hf_relstitch.core.errors import StitchError
 
 
 class Prototypes(nn.Module):
-    """Class prototypes, as zero-shot classifiers have them: `cos(latent, prototype) / temperature` for each class."""
+    """Score latents against class prototypes, as zero-shot classifiers do: `cos(latent, prototype) / temperature`."""
 
     def __init__(self, dim: int, num_classes: int, *, temperature: float) -> None:
         super().__init__()
@@ -23,10 +23,10 @@ class Prototypes(nn.Module):
 
     @classmethod
     def of(cls, prototypes: Tensor, *, temperature: float) -> "Prototypes":
-        """Prototypes `(classes, d)` of any length.
+        """Build the module from prototypes `(classes, d)` of any length.
 
         Raises:
-            StitchError: one is not finite or has no direction, or the temperature is not above 0.
+            StitchError: a prototype is not finite or has no direction, or the temperature is not above 0.
         """
         if not (prototypes.ndim == 2 and prototypes.isfinite().all() and prototypes.norm(dim=-1).all()):
             raise StitchError("a class prototype is not finite or zero: give each class a latent with a direction")
@@ -37,15 +37,15 @@ class Prototypes(nn.Module):
         return made
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Logits `(n, classes)` of latents `(n, d)`."""
+        """Return logits `(n, classes)` of latents `(n, d)`."""
         return functional.linear(functional.normalize(latents, dim=-1), self.weight) / self.temperature
 
 
 class Normalize(nn.Module):
-    """Latents of norm 1, as many embedders give them."""
+    """Scale latents to norm 1, as many embedders do."""
 
     def forward(self, latents: Tensor) -> Tensor:
-        """`x / ‖x‖` for each latent of `(n, d)`."""
+        """Return `x / ‖x‖` for each latent of `(n, d)`."""
         return functional.normalize(latents, dim=-1)
 
 
@@ -75,16 +75,16 @@ CHAIN = (
 
 
 def layers_of(module: nn.Module) -> list[nn.Module]:
-    """The layers of a chain one after the other, without those that do nothing to a latent."""
+    """List the layers of a chain in order, without those that do nothing to a latent."""
     if type(module) is nn.Sequential:
         return [layer for one in module for layer in layers_of(one)]
     return [] if isinstance(module, nn.Identity | nn.Dropout) else [module]
 
 
 def activation_name(module: nn.Module) -> str | None:
-    """What transformers calls an activation of torch or transformers; None for what it has no name for here.
+    """Return transformers' name of an activation of torch or transformers; None if it has no name here.
 
-    A name is found by the values, over the range in which activations differ.
+    The name is found by comparing values over the range in which activations differ.
     """
     known = type(module).__module__.startswith(("torch.nn.modules.activation", "transformers.activations"))
     if not known or next(module.parameters(), None) is not None:
@@ -97,13 +97,13 @@ def activation_name(module: nn.Module) -> str | None:
 
 
 def built_activation(name: str) -> nn.Module:
-    """An activation by its name here."""
+    """Build an activation from its name here."""
     made: nn.Module = ACT2FN[name]
     return made
 
 
 def activation_between(given: Tensor, made: Tensor) -> str | None:
-    """The activation that makes one tensor of the other, if any."""
+    """Find the activation that maps one tensor to the other, if any."""
     if given.shape != made.shape:
         return None
     allowed = SAME * (1 + made.abs())
@@ -112,14 +112,14 @@ def activation_between(given: Tensor, made: Tensor) -> str | None:
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer of its own with these weights."""
+    """Build a separate linear layer with these weights."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
     linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
     return linear.to(weight.device)
 
 
 def describe_layer(layer: nn.Module) -> dict[str, Any] | None:
-    """One layer of a chain as data, None for a layer that no chain has."""
+    """Describe one layer of a chain as data; return None for a layer that no chain has."""
     if type(layer) is nn.Linear:
         sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
         return {"layer": "linear", **sizes, "bias": layer.bias is not None}
@@ -177,10 +177,10 @@ def _build_layer(description: Mapping[str, Any]) -> nn.Module:
 
 
 def describe_chain(module: nn.Module) -> list[dict[str, Any]]:
-    """The layers of a chain as data, which `build_chain` makes a module of again.
+    """Describe the layers of a chain as data, from which `build_chain` builds a module again.
 
     Raises:
-        StitchError: it has a layer that cannot be stored as data.
+        StitchError: the chain has a layer that cannot be stored as data.
     """
     described = []
     for layer in layers_of(module):
@@ -191,10 +191,10 @@ def describe_chain(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def build_chain(described: Sequence[Mapping[str, Any]], *, gives: int | None) -> nn.Sequential:
-    """The layers that a description stands for, with weights to be filled; they give vectors so wide, or any with None.
+    """Build the layers of a description, with weights to be filled; their output has the width `gives`, None for any.
 
     Raises:
-        StitchError: it describes none, or layers that do not fit one another.
+        StitchError: the description has no layers, or layers that do not fit each other.
     """
     try:
         layers, widths = _build_layers(described)
@@ -219,7 +219,7 @@ def _layer_widths(layer: nn.Module) -> tuple[int, int] | None:
 
 
 def widths_of(module: nn.Module) -> tuple[int | None, int | None]:
-    """How wide the latents are that a head takes, and how many logits it gives; None where the module does not say."""
+    """Return the width of the latents that a head takes and its number of logits; None if the module does not say."""
     widths = [width for layer in layers_of(module) if (width := _layer_widths(layer)) is not None]
     if not widths or describe_head(module) is None:
         return None, None
@@ -228,10 +228,10 @@ def widths_of(module: nn.Module) -> tuple[int | None, int | None]:
 
 @torch.no_grad()
 def own_copy(module: nn.Module) -> nn.Module:
-    """A head that shares nothing with the module that it is made of, in the form in which it is saved.
+    """Copy a head so that it shares nothing with its module, in the form in which it is saved.
 
     Raises:
-        StitchError: its layers do not fit one another.
+        StitchError: its layers do not fit each other.
     """
     description = describe_head(module)
     if description is None:
@@ -254,7 +254,7 @@ def _filled(module: nn.Module, tensors: list[Tensor]) -> nn.Module:
 
 
 def describe_head(module: nn.Module) -> dict[str, Any] | None:
-    """A head as data, which `build_head` makes a module of again; None for a module that is none of these kinds."""
+    """Describe a head as data, from which `build_head` builds a module again; return None for any other module."""
     if isinstance(module, Prototypes):
         return {"kind": "prototypes", "temperature": module.temperature}
     layers = [describe_layer(layer) for layer in layers_of(module)]
@@ -267,10 +267,10 @@ def describe_head(module: nn.Module) -> dict[str, Any] | None:
 
 
 def build_head(description: Mapping[str, Any], *, d_target: int, num_labels: int) -> nn.Module:
-    """The module that a description stands for, with weights to be filled.
+    """Build the module of a description, with weights to be filled.
 
     Raises:
-        StitchError: it describes no head from latents `d_target` wide to `num_labels` logits.
+        StitchError: the description is not a head from latents `d_target` wide to `num_labels` logits.
     """
     try:
         made, widths = _build(description, d_target, num_labels)

@@ -1,4 +1,4 @@
-"""Whether a classifier is as often right as it is sure."""
+"""Calibration: the gap between confidence and accuracy of a classifier."""
 
 from dataclasses import dataclass
 

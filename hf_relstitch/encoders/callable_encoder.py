@@ -1,4 +1,4 @@
-"""Any callable from inputs to vectors as an encoder, and what stands in the place of one that is not here."""
+"""Any callable from inputs to vectors as an encoder, and a stand-in for an encoder that is absent."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from hf_relstitch.encoders.processors import LOADERS
 
 
 class Function(nn.Module):
-    """A callable in the place of a model: it takes raw inputs, and no tensors that a processor has made."""
+    """Wrap a callable as a model: it takes raw inputs, and no tensors from a processor."""
 
     def __init__(self, function: Callable[[list[Any]], Any]) -> None:
         super().__init__()
@@ -25,22 +25,24 @@ class Function(nn.Module):
         self._done: list[tuple[list[Any], Tensor]] = []  # the batches before the one that failed in the last call
 
     def forward(self, **batch: Tensor) -> NoReturn:
-        """Nothing.
+        """Refuse every call.
 
         Raises:
-            StitchError: always; it says what takes raw inputs.
+            StitchError: always; the message says what takes raw inputs.
         """
         raise StitchError(
             f"the source encoder is a callable of raw inputs and got {', '.join(batch)}: use model.predict(inputs)"
         )
 
     def latents(self, inputs: Sequence[Any], *, batch_size: int, progress: bool = False) -> Tensor:
-        """Latents `(n, d)` float32 on the CPU, row for row with the inputs.
+        """Return latents `(n, d)` float32 on the CPU, row for row with the inputs.
 
-        After a failure the batches before it are kept, and the next call goes on from there if it begins with them.
+        After a failure the batches before it are kept. The next call continues from there if its inputs begin with
+        them.
 
         Raises:
-            StitchError: no inputs, or a callable that fails or does not give one finite vector for each; it names rows.
+            StitchError: there are no inputs, or the callable fails or does not return one finite vector for each;
+                the message names the rows.
         """
         check_some(inputs, batch_size=batch_size)
         starts = range(0, len(inputs), batch_size)
@@ -101,9 +103,9 @@ def _are_same(before: list[Any], now: list[Any]) -> bool:
 
 
 class CallableEncoder(Encoder):
-    """Any callable from a list of inputs to their vectors, as an encoder of a source or of a target.
+    """Wrap any callable from a list of inputs to their vectors as an encoder of a source or of a target.
 
-    A stitched model with it takes raw inputs, by `predict`, or latents; it cannot be saved. Under `accelerate launch`
+    A model stitched with it takes raw inputs, by `predict`, or latents; it cannot be saved. Under `accelerate launch`
     every process encodes all inputs.
     """
 
@@ -132,16 +134,18 @@ class CallableEncoder(Encoder):
         self.provenance = Provenance(model_id, revision, "none", license=license)
 
     def encode(self, inputs: Sequence[Any], *, batch_size: int = 32, progress: bool = True) -> Tensor:
-        """Latents `(n, d)` float32 on the CPU, row for row with the inputs; `batch_size` go to the callable at a time.
+        """Return latents `(n, d)` float32 on the CPU, row for row with the inputs.
+
+        The callable gets `batch_size` inputs at a time.
 
         Raises:
-            StitchError: no inputs, or a callable that does not give one vector for each.
+            StitchError: there are no inputs, or the callable does not return one vector for each.
         """
         return self.function.latents(inputs, batch_size=batch_size, progress=progress)
 
 
 def absent_encoder(provenance: Provenance) -> CallableEncoder:
-    """What stands for the model of latents that were computed elsewhere."""
+    """Build a stand-in for the model of latents that were computed elsewhere."""
 
     def absent(_: list[Any]) -> NoReturn:
         raise StitchError(

@@ -18,12 +18,12 @@ Made = TypeVar("Made")
 
 
 def accelerate_state() -> PartialState:
-    """Accelerate's state; unlike a bare `PartialState()`, it heeds `accelerate launch --cpu`."""
+    """Return accelerate's state; unlike a bare `PartialState()`, it heeds `accelerate launch --cpu`."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def gathered(make: Callable[[], list[Item]]) -> list[Item]:
-    """What each process makes, of all of them in each; where one fails all do, so that none waits for it.
+    """Gather the items that every process makes, in every process; if one process fails, all fail, so that none waits.
 
     Raises:
         StitchError: another process failed.
@@ -46,9 +46,9 @@ def gathered(make: Callable[[], list[Item]]) -> list[Item]:
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """The device that a model takes its inputs on, and its dtype; also of one that is offloaded or quantised.
+    """Return the device that a model takes its inputs on, and its dtype, even if it is offloaded or quantised.
 
-    A model without weights and buffers, as a callable is, takes float32 on the CPU.
+    A model without weights and buffers, like a callable, takes float32 on the CPU.
     """
     dtype = next(
         (one.dtype for one in chain(model.parameters(), model.buffers()) if one.is_floating_point()), torch.float32
@@ -62,14 +62,14 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A tensor on a device, numbers in this dtype; on its way to a GPU from pinned memory, so that nobody waits."""
+    """Move a tensor to a device, numbers in this dtype; to a GPU it goes from pinned memory, so that nobody waits."""
     cuda = device.type == "cuda"
     tensor = tensor.pin_memory() if cuda and tensor.device.type == "cpu" else tensor
     return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=cuda)
 
 
 def prefetched(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple[Item, Made]]:
-    """Each item with what is made of it, on a thread, while the one before it is in use; never more than one ahead."""
+    """Yield each item with its result, computed on a thread while the item before it is in use; at most one ahead."""
     with ThreadPoolExecutor(1) as thread:
         last = None
         for item in items:
@@ -103,7 +103,7 @@ def _parts_of(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def fingerprint(*models: nn.Module, without: Collection[str] = ()) -> str:
-    """A hash of models' weights, for models that no commit hash names."""
+    """Hash the weights of models that no commit hash names."""
     digest = xxhash.xxh3_128()
     for name, tensor in (item for model in models for item in _stored_tensors(model)):
         if name not in without:

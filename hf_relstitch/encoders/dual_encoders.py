@@ -1,4 +1,4 @@
-"""Models of two towers, such as CLIP, SigLIP and CLAP: one side of them as an encoder."""
+"""Models of two towers, like CLIP, SigLIP and CLAP: one side of them as an encoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,16 +21,16 @@ LEFT_OUT = "left_out_modules"
 
 
 def towers_of(model: nn.Module) -> list[str]:
-    """The sides that a two-tower model has, of `FEATURES`; none of any other model."""
+    """List the sides that a two-tower model has, of `FEATURES`; any other model has none."""
     sides = [side for side in FEATURES if hasattr(model, f"get_{side}")]
     return sides if "text_features" in sides else []
 
 
 def check_side(model: nn.Module, side: str) -> None:
-    """Refuse a side that a model has not.
+    """Refuse a side that a model lacks.
 
     Raises:
-        StitchError: the model has no such method as `get_text_features`.
+        StitchError: the model has no method like `get_text_features` for this side.
     """
     if side not in towers_of(model):
         raise StitchError(
@@ -40,7 +40,7 @@ def check_side(model: nn.Module, side: str) -> None:
 
 
 def features(model: Any, batch: Mapping[str, Tensor], *, side: str, **options: Any) -> Any:
-    """What one side of a two-tower model gives for what its processor makes; the features are its `pooler_output`."""
+    """Compute the output of one side of a two-tower model for a batch; the features are its `pooler_output`."""
     given = dict(batch)
     if side == "text_features" and model.config.model_type in FULL_LENGTH:
         text = model.config.text_config
@@ -52,12 +52,12 @@ def features(model: Any, batch: Mapping[str, Tensor], *, side: str, **options: A
 
 @torch.no_grad()
 def keep_side(model: Any, side: str, probe: Mapping[str, Tensor]) -> None:
-    """Take out of a model what its one side does not use: what does not run for two inputs, proved by their features.
+    """Remove the parts of a model that one side does not use: those that do not run for two inputs, proved by features.
 
-    Its config says from then on what is not there.
+    From then on its config says what is missing.
 
     Raises:
-        StitchError: the model makes no features of what its processor makes.
+        StitchError: the model computes no features from its processor's output.
     """
     used: set[str] = set()
     hooks = [
@@ -88,10 +88,10 @@ def keep_side(model: Any, side: str, probe: Mapping[str, Tensor]) -> None:
 
 
 def leave_out(model: Any, names: list[str]) -> None:
-    """Take these modules out of a model, and name them in its config.
+    """Remove these modules from a model, and name them in its config.
 
     Raises:
-        StitchError: it has no such module.
+        StitchError: the model lacks one of these modules.
     """
     if unknown := set(names) - {name for name, _ in model.named_children()}:
         raise StitchError(f"the source's config leaves out {', '.join(sorted(map(str, unknown)))}, which is no module")
@@ -106,7 +106,7 @@ def leave_out(model: Any, names: list[str]) -> None:
 
 
 def as_configured(model: Any, config: Any) -> Any:
-    """A whole encoder with what `from_pretrained` writes into the config of one side of it."""
+    """Apply to a whole encoder the changes that `from_pretrained` writes into the config of one side of it."""
     if names := list(getattr(config, LEFT_OUT, [])):
         leave_out(model, names)
         model.config.get_text_config().pad_token_id = config.get_text_config().pad_token_id
@@ -114,7 +114,7 @@ def as_configured(model: Any, config: Any) -> Any:
 
 
 def tensor_of(output: Any) -> Tensor:
-    """The features `(n, d)` in what a side gives."""
+    """Return the features `(n, d)` in the output of a side."""
     found = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
     if not isinstance(found, Tensor) or found.ndim != 2:
         raise StitchError(f"a side gives a {type(output).__name__} without a row of features for each input")

@@ -40,16 +40,16 @@ WITH_PROCESSOR = "give Encoder(model, processor), or as a target cut(model, proc
 
 
 class Encoder:
-    """A frozen model, its processor and its pooling: inputs to latents.
+    """Hold a frozen model, its processor and its pooling, and turn inputs into latents.
 
     Attributes:
         model: a transformers model, or any module that takes the processor's output by keyword.
         processor: a tokenizer, an image processor or a feature extractor of sound.
         modality: `text`, `image` or `audio`.
-        pooling: one of `hf_relstitch.pooling.POOLINGS`, already resolved.
-        after_pooling: the layers that a pooled vector goes through to be a latent; often none.
+        pooling: one of `hf_relstitch.encoders.pooling.POOLINGS`, already resolved.
+        after_pooling: the layers that turn a pooled vector into a latent; often none.
         batching: which inputs may share a batch, one of `hf_relstitch.encoders.padding.BATCHINGS`.
-        provenance: which model this is, and where it was `cut` if it was; anchors carry it, and stitching compares it.
+        provenance: the model, and the module at which `cut` split it, if any; anchors carry it, stitching compares it.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class Encoder:
     ) -> "Encoder":
         """Load the encoder of a folder or a Hub repo through `AutoModel`, with its processor.
 
-        `pooling="auto"` is what a sentence-transformers repo asks for, or else the field's usual choice for the
-        architecture; a log line says which. Other keywords (`token`, `dtype`, `device_map`, …) go to `AutoModel`;
-        code of the repo runs, for model, config and processor, only with `trust_remote_code=True`.
+        `pooling="auto"` takes the pooling that a sentence-transformers repo asks for, or else the field's usual choice
+        for the architecture; a log line says which. Other keywords (`token`, `dtype`, `device_map`, …) go to
+        `AutoModel`. Code of the repo runs, for model, config and processor, only with `trust_remote_code=True`.
 
         Raises:
-            StitchError: no such model, one that is not for text, images or audio, or a pooler without trained weights.
+            StitchError: the model is missing or is not for text, images or audio, or its pooler has no trained weights.
         """
         trust = bool(model_kwargs.pop("trust_remote_code", False))
         repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
@@ -145,7 +145,7 @@ class Encoder:
 
     @torch.no_grad()
     def first_that_matters(self, names: Collection[str]) -> str | None:
-        """Return the first of these tensors on which latents depend: they are not numbers if it is not."""
+        """Return the first of these tensors that latents depend on: with NaN in the tensor, latents are NaN."""
         tensors = {name: tensor for name, tensor in self.model.state_dict().items() if name in names}
         for name, tensor in sorted(tensors.items()):
             if tensor.is_meta or not tensor.is_floating_point():
@@ -160,13 +160,13 @@ class Encoder:
 
     @torch.no_grad()
     def encode(self, inputs: Sequence[Any], *, batch_size: int = 32, progress: bool = True) -> Tensor:
-        """Latents `(n, d)`, row for row with the inputs, on the CPU in the model's dtype.
+        """Return latents `(n, d)`, row for row with the inputs, on the CPU in the model's dtype.
 
-        Runs on the device that accelerate gives; under `accelerate launch` each process encodes its share and all
-        get the whole. Inputs are batched by length, so that little of a batch is padding.
+        The model runs on the device that accelerate gives; under `accelerate launch` each process encodes its share and
+        all get the whole. Inputs are batched by length, so that little of a batch is padding.
 
         Raises:
-            StitchError: no inputs, or inputs of another kind than the encoder takes; or another process failed.
+            StitchError: there are no inputs, an input is of another kind than the encoder takes, or a process failed.
         """
         return in_order(gathered(lambda: self._share(inputs, batch_size=batch_size, progress=progress)))
 
@@ -181,7 +181,7 @@ class Encoder:
         return [([*chain(*mine)], torch.cat([latents for _, latents in encoded]).cpu())] if encoded else []
 
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Latents `(n, d)` of one batch that the processor made."""
+        """Return latents `(n, d)` of one batch from the processor."""
         latents, _ = encode_batch(
             self.model, batch, pooling=self.pooling, after_pooling=self.after_pooling, batching=self.batching
         )
@@ -199,12 +199,12 @@ class Encoder:
 
 
 def to_encoder(source: Any) -> Encoder:
-    """Return an encoder of a folder, a Hub id, a transformers model or a SentenceTransformer; an Encoder as it is.
+    """Return an encoder of a folder, a Hub id, a transformers model or a SentenceTransformer; an Encoder unchanged.
 
-    The processor of a transformers model is read from where the model was loaded.
+    The processor of a transformers model is read from the place that the model was loaded from.
 
     Raises:
-        StitchError: another kind of thing, or a model whose processor is not known.
+        StitchError: the source is of another kind, or its processor is not known.
     """
     if isinstance(source, Encoder):
         return source
@@ -225,7 +225,7 @@ def processor_beside(model: Any) -> Any:
     """Return the processor that lies where a transformers model was loaded from.
 
     Raises:
-        StitchError: the model does not say where, or there is none.
+        StitchError: the model does not say where, or no processor lies there.
     """
     kind, name = type(model).__name__, getattr(model, "name_or_path", "")
     if not name:
@@ -266,7 +266,7 @@ def _of_sentence_transformer(model: Any) -> Encoder:
 
 
 def merge_adapters(model: Any) -> None:
-    """Put layers with PEFT's adapters merged into them in the place of those that PEFT has wrapped."""
+    """Replace the layers that PEFT has wrapped by layers with its adapters merged in."""
     if not getattr(model, "_hf_peft_config_loaded", False):
         return
     wrapped = [name for name, module in model.named_modules() if hasattr(module, "get_base_layer")]
@@ -278,10 +278,10 @@ def merge_adapters(model: Any) -> None:
 
 
 def modality_at(source: str | Path | Encoder) -> str | None:
-    """The modality of an encoder, or of one at a place, by its config alone; None where that does not tell.
+    """Return the modality of an encoder, or of one at a path or Hub id, by its config alone; None if that is silent.
 
     Raises:
-        StitchError: a model of a type that is no encoder, such as a stitched one.
+        StitchError: the model's type is not an encoder, like a stitched model.
     """
     if isinstance(source, Encoder):
         return source.modality
@@ -303,10 +303,10 @@ def encode_batches(
     model: nn.Module,
     processor: Any,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the rows and latents of each batch; one that fails is encoded row by row, so that the error names the row.
+    """Yield the rows and latents of each batch; a failed batch is encoded row by row, so that the error names the row.
 
     Raises:
-        StitchError: an input that cannot be encoded, or whose latent is not finite.
+        StitchError: an input cannot be encoded, or its latent is not finite.
     """
 
     def prepare(rows: list[int]) -> Mapping[str, Tensor] | Exception:
@@ -354,7 +354,7 @@ def _one_by_one(rows: list[int], encode: Callable[[int], Tensor]) -> Tensor:
 
 
 def in_order(encoded: Sequence[tuple[list[int], Tensor]]) -> Tensor:
-    """Latents `(n, d)` in the order of the inputs, from batches with their rows."""
+    """Order latents `(n, d)` by the inputs, from batches with their rows."""
     latents = torch.cat([latents for _, latents in encoded])
     return latents[torch.tensor([row for rows, _ in encoded for row in rows]).argsort()]
 
@@ -368,9 +368,9 @@ def encode_batch(
     batching: str = "padded",
     **options: Any,
 ) -> tuple[Tensor, Any]:
-    """Latents `(n, d)` of one batch, and the output that they come from: of an encoder-decoder, its encoder's.
+    """Return latents `(n, d)` of one batch, and the output behind them; for an encoder-decoder, its encoder's output.
 
-    A batch that `batching` takes apart has an output of its own only where it has one part.
+    A batch that `batching` splits has an output of its own only if it has one part.
     """
     if batching != "padded":
         options |= {"pooling": pooling, "after_pooling": after_pooling}

@@ -23,7 +23,7 @@ DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float16)
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file as a module from the processor's tensors to one output of the file."""
+    """Wrap an ONNX file as a module from the processor's tensors to one output of the file."""
 
     place: Tensor
 
@@ -35,7 +35,7 @@ class OnnxModel(nn.Module):
         self.main_input_name = next((one.name for one in session.get_inputs() if one.name in MODALITIES), None)
 
     def forward(self, **batch: Tensor) -> Tensor | BaseModelOutput:
-        """The output: vectors `(n, d)`, or hidden states `(n, t, d)` to be pooled.
+        """Return the output: vectors `(n, d)`, or hidden states `(n, t, d)` to pool.
 
         Raises:
             StitchError: the file takes an input that the processor does not make.
@@ -60,15 +60,15 @@ def onnx_encoder(
     model_id: str | None = None,
     license: str | None = None,  # noqa: A002  (the name that it has on the Hub)
 ) -> Encoder:
-    """The encoder in an ONNX file, or in a folder or a Hub repo with one and with its processor.
+    """Load the encoder in an ONNX file, or in a folder or a Hub repo with an ONNX file and its processor.
 
-    `output` names the output to take, where there are several and none has a usual name; hidden states are pooled as
-    a sentence-transformers repo says, or else by their mean. A model stitched with it works in memory and cannot be
+    `output` names the output to take, if there are several and none has a usual name. Hidden states are pooled by the
+    rule of a sentence-transformers repo, or else by their mean. A model stitched with it works in memory and cannot be
     saved.
 
     Raises:
-        StitchError: the `onnx` extra is not installed, no ONNX file or processor is there, or an output has to be
-            named.
+        StitchError: the `onnx` extra is not installed, the ONNX file or processor is missing, or
+            `output` is needed.
     """
     try:
         import onnxruntime  # noqa: PLC0415  (an extra)

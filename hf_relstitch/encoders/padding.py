@@ -28,8 +28,8 @@ Run = Callable[[Mapping[str, Tensor]], Tensor]
 def choose_batching(run: Run, model: nn.Module, processor: Any, *, name: str) -> str:
     """Return one of `BATCHINGS` with which probes of different lengths have the same latents alone and together.
 
-    The padding side and token of the processor and the config are changed where that lets padded batches be used.
-    `run` makes latents or logits `(n, d)` of a batch.
+    The function changes the padding side and token of the processor and the config if that lets padded batches be used.
+    `run` computes latents or logits `(n, d)` of a batch.
 
     Raises:
         StitchError: two passes over one input differ.

@@ -22,10 +22,10 @@ POOLINGS = {
 
 
 def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
-    """Latents `(n, d)` from an encoder's output, by one of `POOLINGS`.
+    """Pool an encoder's output into latents `(n, d)`, by one of `POOLINGS`.
 
     Raises:
-        StitchError: the output has not what this pooling needs.
+        StitchError: the output lacks a part that this pooling needs.
     """
     if pooling in FEATURES:
         return tensor_of(output)
@@ -44,7 +44,7 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
 
 
 def token_mask(model: nn.Module, output: Any, attention_mask: Tensor | None) -> Tensor | None:
-    """The attention mask of an output's rows, fewer than the samples where a model of sound downsamples.
+    """Return the attention mask of an output's rows, fewer than the samples if a model of sound downsamples.
 
     Raises:
         StitchError: the model does not say which of its rows are padding.
@@ -80,7 +80,7 @@ def _mean_of_places(hidden: Any, attention_mask: Tensor | None) -> Tensor:
 
 
 def mean_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Mean over the tokens `(n, t, d)` that are not padding."""
+    """Return the mean over the tokens `(n, t, d)` that are not padding."""
     return hidden.mean(1) if attention_mask is None else _weighted_mean(hidden, attention_mask)
 
 
@@ -111,7 +111,7 @@ def _first_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The last token of `(n, t, d)` that is not padding, whichever side the padding is on."""
+    """Return the last token of `(n, t, d)` that is not padding, whichever side the padding is on."""
     if attention_mask is None:
         return hidden[:, -1]
     positions = torch.arange(hidden.shape[1], device=hidden.device)
@@ -123,10 +123,10 @@ OF_TOKENS = {"cls": _first_token, "last": last_token, "max": _max_of_tokens, "we
 
 
 def resolve_pooling(pooling: str, *, model: nn.Module) -> str:
-    """One of `POOLINGS`, where `auto` knows the architecture.
+    """Return one of `POOLINGS`; `auto` follows the architecture.
 
     Raises:
-        StitchError: an unknown pooling, or of a two-tower model a side that it has not, or none.
+        StitchError: the pooling is unknown, or names no side of a two-tower model or a side that it lacks.
     """
     if pooling != "auto":
         if pooling not in POOLINGS:

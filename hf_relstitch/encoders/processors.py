@@ -23,7 +23,7 @@ KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin, "audio"
 
 
 def load_processor(repo: Repo, *, modality: str) -> Any:
-    """The processor of a repo; a tokenizer without padding token pads with its end token, or with another special one.
+    """Load the processor of a repo; a tokenizer without padding token pads with its end token or another special token.
 
     Raises:
         StitchError: the repo has no processor, or a tokenizer without the files of its vocabulary.
@@ -79,7 +79,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, *, name: st
     """Refuse a tokenizer with far fewer tokens than the model has embeddings.
 
     Raises:
-        StitchError: it has less than a tenth of them, as of another model or of files that are missing.
+        StitchError: it has less than a tenth of them: it is another model's, or files are missing.
     """
     embeddings = _num_embeddings(model)
     if embeddings is not None and len(tokenizer) * 10 < embeddings:
@@ -90,7 +90,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, *, name: st
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, modules: SentenceModules | None, *, model: Any) -> None:
-    """Make a tokenizer cut texts where the repo says, or else where the model's positions end."""
+    """Make a tokenizer cut texts at the repo's limit, or else at the end of the model's positions."""
     text = model.config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     if modules is not None:
@@ -103,7 +103,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, modules: SentenceModul
 
 
 def main_modality(model: nn.Module) -> str:
-    """`text`, `image` or `audio`, by a transformers model's main input."""
+    """Return `text`, `image` or `audio`, by a transformers model's main input."""
     name = getattr(model, "main_input_name", None)
     if name not in MODALITIES:
         raise StitchError(
@@ -113,7 +113,7 @@ def main_modality(model: nn.Module) -> str:
 
 
 def modality_of(processor: Any) -> str:
-    """`text` for a tokenizer, `image` for an image processor, `audio` for a feature extractor of sound."""
+    """Return `text` for a tokenizer, `image` for an image processor, `audio` for a feature extractor of sound."""
     for modality, kind in KINDS.items():
         if isinstance(processor, kind):
             return modality
@@ -124,10 +124,10 @@ def modality_of(processor: Any) -> str:
 
 
 def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[str, Tensor]:
-    """What the processor makes of a batch of texts, images or sounds, on the model's device and in its dtype.
+    """Turn a batch of texts, images or sounds into tensors on the model's device and in its dtype.
 
     Raises:
-        StitchError: inputs of another kind than the processor takes.
+        StitchError: an input is of another kind than the processor takes.
     """
     modality = modality_of(processor)
     check_kinds(inputs, modality=modality)
@@ -148,13 +148,13 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
 
 
 def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[list[int]]:
-    """The rows of the inputs that go into each batch: by length, so that little of a batch is padding.
+    """Group the rows of the inputs into batches by length, so that little of a batch is padding.
 
-    Sounds of different lengths come together only where the processor pads on its own account: in many speech models
-    the first layers normalise over the padding too, and a latent must not depend on what else is in its batch.
+    Sounds of different lengths come together only if the processor pads on its own account: in many speech models the
+    first layers normalise over the padding too, and a latent must not depend on the other inputs of its batch.
 
     Raises:
-        StitchError: no inputs, or inputs of another kind than the processor takes.
+        StitchError: there are no inputs, or an input is of another kind than the processor takes.
     """
     check_some(inputs, batch_size=batch_size)
     check_kinds(inputs, modality=modality_of(processor))
@@ -167,16 +167,16 @@ def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[l
 
 
 def pads_by_itself(processor: Any) -> bool:
-    """Whether a feature extractor pads a batch without being told to, as those of fixed length do."""
+    """Tell whether a feature extractor pads a batch by default, as those of fixed length do."""
     padding = signature(processor.__call__).parameters.get("padding")
     return padding is None or padding.default is not False
 
 
 def check_inputs(given: Collection[str], *, modality: str) -> None:
-    """Refuse what another kind of processor made.
+    """Refuse a batch from another kind of processor.
 
     Raises:
-        StitchError: there is no main input of this modality, or one of another.
+        StitchError: the main input of this modality is missing, or another modality's is present.
     """
     main = {name for name in given if name in MODALITIES}
     if not main or any(MODALITIES.get(name, modality) != modality for name in main):

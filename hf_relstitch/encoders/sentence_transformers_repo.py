@@ -49,14 +49,14 @@ NAMES = {"module_input_name": "sentence_embedding", "module_output_name": "sente
 
 @dataclass(frozen=True)
 class SentenceModules:
-    """What a sentence-transformers repo does to a text and to the transformer's output.
+    """Hold the steps of a sentence-transformers repo on a text and on the transformer's output.
 
     Attributes:
-        pooling: our name of its pooling.
-        after_pooling: its Dense and Normalize modules, in their order, as layers; a truncation as a linear one.
+        pooling: this package's name for its pooling.
+        after_pooling: its Dense and Normalize modules, in their order, as layers; a truncation as a linear layer.
         folder: where in the repo the transformer lies; empty for its top.
-        max_length: tokens after which a text is cut; None for as many as the tokenizer says.
-        lower_case: whether texts are made lower case, whatever the tokenizer does.
+        max_length: tokens after which a text is cut; None for the tokenizer's own limit.
+        lower_case: True if texts become lower case, whatever the tokenizer does.
     """
 
     pooling: str
@@ -66,7 +66,7 @@ class SentenceModules:
     lower_case: bool
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Make a tokenizer cut and lower texts as the repo says."""
+        """Make a tokenizer cut and lower texts by the repo's rules."""
         if self.max_length is not None:
             tokenizer.model_max_length = self.max_length
         normaliser = tokenizer.backend_tokenizer.normalizer if self.lower_case else None
@@ -75,10 +75,10 @@ class SentenceModules:
 
 
 def read_sentence_modules(repo: Repo) -> SentenceModules | None:
-    """The modules of a sentence-transformers repo; None for any other repo.
+    """Read the modules of a sentence-transformers repo; return None for any other repo.
 
     Raises:
-        StitchError: modules, or settings of them, that are not read here.
+        StitchError: a module, or a setting of it, is not supported.
     """
     if (file := repo.file(MODULES)) is None:
         return None
@@ -108,7 +108,7 @@ def read_sentence_modules(repo: Repo) -> SentenceModules | None:
 
 
 def transformer_folder(repo: Repo) -> str:
-    """Return where in a sentence-transformers repo its transformer lies; empty for the top, and for any other repo."""
+    """Return the transformer's folder in a sentence-transformers repo; empty for the top, and for any other repo."""
     file = repo.file(MODULES)
     try:
         modules = json.loads(file.read_text(encoding="utf-8")) if file else []

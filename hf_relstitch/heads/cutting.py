@@ -29,14 +29,14 @@ FACTORS = (1.0, -4.0, 20.0)
 
 
 def find_chain(model: PreTrainedModel, at: str, probe: Mapping[str, Tensor]) -> tuple[list[str], str, nn.Module]:
-    """What comes between the input of the module `at` and the logits: its names, the row that it takes, the chain.
+    """Find the layers from the input of the module `at` to the logits: return names, the row taken, and the chain.
 
-    The names are those of layers in the model, and of activations as transformers calls them. An activation that the
-    model applies as a function is found by what comes out of one layer and goes into the next, on the probe's latents
-    and on multiples of them, over which activations differ.
+    The names are those of layers in the model, and of activations in transformers' words. An activation that the model
+    applies as a function is found by comparing the output of one layer with the input of the next, on the probe's
+    latents and on multiples of them, over which activations differ.
 
     Raises:
-        StitchError: the model has no such module, other layers follow it, or the chain does not give its logits.
+        StitchError: the model lacks the module, other layers follow it, or the chain does not give its logits.
     """
     called = calls(model, probe)
     start = next((place for place, name in enumerate(called) if name == at or name.startswith(f"{at}.")), None)
@@ -140,7 +140,7 @@ BY_HAND = (
 
 
 class Body(nn.Module):
-    """A target model up to the input of its last linear layers: `(n, d_target)` latents from its own inputs."""
+    """Run a target model up to the input of its last linear layers: `(n, d_target)` latents from its own inputs."""
 
     def __init__(self, model: PreTrainedModel, *, layers: Sequence[str], rows: str) -> None:
         super().__init__()
@@ -150,12 +150,12 @@ class Body(nn.Module):
 
     @property
     def hf_device_map(self) -> dict[str, Any] | None:
-        """Where accelerate has put the parts of the model, by their names in here; None where it has not."""
+        """Return the devices of the model's parts by their names in here; None if accelerate has placed no parts."""
         places = getattr(self.model, "hf_device_map", None)
         return places and {f"model.{name}".rstrip("."): place for name, place in places.items()}
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        """The latent of each input, with what several layers take side by side."""
+        """Return the latent of each input; inputs of several layers stand side by side."""
         taken, _ = run(self.model, self.layers, inputs)
         return torch.cat([_select_row(self.rows, one, inputs, pad_token_id(self.model)) for one in taken], 1)
 
@@ -180,20 +180,20 @@ def _select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_to
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits in a classifier's output, which a few give without their name."""
+    """Return the logits in a classifier's output, which a few classifiers return without their name."""
     return output.logits if "logits" in output else output[0]
 
 
 def pad_token_id(model: PreTrainedModel) -> int | None:
-    """The id that a text model takes for padding."""
+    """Return the id that a text model takes for padding."""
     return getattr(model.config.get_text_config(), "pad_token_id", None)
 
 
 def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[str], str]:
-    """The linear layers that make a classifier's logits, nearly always one, and the row that they take; proved.
+    """Find the linear layers that give a classifier's logits, nearly always one, and the row that they take; prove it.
 
-    They are the last modules that a forward pass calls: the mean of what they make of their inputs has to be the
-    model's own logits on the probe batch.
+    They are the last modules that a forward pass calls: the mean of their outputs has to be the model's own logits on
+    the probe batch.
 
     Raises:
         StitchError: the model cannot be run on the probe, its last module is not linear, or no row gives the logits.
@@ -232,7 +232,7 @@ def _is_like(module: nn.Module, last: nn.Linear) -> bool:
 
 
 def calls(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> list[str]:
-    """The innermost modules in the order in which a forward pass calls them, dropout and identity aside."""
+    """List the innermost modules in the order in which a forward pass calls them, dropout and identity aside."""
     called: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *_, name=name: called.append(name))
@@ -272,7 +272,7 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 def folded(linears: Sequence[nn.Linear]) -> nn.Linear:
-    """The mean of linear layers as one layer, from their inputs side by side; a single one that is here as it is."""
+    """Merge linear layers into one, their mean, on inputs side by side; return a single layer in memory unchanged."""
     if len(linears) == 1 and not linears[0].weight.is_meta:
         return linears[0]
     parts = [_stored(one) for one in linears]
@@ -290,7 +290,7 @@ def _stored(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
 
 
 def run(model: PreTrainedModel, layers: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
-    """What goes into each layer in one forward pass, and the logits that come out of the model."""
+    """Run one forward pass, and return the input of each layer and the logits of the model."""
     taken: dict[str, Tensor] = {}
     outer, HERE.taken = getattr(HERE, "taken", {}), taken
 

@@ -1,4 +1,4 @@
-"""Fitted scikit-learn estimators as heads: their weights copied into layers, and compared with what they say."""
+"""Fitted scikit-learn estimators as heads: layers with their weights, compared with their predictions."""
 
 import sys
 import warnings
@@ -27,20 +27,20 @@ TOLERANCE = 1e-4
 
 
 def is_estimator(thing: object) -> bool:
-    """Whether a thing comes from scikit-learn; where that was never imported nothing does."""
+    """Tell whether an object comes from scikit-learn; nothing does if scikit-learn was never imported."""
     base = sys.modules.get("sklearn.base")
     return base is not None and isinstance(thing, base.BaseEstimator)
 
 
 @torch.no_grad()
 def layers_of_estimator(estimator: Any) -> tuple[nn.Module, list[Any] | None, str]:
-    """The layers, classes (None of a regression) and problem type of a fitted estimator, compared with its answers.
+    """Return layers, classes (None for a regression) and problem type of a fitted estimator; check its predictions.
 
-    What is affine before it goes into the first layer. A binary classifier's one value f becomes the two logits −f/2
-    and f/2, so that softmax gives the second class the probability sigmoid(f).
+    Affine steps before the estimator are folded into the first layer. A binary classifier's one value f becomes the two
+    logits −f/2 and f/2, so that softmax gives the second class the probability sigmoid(f).
 
     Raises:
-        StitchError: an estimator that is not fitted, not one of these, or whose layers do not give what it gives.
+        StitchError: the estimator is not fitted or not supported, or its layers differ from its predictions.
     """
     *before, last = _steps(estimator)
     name = type(last).__name__
@@ -160,7 +160,7 @@ def _probe_rows(steps: list[Any], dim: int) -> Any:
 
 
 def chain(weights: list[Any], activation: str | None) -> nn.Module:
-    """Linear layers with an activation between them."""
+    """Build linear layers with an activation between them."""
     layers: list[nn.Module] = []
     for weight, bias in weights:
         layer = nn.Linear(weight.shape[1], weight.shape[0])
@@ -170,10 +170,10 @@ def chain(weights: list[Any], activation: str | None) -> nn.Module:
 
 
 def compare(estimator: Any, name: str, probes: Any, logits: Any, answers: Any) -> None:
-    """Refuse layers that say something else than the estimator on the probe rows.
+    """Refuse layers that differ from the estimator on the probe rows.
 
     Raises:
-        StitchError: values differ, or answers where they are not a near tie.
+        StitchError: values differ, or answers differ without a near tie.
     """
     if hasattr(estimator, "classes_") and not _is_exact(estimator):
         alike = float((estimator.classes_[logits.argmax(-1)] == answers).mean())

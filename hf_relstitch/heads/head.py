@@ -1,4 +1,4 @@
-"""Head: what a target model does to a latent to get logits, as a module and as data."""
+"""Head: the layers from a target model's latent to its logits, as a module and as data."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -31,17 +31,17 @@ SETFIT_HEAD = "model_head.pkl"
 
 @dataclass(frozen=True)
 class Head:
-    """What a target model does to a latent to get logits.
+    """Hold the layers from a target model's latent to its logits.
 
     Attributes:
-        module: from latents `(n, d_target)` to logits: its last linear layer, or the chain from an earlier cut on; of
-            one in training mode a copy that is not.
+        module: from latents `(n, d_target)` to logits: its last linear layer, or the chain from an earlier cut on; a
+            module in training mode is copied into evaluation mode.
         id2label: the name of each class.
-        problem_type: as in a transformers config; None leaves it to the loss.
-        provenance: the target model and where it was cut; None for a layer that came without a model.
+        problem_type: as in a transformers config; with None the loss decides.
+        provenance: the target model and where it was cut; None for a layer without a model.
 
     Raises:
-        StitchError: another problem type, or a class whose name is no text.
+        StitchError: the problem type is unknown, or a class name is not a text.
     """
 
     module: nn.Module
@@ -59,12 +59,12 @@ class Head:
 
     @property
     def multi_label(self) -> bool:
-        """Whether each class is answered yes or no by itself."""
+        """Tell whether each class has its own yes or no."""
         return self.problem_type == "multi_label_classification"
 
     @property
     def answers(self) -> bool:
-        """Whether its logits are answers; those of a regression are values, and a single one that is no yes or no."""
+        """Tell whether the logits are answers; a regression has values, and so has a single logit without yes or no."""
         return self.multi_label or (len(self.id2label) > 1 and self.problem_type != "regression")
 
     @classmethod
@@ -76,15 +76,15 @@ class Head:
         dim: int | None = None,
         normalized: bool = False,
     ) -> "Head":
-        """A head as it is, or one made of a module, a fitted scikit-learn estimator or a whole SetFit model.
+        """Return a head unchanged, or build one from a module, a fitted scikit-learn estimator or a whole SetFit model.
 
-        `labels` are the names of the classes: in the order of the logits where the head does not name them itself, else
-        a mapping from its own names. `dim` is the width of the latents, for modules that do not say it. `normalized`
-        says that the head was trained on latents of norm 1; a SetFit model says so itself. A module that is no chain of
+        `labels` names the classes: in the order of the logits if the head does not name them itself, else by a mapping
+        from its own names. `dim` is the width of the latents, for modules that do not say it. `normalized` says that
+        the head was trained on latents of norm 1; a SetFit model says so itself. A module that is not a chain of
         linear, activation and layer-norm layers works, but cannot be saved.
 
         Raises:
-            StitchError: what can be no head, or names that do not fit its classes.
+            StitchError: `head` cannot be a head, or the names do not fit its classes.
         """
         if hasattr(head, "model_head") and labels is None:
             labels = _setfit_labels(head)
@@ -126,13 +126,14 @@ class Head:
         template: str | Sequence[str] = "{}",
         temperature: float = 0.01,
     ) -> "Head":
-        """A zero-shot head: the cosine to each class's name, as the target's encoder or its text side encodes it.
+        """Build a zero-shot head: the cosine to each class's name, encoded by the target's encoder or its text side.
 
-        `template`, or each of several, has `{}` where the name goes, as "a photo of a {}"; of several, the mean of the
-        normalised latents is taken, as CLIP does. The logits are cosines over `temperature`, which is CLIP's.
+        `template`, or each of several, has `{}` for the name, like "a photo of a {}"; with several, the head takes the
+        mean of the normalised latents, as CLIP does. The logits are cosines over `temperature`, which is CLIP's by
+        default.
 
         Raises:
-            StitchError: no names, a template without `{}`, or an encoder that takes no texts.
+            StitchError: there are no names, a template lacks `{}`, or the encoder takes no texts.
         """
         templates = [template] if isinstance(template, str) else list(template)
         if not templates or any("{}" not in one for one in templates):
@@ -147,18 +148,18 @@ class Head:
 
     @classmethod
     def of_examples(cls, latents: Mapping[str, Any], *, temperature: float = 0.01) -> "Head":
-        """A head of class prototypes: the mean of a few normalised target latents `(n, d_target)` of each class.
+        """Build a head of class prototypes: the mean of a few normalised target latents `(n, d_target)` of each class.
 
         Raises:
-            StitchError: fewer than two classes, one without latents or with none that has a direction, or latents of
-                different widths.
+            StitchError: there are fewer than two classes, a class has no latents or none with a direction, or the
+                latents differ in width.
         """
         module = Prototypes.of(_class_means(latents), temperature=temperature)
         return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")
 
 
 def class_names(config: Any) -> dict[int, str]:
-    """The names of a classifier's classes as texts; some configs on the Hub have numbers."""
+    """Return the names of a classifier's classes as texts; some configs on the Hub have numbers."""
     return {index: str(name) for index, name in config.id2label.items()}
 
 
@@ -230,10 +231,10 @@ def _class_means(latents: Mapping[str, Any]) -> Tensor:
 
 
 def num_logits(module: nn.Module, *, dim: int | None) -> int:
-    """How many logits a head gives for a latent.
+    """Count the logits that a head gives for a latent.
 
     Raises:
-        StitchError: it does not take latents of that width, or gives no row of logits for each.
+        StitchError: the head does not take latents of that width, or gives no row of logits for each.
     """
     _, gives = widths_of(module)
     if gives is not None:

@@ -63,11 +63,11 @@ def _read_tensor(repo: Repo, name: str) -> Tensor | None:
 def load_head(provenance: Provenance, **options: Any) -> Head:
     """Load the head of a classifier on the Hub without its encoder: only its last layers are read.
 
-    `provenance` is that of target anchors, which says where the model was cut; `options` are `token`,
-    `cache_dir`, `local_files_only` and `force_download`.
+    `provenance` comes from target anchors, and says where the model was cut; `options` are `token`, `cache_dir`,
+    `local_files_only` and `force_download`.
 
     Raises:
-        StitchError: the anchors were not cut from a classifier on the Hub, or it is not there any more.
+        StitchError: the anchors were not cut from a classifier on the Hub, or it is gone.
     """
     cut_at = re.fullmatch(r"input of (\S+(?: (?:and|then) \S+)*), \w+", provenance.pooling)
     if cut_at is None or not is_commit(provenance.revision):
@@ -94,7 +94,7 @@ def load_target(
     """Load a text, image or audio classifier from a folder or the Hub and cut it, as `hf_relstitch.cut` does.
 
     Raises:
-        StitchError: no such model, not a classifier that can be cut, or one whose head was never trained.
+        StitchError: the model is missing, is not a classifier that can be cut, or its head was never trained.
     """
     trust = bool(model_kwargs.pop("trust_remote_code", False))
     repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
@@ -136,7 +136,7 @@ def to_target(target: Any, *, at: str | None = None) -> tuple[Encoder, Head]:
     """Return encoder and head of a classifier in a folder or on the Hub, in memory, or of a SetFit model.
 
     Raises:
-        StitchError: what is no classifier, or one whose processor is not known.
+        StitchError: the target is not a classifier, or its processor is not known.
     """
     if isinstance(target, str | Path):
         return load_target(str(target), cut=at)
@@ -169,7 +169,7 @@ def _architecture_of(repo: Repo) -> str:
 
 
 def is_classifier(place: str) -> bool:
-    """Whether a folder or a Hub repo holds a classifier, by its config alone."""
+    """Tell whether a folder or a Hub repo holds a classifier, by its config alone."""
     return _auto_class(_architecture_of(locate(place))) is not None
 
 
@@ -185,14 +185,14 @@ def _auto_class(architecture: str) -> Any:
 def cut(
     model: PreTrainedModel, processor: Any, *, at: str | None = None, repo: Repo | None = None
 ) -> tuple[Encoder, Head]:
-    """Take a classifier apart into the encoder of its latents and its head, and prove it.
+    """Split a classifier into the encoder of its latents and its head, and prove it.
 
-    The last modules that a forward pass calls have to be the linear layer that makes the logits, or two whose mean
-    they are. Its input is the latent: pooled already, or of each input one row, the one that gives the model's own
-    logits on a probe batch with padding.
+    The last modules that a forward pass calls have to be the linear layer that gives the logits, or two whose mean they
+    are. Its input is the latent. That input is pooled already, or has several rows for an input; then the latent is the
+    row that gives the model's own logits on a probe batch with padding.
 
-    `at` is the name of a module to cut at instead, "classifier.dense" say: the latent is its input, and the head is the
-    chain of linear, layer-norm and activation layers from there to the logits, proved in the same way.
+    `at` names a module to cut at instead, like "classifier.dense": the latent is its input, and the head is the chain
+    of linear, layer-norm and activation layers from there to the logits, proved in the same way.
 
     Raises:
         StitchError: the last module is not linear, no row of its input gives the logits to 1e-5 (in half precision, to

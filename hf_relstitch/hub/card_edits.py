@@ -1,6 +1,6 @@
-"""A README.md that is generated and edited: generating it anew leaves people's edits as they are.
+"""A README.md that is generated and edited: generating it again keeps people's edits.
 
-Two comment lines stand around the generated part of the text; all that is outside of them is people's and stays. The
+Two comment lines stand around the generated part of the text; everything outside them is people's and stays. The
 first of the lines holds the metadata as generated, so that an edit is known by its difference: a value that is not the
 one generated the last time stays, in lists each entry for itself, and the keys of the licence go together. In a
 README.md without the comment lines all is people's, and the generated part is appended.
@@ -25,17 +25,17 @@ LICENSE_KEYS = ("license", "license_name", "license_link")
 
 @dataclass(frozen=True)
 class Generated:
-    """The generated part of a README.md: its text and its metadata."""
+    """Hold the generated part of a README.md: its text and its metadata."""
 
     text: str
     metadata: ModelCardData
 
     def alone(self) -> str:
-        """A README.md that holds nothing else."""
+        """Return a README.md that holds nothing else."""
         return self.over("---\n{}\n---\n")
 
     def over(self, existing: str) -> str:
-        """A README.md that keeps the edits of an existing one.
+        """Return a README.md that keeps the edits of an existing one.
 
         Raises:
             StitchError: the metadata of the existing one cannot be read.
@@ -49,7 +49,7 @@ class Generated:
 
 
 def read(existing: str) -> ModelCard:
-    """A README.md with metadata, none if it has none."""
+    """Read a README.md with its metadata, if it has any."""
     text = existing.lstrip("\ufeff").replace("\r\n", "\n")
     try:
         check_no_aliases(text)
@@ -62,9 +62,9 @@ def read(existing: str) -> ModelCard:
 
 
 def edits(existing: str | None) -> list[Any]:
-    """What people wrote in a README.md above and below, and its metadata as far as they changed it, as plain values.
+    """Return the edits in a README.md as plain values: people's text above and below, and the metadata they changed.
 
-    That of one whose metadata cannot be read is all of it.
+    If the metadata cannot be read, the whole text counts as edits.
     """
     try:
         card = read(existing or "")
@@ -77,7 +77,7 @@ def edits(existing: str | None) -> list[Any]:
 
 
 def split(text: str) -> tuple[str, str, str]:
-    """What stands before, between and after the comment lines."""
+    """Split a text into the parts before, between and after the comment lines."""
     end = text.find(END)
     start = text.rfind(START, 0, max(end, 0))
     if start < 0:

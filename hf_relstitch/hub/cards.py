@@ -1,4 +1,4 @@
-"""Cards: the README.md of a stitched model or an anchor set, made from its config file alone."""
+"""Cards: the README.md of a stitched model or an anchor set, written from its config file alone."""
 
 import mimetypes
 import re
@@ -24,12 +24,12 @@ NAMESPACE, NAME = "[A-Za-z0-9][A-Za-z0-9._-]*/", "[A-Za-z0-9._-]+"
 
 
 def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
-    """The card of a stitched model, from the content of its `config.json`.
+    """Write the card of a stitched model, from the content of its `config.json`.
 
     `existing` is an earlier README.md, whose edits stay: see `hf_relstitch.hub.card_edits`.
 
     Raises:
-        StitchError: metadata of `existing` that cannot be read, or a result without its value or names.
+        StitchError: the metadata of `existing` cannot be read, or a result lacks its value or names.
     """
     bases = [Base.of(config.get(side, {})) for side in ("source", "target")]
     license_keys, license_note = _licensing(bases)
@@ -58,10 +58,10 @@ def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: 
 
 
 def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
-    """The card of an anchor set, from the content of its `anchor_config.json`; `existing` is as in `model_card`.
+    """Write the card of an anchor set, from the content of its `anchor_config.json`; for `existing` see `model_card`.
 
     Raises:
-        StitchError: metadata of `existing` that cannot be read.
+        StitchError: the metadata of `existing` cannot be read.
     """
     base = Base.of(config.get("provenance", {}))
     license_keys, license_note = _licensing([base])
@@ -78,7 +78,7 @@ def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id:
 
 
 def write_card(config: dict[str, Any], written: Path, *, folder: str | Path, repo_id: str | None = None) -> None:
-    """Write card and results into `written`, which is to become `folder`, whose own card may hold edits to keep.
+    """Write card and results into `written`, which later becomes `folder`, whose own card may hold edits to keep.
 
     Raises:
         StitchError: as in `model_card`.
@@ -92,15 +92,15 @@ def write_card(config: dict[str, Any], written: Path, *, folder: str | Path, rep
 
 
 def inputs_tag(fingerprint: str) -> str:
-    """The tag on the Hub by which anchor sets over the same inputs are found."""
+    """Return the tag on the Hub that anchor sets over the same inputs share."""
     return f"anchor-inputs-{fingerprint}"
 
 
 def read_card(folder: Path) -> str | None:
-    """The README.md of a folder, if it has one.
+    """Read the README.md of a folder; return None if it has none.
 
     Raises:
-        StitchError: it is not text in UTF-8.
+        StitchError: the file is not text in UTF-8.
     """
     card = folder / CARD_NAME
     try:
@@ -110,10 +110,10 @@ def read_card(folder: Path) -> str | None:
 
 
 def eval_results(config: Mapping[str, Any]) -> list[EvalResult]:
-    """The measured results of a config, as the Hub's model-index has them.
+    """Return the measured results of a config, in the form of the Hub's model-index.
 
     Raises:
-        StitchError: a result without its value or names.
+        StitchError: a result lacks its value or names.
     """
     try:
         return [
@@ -158,14 +158,14 @@ def _eval_result_files(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """What a result was measured by and on, as far as it is known."""
+    """List the metric and the data of a result, as far as they are known."""
     on = [f"{name} {result[name]}" for name in ("config", "split") if result.get(name)]
     return [result["metric"], *on, *([f"{result['rows']} rows"] if result.get("rows") else [])]
 
 
 @dataclass(frozen=True)
 class Base:
-    """A model that went into a card's subject, by names that may be published: none is a path of this machine."""
+    """Name a model behind a card's subject, by names fit to publish: none is a path of this machine."""
 
     name: str
     on_hub: bool
@@ -176,27 +176,27 @@ class Base:
 
     @property
     def link(self) -> str:
-        """The name, and where the Hub has the model."""
+        """Return the name, linked to the Hub's model if there is one."""
         shown = _inline(self.name)
         return f"[{shown}](https://huggingface.co/{self.name}/tree/{self.revision})" if self.on_hub else shown
 
     @property
     def data_link(self) -> str:
-        """The name of the data, and where the Hub has them."""
+        """Return the name of the data, linked to the Hub's data set if there is one."""
         shown = _inline(self.data or "data without a name")
         found = dataset_id(self.data)
         return f"[{shown}](https://huggingface.co/datasets/{found})" if found else shown
 
     @property
     def arguments(self) -> str:
-        """Name, revision and an earlier cut as Python arguments; only the Hub has revisions."""
+        """Write name, revision and an earlier cut as Python arguments; only the Hub has revisions."""
         given = f"{self.name!r}, revision={self.revision!r}" if self.on_hub else repr(self.name)
         earlier = re.match(r"input of (\S+) then ", self.pooling)
         return f"{given}, cut={earlier[1]!r}" if earlier else given
 
     @property
     def call(self) -> str:
-        """The call that loads the encoder of the latents, or cuts it from a classifier."""
+        """Write the call that loads the encoder of the latents, or cuts it from a classifier."""
         if self.pooling.startswith("input of "):
             return f"load_target({self.arguments})[0]"
         if ", " in self.pooling:  # the repo's own modules, which are read without being named
@@ -205,7 +205,7 @@ class Base:
 
     @classmethod
     def of(cls, provenance: Mapping[str, Any]) -> "Base":
-        """From the fields of a `Provenance`."""
+        """Read the fields of a `Provenance`."""
         model_id, revision = str(provenance.get("model_id", "")), str(provenance.get("revision", ""))
         on_hub = is_commit(revision) and re.fullmatch(f"({NAMESPACE})?{NAME}", model_id) is not None
         name = model_id if on_hub else " ".join(PureWindowsPath(model_id).name.split()) or "an unnamed model"
@@ -214,7 +214,7 @@ class Base:
 
 
 def dataset_id(data: str | None) -> str | None:
-    """The Hub id in the name of data: `namespace/name`, maybe with a split or so after it in brackets."""
+    """Find the Hub id in the name of data: `namespace/name`, maybe with a split or the like after it in brackets."""
     found = re.fullmatch(rf"({NAMESPACE}{NAME})(?: \([^()]*\))?", data or "")
     is_file = found and mimetypes.guess_type(found[1])[0]  # as in texts/train.txt
     return found[1] if found and not is_file else None
@@ -256,7 +256,7 @@ def _slug(license_name: str) -> str:
 
 
 def number(value: object, digits: int) -> str:
-    """A number for a table."""
+    """Format a number for a table."""
     return f"{value:,.{digits}f}" if isinstance(value, int | float) else "not known"
 
 

@@ -28,11 +28,11 @@ PARTIAL = ".partial-"
 
 @contextmanager
 def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
-    """A temporary folder whose files are moved into `folder` when the block ends without an error.
+    """Yield a temporary folder, and move its files into `folder` when the block ends without an error.
 
-    It is in `folder`, which can be a volume of its own, or in the nearest one above that is there. Files of the same
-    name are replaced, then older files that match a glob of `owned` go, other files stay, and the file named `last`
-    (the one that says that the rest is there) is moved after all others.
+    The temporary folder lies in `folder`, which can be a volume of its own, or in the nearest existing folder above.
+    Files of the same name are replaced, then older files that match a glob of `owned` are removed, and other files
+    stay. The file named `last` (which says that the rest is complete) is moved after all others.
 
     Raises:
         StitchError: the folder, or anything in the block, cannot be written.
@@ -70,10 +70,10 @@ def _written_to(folder: Path) -> Iterator[None]:
 
 
 def check_output(folder: Path) -> Path:
-    """A folder, or the nearest one above it that is there; called before the work whose outcome is to be saved.
+    """Return a folder, or the nearest existing one above it; call this before the work whose outcome goes there.
 
     Raises:
-        StitchError: it cannot be written, or is a file.
+        StitchError: the folder cannot be written, or is a file.
     """
     with _written_to(folder):
         there = next(one for one in (folder, *folder.parents) if one.exists())
@@ -84,10 +84,10 @@ def check_output(folder: Path) -> Path:
 
 
 def check_kind(folder: str | Path, *, model_type: str | None) -> None:
-    """Refuse to save over a model of another type, or over an anchor set; a type of None is that of an anchor set.
+    """Refuse to save over a model of another type, or over an anchor set; the type None stands for an anchor set.
 
     Raises:
-        StitchError: the folder holds such a one.
+        StitchError: the folder holds something of another type.
     """
     config, found = Path(folder, "config.json"), None
     there = read_json(config).get("model_type") if config.is_file() else None
@@ -114,7 +114,7 @@ def _give_usual_modes(*places: Path) -> None:
 
 @contextmanager
 def whole_file(file: str | Path) -> Iterator[Path]:
-    """A temporary file beside `file` that takes its place when the block ends without an error, and else is gone."""
+    """Yield a temporary file beside `file`: without an error in the block it replaces `file`, else it is deleted."""
     file = Path(file)
     if not file.parent.is_dir():
         raise StitchError(f"there is no folder {file.parent} to write {file.name} into: make it first")
@@ -130,7 +130,7 @@ def whole_file(file: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def only_run(lock: Path, *, doing: str, instead: str) -> Iterator[None]:
-    """Keep a lock file for one run; that of a run that was killed does not stay locked.
+    """Keep a lock file for one run; the lock of a killed run is released.
 
     Raises:
         StitchError: another run has it; `doing` says what that run does, and `instead` what else to do.
@@ -144,7 +144,7 @@ def only_run(lock: Path, *, doing: str, instead: str) -> Iterator[None]:
 
 
 def checksum(file: Path) -> str:
-    """XXH3 of a file's bytes; it finds damage, it does not prove who wrote the file."""
+    """Return the XXH3 of a file's bytes; it finds damage, it does not prove who wrote the file."""
     digest, size = xxhash.xxh3_128(), file.stat().st_size
     with file.open("rb") as stream:
         for start in range(0, size, WINDOW):
@@ -157,7 +157,7 @@ def verify_checksum(file: Path, expected: str) -> None:
     """Compare a file with the checksum recorded when it was saved.
 
     Raises:
-        StitchError: the file is missing, or its bytes are not the ones that were saved.
+        StitchError: the file is missing, or its bytes differ from the saved bytes.
     """
     if not file.is_file():
         raise StitchError(f"{file.parent} has no file {file.name}, which its config lists: copy or download it again")
@@ -169,15 +169,15 @@ def verify_checksum(file: Path, expected: str) -> None:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """A JSON object, indented and with sorted keys."""
+    """Write a JSON object, indented and with sorted keys."""
     file.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        StitchError: there is no such file, or it does not hold a JSON object.
+        StitchError: the file is missing, or does not hold a JSON object.
     """
     if not file.is_file():
         raise StitchError(f"{file.parent} has no file {file.name}: is it the right folder?")
@@ -203,10 +203,10 @@ def check_no_aliases(text: str) -> None:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Which file each tensor lies in, from the index of safetensors in several files.
+    """Map each tensor to its file, from the index of safetensors in several files.
 
     Raises:
-        StitchError: it does not say so.
+        StitchError: the index does not say so.
     """
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
@@ -232,7 +232,7 @@ def check_format(version: object, *, supported: int, what: str, written_by: obje
 def write_tensors(
     file: str | Path, tensors: dict[str, Tensor], content: dict[str, Any], *, kind: str, format_version: int
 ) -> None:
-    """Write one safetensors file, whole or not at all; what else it holds stands under `kind` in its metadata."""
+    """Write one safetensors file, whole or not at all; the other content stands under `kind` in its metadata."""
     metadata = {
         "format_version": str(format_version),
         "hf_relstitch_version": __version__,
@@ -245,11 +245,11 @@ def write_tensors(
 def read_tensors(
     file: str | Path, *, kind: str, supported: int, otherwise: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the content of a file of `write_tensors`.
+    """Read the tensors and the content of a file from `write_tensors`.
 
     Raises:
-        StitchError: a file of another kind, of which it says `otherwise`, or of a newer format.
-        OSError, SafetensorError, KeyError, ValueError: it is not there, or damaged.
+        StitchError: the file is of another kind (the message says `otherwise`) or of a newer format.
+        OSError, SafetensorError, KeyError, ValueError: the file is missing or damaged.
     """
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata() or {}

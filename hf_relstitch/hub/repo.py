@@ -42,14 +42,14 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Repo:
-    """A model's folder, or its repo on the Hub at one commit.
+    """Hold a model's folder, or its repo on the Hub at one commit.
 
     Attributes:
         place: the path of the folder, or the repo id.
         commit: the commit hash; None for a folder.
-        subfolder: where in it the model lies.
+        subfolder: the folder of the model inside it.
         options: `cache_dir`, `force_download`, `local_files_only` and `token`, as huggingface_hub takes them.
-        trust_remote_code: whether the user has said that code of the repo may run; transformers is never left to ask.
+        trust_remote_code: True if the user lets code of the repo run; transformers is never left to ask.
     """
 
     place: str
@@ -60,18 +60,18 @@ class Repo:
 
     @property
     def name(self) -> str:
-        """The repo id, or the folder's name without the path, which is nobody else's business."""
+        """Return the repo id, or the folder's name without the path, which stays private."""
         return self.place if self.commit else Path(self.place).resolve().name
 
     @property
     def loading(self) -> dict[str, Any]:
-        """The keywords with which a transformers `from_pretrained` reads `place` at this commit."""
+        """Return the keywords with which a transformers `from_pretrained` reads `place` at this commit."""
         place = {"revision": self.commit or "main", "subfolder": self.subfolder}
         return {**place, "trust_remote_code": self.trust_remote_code, **self.options}
 
     @property
     def model_loading(self) -> dict[str, Any]:
-        """`loading` for a model, whose config may name no repo of kernels, which would be code from elsewhere."""
+        """Return `loading` for a model, with a config that names no repo of kernels, which is code from elsewhere."""
         file = self.file("config.json")
         if file is None or not names_kernels(read_json(file)):
             return self.loading
@@ -83,7 +83,7 @@ class Repo:
         return self.loading | {"config": config}
 
     def file(self, name: str) -> Path | None:
-        """The path of one file, downloaded where it has to be; None where the repo has no such file.
+        """Return the path of one file, downloaded if needed; None if the repo lacks the file.
 
         Raises:
             StitchError: the name leads out of the repo, or the Hub does not give the file.
@@ -119,7 +119,7 @@ class Repo:
         return False
 
     def license(self) -> str | None:
-        """The licence that the repo's card names, as `other (NAME)` where the Hub has no id for it; None if unknown."""
+        """Return the licence in the repo's card, as `other (NAME)` if the Hub has no id for it; None if unknown."""
         try:
             card = self.file("README.md")
             check_no_aliases(card.read_text(encoding="utf-8") if card else "")
@@ -132,7 +132,7 @@ class Repo:
         return found if isinstance(found, str) and found not in ("other", "unknown") else None
 
     def folder(self) -> Path:
-        """A local folder with all of the files, but those that could hold pickles.
+        """Return a local folder with all of the files, except those that could hold pickles.
 
         Raises:
             StitchError: the Hub does not give them.
@@ -160,10 +160,10 @@ def locate(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Repo:
-    """The folder at `place`, or else the Hub repo of that name at the commit that `revision` is now.
+    """Locate the folder at `place`, or else the Hub repo of that name at the commit that `revision` is now.
 
     Raises:
-        StitchError: there is neither such a folder nor such a repo with this config file, or it cannot be reached.
+        StitchError: neither a folder nor a repo of this name has this config file, or the Hub cannot be reached.
     """
     _check_inside(subfolder, "the subfolder")
     if Path(place).is_dir():
@@ -189,13 +189,13 @@ IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 
 
 def names_kernels(content: Any) -> bool:
-    """Whether a config, or one inside it, takes one of `IMPLEMENTATIONS` from a Hub repo of kernels."""
+    """Tell whether a config, or one inside it, takes one of `IMPLEMENTATIONS` from a Hub repo of kernels."""
     items = content.items() if isinstance(content, dict) else ()
     return any(_is_kernels(name, value) or names_kernels(value) for name, value in items)
 
 
 def without_kernels(content: dict[str, Any]) -> dict[str, Any]:
-    """A config, and those inside it, without implementations that come from a Hub repo of kernels."""
+    """Return a config, and those inside it, without implementations that come from a Hub repo of kernels."""
     kept = {name: value for name, value in content.items() if not _is_kernels(name, value)}
     return {name: without_kernels(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
@@ -207,17 +207,17 @@ def _is_kernels(name: str, value: Any) -> bool:
 
 
 def hub_options(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Those of a `from_pretrained`'s keywords that the Hub's client takes; `subfolder` among them."""
+    """Select the keywords of a `from_pretrained` that the Hub's client takes, including `subfolder`."""
     return {name: keywords[name] for name in (*HUB_OPTIONS, "subfolder") if keywords.get(name) is not None}
 
 
 def is_commit(revision: str) -> bool:
-    """Whether a revision is a commit hash, which names one state of a Hub repo for good."""
+    """Tell whether a revision is a commit hash, which names one state of a Hub repo for good."""
     return re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def find_tagged(tags: Sequence[str], *, token: str | bool | None = None) -> list[str]:
-    """Ids of the model repos on the Hub that have all of these tags.
+    """Find the ids of the model repos on the Hub that have all of these tags.
 
     Raises:
         StitchError: the Hub cannot be reached.
@@ -228,7 +228,7 @@ def find_tagged(tags: Sequence[str], *, token: str | bool | None = None) -> list
 
 @contextmanager
 def hub_errors(doing: str, *others: type[Exception]) -> Iterator[None]:
-    """Turn what the Hub's client raises, and `others`, into an error that says what failed and what to do."""
+    """Turn errors of the Hub's client, and `others`, into an error that says what failed and what to do."""
     try:
         yield
     except StitchError:
@@ -265,12 +265,11 @@ def push_folder(
     create_pr: bool = False,
     parent_commit: str | None = None,
 ) -> str:
-    """Push what `write` puts into a folder as one commit, and give the commit's address.
+    """Push the files that `write` puts into a folder as one commit, and return the commit's address.
 
-    `write` is given the folder and the whole repo id, and finds the repo's README.md in the folder where there is one,
-    that of the main branch for a new one.
-    Older files in the repo that match `owned` go in the same commit. A repo that was made for a push that fails is
-    taken away again.
+    `write` gets the folder and the whole repo id. It finds the repo's README.md in the folder if there is one; for a
+    new branch, the README.md of the main branch. Older files in the repo that match `owned` are deleted in the same
+    commit. A repo that was created for a push that fails is deleted again.
 
     Raises:
         StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
@@ -311,7 +310,7 @@ def _owns(pattern: str, file: str) -> bool:
 
 
 def head_of(api: HfApi, repo_id: str, *, revision: str | None) -> str | None:
-    """The commit that a branch is at, or None where there is no such repo or branch yet."""
+    """Return the commit of a branch, or None if the repo or branch does not exist yet."""
     try:
         return api.model_info(repo_id, revision=revision).sha
     except (RepositoryNotFoundError, RevisionNotFoundError):

@@ -23,5 +23,5 @@ __all__ = [
 
 
 def script(name: str) -> str:
-    """The path that `evaluate.load` takes for a metric of this package, by its name: `script("latent_fidelity")`."""
+    """Return the path that `evaluate.load` takes for a metric of this package: `script("latent_fidelity")`."""
     return str(Path(__file__).with_name(f"{name}.py"))

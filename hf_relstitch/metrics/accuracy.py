@@ -8,7 +8,7 @@ from hf_relstitch.metrics import checking
 
 
 class Accuracy(checking.CheckedMetric):
-    """Share of answers that are right."""
+    """Compute the share of answers that are right."""
 
     def _info(self) -> evaluate.MetricInfo:
         return checking.information("Share of answers that are right.", predictions="classes", references="classes")

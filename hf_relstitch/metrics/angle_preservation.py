@@ -13,7 +13,7 @@ cosines in the one and in the other, and linear CKA. 1 is the same up to an isom
 
 
 class AnglePreservation(checking.CheckedMetric):
-    """Correlation of pairwise cosines, and linear CKA, of two spaces' latents of the same inputs."""
+    """Compute the correlation of pairwise cosines, and linear CKA, of two spaces' latents of the same inputs."""
 
     def _info(self) -> evaluate.MetricInfo:
         return checking.information(DESCRIPTION, predictions="latents", references="latents")

@@ -1,4 +1,4 @@
-"""What all metrics of ours share: the columns that they take, and the checks on these."""
+"""The shared part of all metrics here: the columns that they take, and the checks on these."""
 
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ EXTRA = {"native", "probabilities"}
 
 
 class CheckedMetric(evaluate.Metric):
-    """A metric whose errors are ours: columns of unlike length, no rows, rows of unlike width.
+    """Raise this package's errors in a metric: columns of unlike length, no rows, rows of unlike width.
 
-    A metric script of `evaluate` is the first metric class that it names, so metrics reach this one through its
+    A metric script of `evaluate` is the first metric class that it names, so metrics import this class through its
     module.
     """
 
@@ -45,10 +45,10 @@ class CheckedMetric(evaluate.Metric):
             super().add_batch(**columns | {name: value for name, value in given.items() if value is not None})
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """The metric over all rows added; a dict in the main process, None in the others.
+        """Compute the metric over all rows added; a dict in the main process, None in the others.
 
         Raises:
-            StitchError: there are no rows, or rows that the metric cannot be computed on.
+            StitchError: there are no rows, or the metric cannot be computed on them.
         """
         given = {"predictions": predictions, "references": references, **kwargs}
         columns = {name: given[name] for name in self._feature_names() if given.get(name) is not None}
@@ -72,7 +72,7 @@ class CheckedMetric(evaluate.Metric):
 
 
 def information(description: str, **columns: str) -> evaluate.MetricInfo:
-    """What evaluate wants to know of a metric; `columns` says what each one holds, by a name in KINDS."""
+    """Describe a metric for evaluate; `columns` gives the kind of each column, by a name in KINDS."""
     features = Features({name: KINDS[kind] for name, kind in columns.items()})
     taken = "".join(f"\n    {name}: {kind}, one for each input" for name, kind in columns.items())
     return evaluate.MetricInfo(
@@ -93,10 +93,10 @@ def _plain(column: Any) -> Any:
 
 
 def matrix(rows: list[list[float]], *, name: str) -> Tensor:
-    """Rows as a float64 tensor `(n, d)`.
+    """Convert rows to a float64 tensor `(n, d)`.
 
     Raises:
-        StitchError: rows of different widths, or with a value that is not finite.
+        StitchError: the rows differ in width, or a value is not finite.
     """
     widths = sorted({len(row) for row in rows})
     if len(widths) != 1 or not widths[0]:
@@ -109,5 +109,5 @@ def matrix(rows: list[list[float]], *, name: str) -> Tensor:
 
 
 def classes(rows: list[int]) -> Tensor:
-    """Class numbers as an int64 tensor `(n,)`."""
+    """Convert class numbers to an int64 tensor `(n,)`."""
     return torch.tensor(rows, dtype=torch.int64)

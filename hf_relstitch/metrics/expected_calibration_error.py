@@ -16,7 +16,7 @@ ROUNDING = 1e-3
 
 
 class ExpectedCalibrationError(checking.CheckedMetric):
-    """Mean gap between confidence and accuracy."""
+    """Compute the mean gap between confidence and accuracy."""
 
     def _info(self) -> evaluate.MetricInfo:
         return checking.information(DESCRIPTION, probabilities="probabilities", references="classes")

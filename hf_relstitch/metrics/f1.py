@@ -14,7 +14,7 @@ DESCRIPTION = """F1 of each class, 2·right / (answered + labelled), averaged as
 
 
 class F1(checking.CheckedMetric):
-    """Harmonic mean of precision and recall."""
+    """Compute the harmonic mean of precision and recall."""
 
     def _info(self) -> evaluate.MetricInfo:
         return checking.information(DESCRIPTION, predictions="classes", references="classes")

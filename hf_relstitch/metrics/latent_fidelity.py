@@ -13,7 +13,7 @@ cosine, relative error (1 is no better than the mean), and retrieval of the true
 
 
 class LatentFidelity(checking.CheckedMetric):
-    """Cosine, relative error, MRR and R@k of translated latents against true ones of the same width."""
+    """Compute cosine, relative error, MRR and R@k of translated latents against true ones of the same width."""
 
     def _info(self) -> evaluate.MetricInfo:
         return checking.information(DESCRIPTION, predictions="latents", references="latents")

@@ -11,7 +11,7 @@ are needed."""
 
 
 class NativeAgreement(checking.CheckedMetric):
-    """Share of answers that are those of the native model."""
+    """Compute the share of answers that equal those of the native model."""
 
     def _info(self) -> evaluate.MetricInfo:
         return checking.information(DESCRIPTION, predictions="classes", native="classes")

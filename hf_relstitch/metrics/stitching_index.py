@@ -12,7 +12,7 @@ labels (references): 1 where the stitch costs nothing, above 1 where it helps.""
 
 
 class StitchingIndex(checking.CheckedMetric):
-    """Stitched over native accuracy, and both."""
+    """Compute stitched over native accuracy, and both."""
 
     def _info(self) -> evaluate.MetricInfo:
         return checking.information(DESCRIPTION, predictions="classes", references="classes", native="classes")

@@ -1,4 +1,4 @@
-"""What anchors have to be: shapes, ids, and latents that carry something."""
+"""Anchor sets: shapes, ids, and latents that carry something."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -48,12 +48,12 @@ KIND = "relative_latents"
 
 @dataclass(frozen=True, eq=False)
 class RelativeLatents:
-    """Latents as coordinates against anchors; see `RelativeStitcher.relative` and `AnchorSet.invert`.
+    """Hold latents as coordinates against anchors; see `RelativeStitcher.relative` and `AnchorSet.invert`.
 
     Attributes:
-        values: `(n, k)` float32, one column an anchor (pruned subspaces stand side by side).
-        ids: `(k,)` int64, which inputs the anchors are, in the order of the columns.
-        settings: of the translation that they are one half of.
+        values: `(n, k)` float32, one column for each anchor (pruned subspaces stand side by side).
+        ids: `(k,)` int64, the ids of the anchor inputs, in the order of the columns.
+        settings: the settings of the translation that they are half of.
         target: the model whose anchors turn them into its latents.
     """
 
@@ -63,7 +63,7 @@ class RelativeLatents:
     target: Provenance
 
     def save(self, file: str | Path) -> None:
-        """Write one safetensors file; a failure leaves what was there."""
+        """Write one safetensors file; a failure leaves an existing file untouched."""
         content = {"settings": asdict(self.settings), "target": asdict(self.target)}
         tensors = {"values": self.values, "ids": self.ids}
         write_tensors(file, tensors, content, kind=KIND, format_version=RELATIVE_FORMAT_VERSION)
@@ -73,7 +73,7 @@ class RelativeLatents:
         """Read a file that `save` wrote.
 
         Raises:
-            StitchError: it is not there, not whole, or of a newer format.
+            StitchError: the file is missing, incomplete, or of a newer format.
         """
         try:
             tensors, content = read_tensors(
@@ -91,30 +91,30 @@ class RelativeLatents:
 
 
 class LatentSource(Protocol):
-    """What anchors are encoded with; `hf_relstitch.Encoder` is one."""
+    """Encode anchors; `hf_relstitch.Encoder` follows this protocol."""
 
     @property
     def provenance(self) -> Provenance:
-        """The model and its pooling."""
+        """Return the model and its pooling."""
 
     def encode(self, inputs: Sequence[Any], *, batch_size: int, progress: bool) -> Tensor:
-        """Latents `(n, d)`, row for row with the inputs."""
+        """Return latents `(n, d)`, row for row with the inputs."""
 
 
 @dataclass(frozen=True, eq=False)
 class AnchorSet:
-    """Anchors as one model sees them.
+    """Hold the latents and ids of anchors in one model's space.
 
     Attributes:
-        latents: `(k, d)` float32, one row an anchor, as the encoder gives them (not centred, not normalised).
+        latents: `(k, d)` float32, one row for each anchor, straight from the encoder (not centred, not normalised).
         ids: `(k,)` int64, a hash of each input; see `hf_relstitch.data.ids.input_ids`.
         provenance: the model, its pooling, and the name of the data.
-        inputs: a fingerprint of all inputs that were given, in any order; of the ids, where none is given.
-        key: a fingerprint of the key of keyed ids; None where the ids are not keyed.
+        inputs: a fingerprint of all inputs of the caller, in any order; of the ids, without one.
+        key: a fingerprint of the key of keyed ids; None if the ids are not keyed.
 
     Raises:
-        StitchError: shapes that do not fit, fewer than 32 anchors, or anchors that carry nothing: not-a-number,
-            infinite, repeated, constant, all-zero, or at the centre of the others, where they have no direction.
+        StitchError: the shapes do not fit, there are fewer than 32 anchors, or anchors carry nothing: NaN,
+            infinite, repeated, constant, all-zero, or at the centre of the others, without a direction.
     """
 
     latents: Tensor = field(repr=False)
@@ -136,7 +136,7 @@ class AnchorSet:
 
     @property
     def dim(self) -> int:
-        """Width of the latents."""
+        """Return the width of the latents."""
         return self.latents.shape[1]
 
     @classmethod
@@ -154,16 +154,16 @@ class AnchorSet:
     ) -> "AnchorSet":
         """Encode anchor inputs: texts, PIL images, numpy arrays of sound, or Paths of images or sounds.
 
-        Where two models take no common input, inputs are pairs, such as (image, text) or (German, English), and `side`
-        says which of each, `first` or `second`, this encoder takes; an id is that of the pair, so it pairs both sides.
+        If two models take no common input, inputs are pairs, like (image, text) or (German, English), and `side` says
+        which of each, `first` or `second`, this encoder takes. The id belongs to the pair, so it pairs both sides.
 
-        Inputs that are repeated, or that the encoder cannot tell apart, are kept once; a log line says how many
-        were left out. `data` names the data that they are from. An id is a hash of its input, so whoever has an input
-        can find out whether it is in the set; with a `key`, a secret that those who pair anchors share, only they can.
-        `ids` are what `input_ids` gives for the inputs, where that is known already.
+        Inputs that are repeated, or that the encoder cannot tell apart, are kept once; a log line says how many were
+        left out. `data` names the data that they come from. An id is a hash of its input, so anyone who has an input
+        can find out whether it is in the set. With a `key`, a secret that people who pair anchors share, only they can.
+        `ids` is the result of `input_ids` for the inputs, if the caller has it.
 
         Raises:
-            StitchError: too few different inputs, pairs without a side, or latents that cannot be anchors.
+            StitchError: too few inputs differ, `side` is missing for pairs, or the latents cannot be anchors.
         """
         taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
         rows = sorted(_row_of_each(ids).values())
@@ -182,14 +182,15 @@ class AnchorSet:
         data: str | None = None,
         key: str | None = None,
     ) -> "AnchorSet":
-        """Anchors of latents computed elsewhere: a numpy or torch matrix, or a npy, safetensors or Parquet file.
+        """Build anchors from latents computed elsewhere: a numpy or torch matrix, a npy, safetensors or Parquet file.
 
-        `inputs` are what was encoded, row for row, or a name for each that both sides use, as a document's id; of
-        pairs the whole pairs. `model` says whose they are: a name, or an encoder's `provenance` where the set is to be
-        stitched with that encoder. `column` is where a file has them; other arguments are as in `encode`.
+        `inputs` are the encoded inputs, row for row, or a name for each that both sides use, like a document's id; for
+        pairs, the whole pairs. `model` says whose latents they are: a name, or an encoder's `provenance` if the set
+        will be stitched with that encoder. `column` is the name of the latents in a file. For the other arguments see
+        `encode`.
 
         Raises:
-            StitchError: not one row an input, a file that cannot be read, or latents that cannot be anchors.
+            StitchError: the rows do not match the inputs, the file cannot be read, or the latents cannot be anchors.
         """
         found, ids = as_latents(latents, column=column), input_ids(inputs, key=key)
         if len(found) != len(ids):
@@ -209,10 +210,10 @@ class AnchorSet:
         return cls(latents[kept], ids[rows][kept], origin, inputs=ids_fingerprint(ids), key=key_fingerprint(key))
 
     def intersect(self, other: "AnchorSet") -> tuple["AnchorSet", "AnchorSet"]:
-        """Both sets cut down to the inputs that they share, in the order of this one.
+        """Cut both sets down to the inputs that they share, in the order of this set.
 
         Raises:
-            StitchError: fewer than 32 inputs are shared, or the ids were made with different keys.
+            StitchError: fewer than 32 inputs are shared, or the ids use different keys.
         """
         if self.key != other.key:
             raise StitchError(
@@ -234,13 +235,13 @@ class AnchorSet:
         return self._subset(self.ids.argsort().tolist())
 
     def chosen(self, count: int | None) -> "AnchorSet":
-        """The most telling of the anchors, by `choose_anchors`; all of them where there are no more, or of None."""
+        """Choose the most telling of the anchors, by `choose_anchors`; keep all if there are no more, or for None."""
         if count is None or count >= len(self):
             return self
         return self._subset(choose_anchors(self.latents, count).tolist())
 
     def rows_of(self, ids: Tensor) -> list[int]:
-        """For each anchor the first row of ids `(n,)` that is its own."""
+        """Find for each anchor the first row of ids `(n,)` that equals its own."""
         first = _row_of_each(ids)
         return [first[int(one)] for one in self.ids]
 
@@ -248,12 +249,12 @@ class AnchorSet:
         return AnchorSet(self.latents[rows], self.ids[rows], self.provenance, key=self.key)
 
     def invert(self, relative: RelativeLatents) -> Tensor:
-        """Target latents `(n, d)` float32 of relative latents that a stitched model made for this set's model.
+        """Return target latents `(n, d)` float32 of relative latents from a model stitched to this set's model.
 
-        The same as the folded translation gives, without the source's anchors (arXiv 2406.15057, sec. 3).
+        The folded translation gives the same, but this needs no source anchors (arXiv 2406.15057, sec. 3).
 
         Raises:
-            StitchError: they were made for another model, or against anchors that are not in this set.
+            StitchError: the latents belong to another model, or to anchors that are not in this set.
         """
         if difference := self.provenance.difference(relative.target):
             raise StitchError(f"the relative latents were made for another target than these anchors' ({difference})")
@@ -272,10 +273,9 @@ class AnchorSet:
         return (to_working(relative.values) @ inversion + to_working(anchors).mean(0)).float()
 
     def save_pretrained(self, folder: str | Path, *, repo_id: str | None = None) -> None:
-        """Write `anchor_config.json`, `anchors.safetensors` and the card; a failure leaves the folder as it was.
+        """Write `anchor_config.json`, `anchors.safetensors` and the card; a failure leaves the folder unchanged.
 
-        Edits of a card that is there already stay; `repo_id` is what the card is to show. Of several processes only the
-        main one writes.
+        Edits of an existing card stay; the card shows `repo_id`. With several processes only the main one writes.
 
         Raises:
             StitchError: the folder holds a model.
@@ -309,7 +309,7 @@ class AnchorSet:
         create_pr: bool = False,
         parent_commit: str | None = None,
     ) -> str:
-        """Push the set as one commit, and give the commit's address ("" in other processes than the main one).
+        """Push the set as one commit, and return the commit's address ("" in other processes than the main one).
 
         Raises:
             StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
@@ -331,7 +331,7 @@ class AnchorSet:
 
     @staticmethod
     def find(like: "AnchorSet", *, token: str | bool | None = None) -> list[str]:
-        """Repo ids of the anchor sets on the Hub that were made of the same inputs as this one, with the same key.
+        """Find the repo ids of the anchor sets on the Hub over the same inputs as this set, with the same key.
 
         Raises:
             StitchError: the Hub cannot be reached.
@@ -347,7 +347,7 @@ class AnchorSet:
         `options` are `token`, `cache_dir`, `local_files_only` and `force_download`.
 
         Raises:
-            StitchError: there is no such set, or a file is missing, damaged or of a newer format.
+            StitchError: the set or a file of it is missing, damaged or of a newer format.
         """
         repo = locate(place, config=CONFIG_NAME, revision=revision, subfolder=subfolder, **options)
         folder = Path(repo.place, subfolder)
@@ -371,7 +371,7 @@ class AnchorSet:
 
 
 def first_of_each(latents: Tensor) -> list[int]:
-    """Rows whose latent no earlier row has."""
+    """List the rows whose latent no earlier row has."""
     first: dict[bytes, int] = {}
     for row, latent in enumerate(latents.cpu().float().numpy()):
         first.setdefault(latent.tobytes(), row)

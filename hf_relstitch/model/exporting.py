@@ -27,15 +27,15 @@ ODD_PARTS = (1.0, 0.5)
 
 @torch.no_grad()
 def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
-    """A stitched model as a classifier of its source's own architecture, which needs no `hf_relstitch` to run.
+    """Export a stitched model as a classifier of its source's own architecture, which runs without `hf_relstitch`.
 
-    The head and the translation become its last layer. Where it has one linear layer and an activation before that,
-    with room for twice the classes, these are passed through exactly: `z = f(z) − f(−z)` for ReLU, GELU and SiLU.
-    That it gives the model's own logits is proved on two inputs, of a model in half precision by a copy in float32,
-    which is then rounded; its encoder's weights are copies.
+    The head and the translation become its last layer. If the architecture has a linear layer and an activation before
+    that layer, with room for twice the classes, logits pass through these exactly: `z = f(z) − f(−z)` for ReLU, GELU
+    and SiLU. Two inputs prove that the classifier gives the model's own logits. For a model in half precision, a copy
+    in float32 proves it and is then rounded. The encoder's weights are copies.
 
     Raises:
-        StitchError: the architecture has no classifier, or none that pools as the model does, or whose last layers
+        StitchError: the architecture has no classifier, or none that pools like the model, or whose last layers
             are linear with a bias; the translation is not affine.
     """
     _check_padding(model, "a plain classifier")
@@ -143,8 +143,8 @@ def _settle(linears: list[nn.Linear], weight: Tensor, bias: Tensor, *, share: fl
 def to_onnx(model: RelativeStitcher, file: str | Path) -> Path:
     """Write a stitched model as one ONNX file, from the processor's inputs to logits, for any batch size and length.
 
-    The file appears whole or not at all, and only once onnxruntime has given the model's own logits on two inputs
-    that it was not traced with. Of a model in half precision it is in float32, which all runtimes have.
+    The file appears whole or not at all, and only once onnxruntime has given the model's own logits on two inputs that
+    it was not traced with. A model in half precision is written in float32, which all runtimes have.
 
     Raises:
         StitchError: the `onnx` extra is not installed, onnxruntime does not run the file, or it gives other logits.
@@ -187,12 +187,12 @@ def to_onnx(model: RelativeStitcher, file: str | Path) -> Path:
 
 
 class Logits(nn.Module):
-    """A stitched model that gives its logits alone."""
+    """Return the logits of a stitched model alone."""
 
     def __init__(self, model: RelativeStitcher) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits `(n, num_labels)`."""
+        """Return logits `(n, num_labels)`."""
         return self.model(**inputs).logits

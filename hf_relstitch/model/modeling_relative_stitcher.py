@@ -71,7 +71,7 @@ class Fused(nn.Module):
 
 @torch.no_grad()
 def fuse(translation: Translation | KernelTranslation, head: nn.Module, readout: Translation | None = None) -> Fused:
-    """Make one linear layer of a translation, a head and a readout, in float64, given in the translation's dtype.
+    """Fuse a translation, a head and a readout into one linear layer, in float64, in the translation's dtype.
 
     Raises:
         StitchError: the translation is not affine: it has a kernel, or gives all latents one norm; or the head is not
@@ -98,9 +98,11 @@ OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "au
 
 
 class RelativeStitcher(PreTrainedModel):
-    """inputs → source encoder → pooling → translation → target head → logits (arXiv 2406.15057).
+    """Run a source encoder, a translation and a target's head as one model (arXiv 2406.15057).
 
-    Made by `from_parts` or `from_anchor_sets`, without labels and without training; from there on a transformers
+    inputs → source encoder → pooling → translation → target head → logits.
+
+    `from_parts` and `from_anchor_sets` build it, without labels and without training; from then on it is a transformers
     model like any other.
     """
 
@@ -164,23 +166,23 @@ class RelativeStitcher(PreTrainedModel):
             target: a text, image or audio classifier (a folder, a Hub id, a transformers model or a SetFit model),
                 which is cut into encoder and head; or, with `head`, the encoder that the head was trained on.
             anchors: unlabeled inputs that both models take: texts, PIL images, numpy arrays of sound, or Paths of
-                images or sounds. Or pairs, what the source takes first, such as (image, text), (German, English).
-            head: what makes logits of target latents, where `target` is an encoder: a `Head`, a module, or a fitted
+                images or sounds. Or pairs, with the source's input first, like (image, text), (German, English).
+            head: the map from target latents to logits, if `target` is an encoder: a `Head`, a module, or a fitted
                 scikit-learn estimator; see `Head.of`.
-            cut: the module of `target` to cut at, where it is not the last linear layer; see `hf_relstitch.cut`.
+            cut: the module of `target` to cut at, if it is not the last linear layer; see `hf_relstitch.cut`.
             labels: the names of the head's classes, or a mapping from its own names; see `Head.of`.
             num_anchors: how many of the anchor inputs to keep, chosen by `choose_anchors`; None keeps all.
             inputs: some unlabeled inputs that the model is for: the report then says whether the anchors are like them.
             data: the name of the data that the anchors come from, for the record.
             key: a secret for the anchors' ids, see `AnchorSet.encode`.
             batch_size: inputs to encode at a time.
-            progress: whether to show progress bars.
-            **settings: fields of `TranslationSettings`, used as they are; where none is given (`norm` and `seed`
+            progress: True to show progress bars.
+            **settings: fields of `TranslationSettings`, used unchanged; without any (`norm` and `seed`
                 aside) they are chosen on the anchors, by `choose_settings`, with `prefer="auto"` (the default) or
                 `prefer="linear"` (one matrix, which fuses with a linear head).
 
         Raises:
-            StitchError: parts that cannot be loaded, cut, or stitched to each other.
+            StitchError: the parts cannot be loaded, cut, or stitched to each other.
         """
         check_settings(**settings)
         if num_anchors is not None:
@@ -243,12 +245,12 @@ class RelativeStitcher(PreTrainedModel):
     ) -> "RelativeStitcher":
         """Stitch a source encoder to a head through two anchor sets; the target model is not loaded.
 
-        The sets (or their folders or Hub ids) are paired by id, so the order of their rows does not matter. Without
-        a head it is read from the classifier on the Hub that the target anchors come from. Without a source, None, the
-        model takes latents only, by `classify` and `translate`. Other arguments are as in `from_parts`.
+        The sets (or their folders or Hub ids) are paired by id, so the order of their rows does not matter. Without a
+        head, it is read from the classifier on the Hub that the target anchors come from. With the source None, the
+        model takes latents only, by `classify` and `translate`. For the other arguments see `from_parts`.
 
         Raises:
-            StitchError: anchors of another model or width than the encoder or the head, or too few in common.
+            StitchError: the anchors differ in model or width from the encoder or the head, or share too few inputs.
         """
         check_settings(**settings)
         written: dict[str, Any] = {
@@ -318,10 +320,10 @@ class RelativeStitcher(PreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput | ImageClassifierOutput:
-        """Logits for what the source's processor makes of inputs, and a loss where labels are given.
+        """Return logits for the source processor's output, and a loss if there are labels.
 
         Returns:
-            A `SequenceClassifierOutput`, for images an `ImageClassifierOutput`, with logits `(n, num_labels)`.
+            A `SequenceClassifierOutput`, or for images an `ImageClassifierOutput`, with logits `(n, num_labels)`.
         """
         inputs = {
             "input_ids": input_ids,
@@ -346,7 +348,7 @@ class RelativeStitcher(PreTrainedModel):
         )
 
     def encode_batch(self, batch: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Any]:
-        """Source latents `(n, d_source)` of what the processor made, and the encoder's output that they come from."""
+        """Return source latents `(n, d_source)` of a processed batch, and the encoder's output that they come from."""
         return encode_batch(
             self.encoder,
             batch,
@@ -357,19 +359,19 @@ class RelativeStitcher(PreTrainedModel):
         )
 
     def translate(self, latents: Tensor) -> Tensor:
-        """Target latents `(n, d_target)` of source latents `(n, d_source)`, in their dtype.
+        """Translate source latents `(n, d_source)` to target latents `(n, d_target)`, in their dtype.
 
         Raises:
-            StitchError: no tensor of floats of this shape.
+            StitchError: `latents` is not a tensor of floats of this shape.
         """
         self._check(latents)
         return self.translation(latents)
 
     def classify(self, latents: Tensor) -> Tensor:
-        """Logits `(n, num_labels)` of source latents `(n, d_source)` computed elsewhere, in the model's dtype.
+        """Return logits `(n, num_labels)` of source latents `(n, d_source)` computed elsewhere, in the model's dtype.
 
         Raises:
-            StitchError: no tensor of floats of this shape.
+            StitchError: `latents` is not a tensor of floats of this shape.
         """
         self._check(latents)
         latents = latents.to(next(self.head.parameters(), latents).dtype)
@@ -381,11 +383,11 @@ class RelativeStitcher(PreTrainedModel):
         return logits / self.config.logit_temperature
 
     def get_input_embeddings(self) -> nn.Module:
-        """The source encoder's."""
+        """Return the source encoder's embeddings."""
         return self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the source encoder's."""
+        """Replace the source encoder's embeddings."""
         self.encoder.set_input_embeddings(value)
 
     def _check_encoder(self) -> None:
@@ -404,21 +406,21 @@ class RelativeStitcher(PreTrainedModel):
 
     @torch.no_grad()
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> Tensor:
-        """Logits `(n, num_labels)` of raw inputs; for sources without a pipeline, as callables are.
+        """Return logits `(n, num_labels)` of raw inputs; for sources without a pipeline, like callables.
 
         Raises:
-            StitchError: no inputs, or inputs of another kind than the source takes.
+            StitchError: there are no inputs, or an input is of another kind than the source takes.
         """
         return self.classify(self._latents(inputs, batch_size=batch_size))
 
     @torch.no_grad()
     def relative(self, inputs: Sequence[Any], *, batch_size: int = 32) -> RelativeLatents:
-        """Relative latents of raw inputs, which whoever holds the target's anchors turns into target latents.
+        """Return relative latents of raw inputs; a holder of the target's anchors turns them into target latents.
 
-        `AnchorSet.invert` of them is what `translate` gives, to rounding; see `core/halves.py` for the formula.
+        `AnchorSet.invert` of them equals `translate`, to rounding; see `core/projection.py` for the formula.
 
         Raises:
-            StitchError: no inputs, or inputs of another kind than the source takes.
+            StitchError: there are no inputs, or an input is of another kind than the source takes.
         """
         self._check_encoder()
         values = encode_relative(
@@ -431,7 +433,7 @@ class RelativeStitcher(PreTrainedModel):
         return RelativeLatents(values.float().cpu(), self.anchors.ids.cpu(), self.config.translation_settings, target)
 
     def check(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """The report with `coverage`, the share of these inputs that are like the anchors, and a verdict that knows it.
+        """Return the report with `coverage`, the share of these inputs that are like the anchors, and a new verdict.
 
         The agreement that a report expects holds only for inputs like the anchors.
         """
@@ -451,7 +453,7 @@ class RelativeStitcher(PreTrainedModel):
         return in_order([*encoded]).to(self.anchors.source.device)
 
     def fuse(self) -> "RelativeStitcher":
-        """Make logits by one linear layer from here on, and give the model; `translate` and saved folders are as ever.
+        """Fuse the model into one linear layer for logits, and return it; `translate` and saved folders stay the same.
 
         Raises:
             StitchError: the translation has a kernel or `norm="mean"`, or the head is not one linear layer.
@@ -461,24 +463,25 @@ class RelativeStitcher(PreTrainedModel):
 
     @property
     def report(self) -> dict[str, Any]:
-        """What was known when the model was made, before any label was seen.
+        """Return the facts known when the model was stitched, before any label was seen.
 
-        Measured on anchors held out of the fit, in five folds: `cosine` and `mean_reciprocal_rank` between translated
-        and true target latents; `agreement`, the share of inputs on which the head is expected to answer as on the
-        target's own latent, with its 95 % interval and what chance would give (with several labels, `agreement_of`
-        yes-or-no answers, one for each input and class). `scale_invariance` is the share of answers that the head keeps
-        when latents are scaled; `verdict` is good, usable or do not use, with the reason and the likely remedy. Of a
-        head that gives values `agreement` is None and there is no verdict, but `values_explained`, a share of the
-        variance of its own. `source` and `target` give each side's width, rank, condition number and effective rank.
+        These are measured on anchors held out of the fit, in five folds: `cosine` and `mean_reciprocal_rank` between
+        translated and true target latents; `agreement`, the share of inputs on which the head is expected to answer the
+        same as on the target's own latent, with its 95 % interval and the agreement by chance (with several labels,
+        `agreement_of` yes-or-no answers, one for each input and class). `scale_invariance` is the share of answers that
+        the head keeps when latents are scaled; `verdict` is good, usable or do not use, with the reason and the likely
+        remedy. For a head that gives values, `agreement` is None and there is no verdict, but `values_explained`, a
+        share of the variance of its own values. `source` and `target` give each side's width, rank, condition number
+        and effective rank.
         """
         return self.config.report
 
     @property
     def processor(self) -> Any:
-        """The source's tokenizer, image processor or feature extractor.
+        """Return the source's tokenizer, image processor or feature extractor.
 
         Raises:
-            StitchError: it has none, as a callable.
+            StitchError: the source has no processor, like a callable.
         """
         if self._processor is None:
             if self._processor_folder is None:
@@ -494,13 +497,12 @@ class RelativeStitcher(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | Path, *, share: str = "full", repo_id: str | None = None, **kwargs: Any
     ) -> None:
-        """Write the whole model: config, safetensors weights, processor, card; a failure leaves the folder as it was.
+        """Write the whole model: config, safetensors weights, processor, card; a failure leaves the folder unchanged.
 
-        Edits of a card that is there already stay; `repo_id` is what the card is to show. Of several processes only the
-        main one writes.
+        Edits of an existing card stay; the card shows `repo_id`. With several processes only the main one writes.
 
-        `share="adapter"` leaves the source encoder's weights out and names its Hub repo and commit instead, from
-        which loading gets them; that it holds the same weights is checked now and at each loading.
+        `share="adapter"` leaves the source encoder's weights out and names its Hub repo and commit instead, from which
+        loading gets them. Saving and each loading check that the repo holds the same weights.
 
         Raises:
             StitchError: there is no source encoder, or it is not a transformers model, so its architecture cannot be
@@ -521,9 +523,9 @@ class RelativeStitcher(PreTrainedModel):
         parent_commit: str | None = None,
         max_shard_size: int | str = "50GB",
     ) -> str:
-        """Push the whole model as one commit, and give the commit's address; see `save_pretrained` for `share`.
+        """Push the whole model as one commit, and return the commit's address; see `save_pretrained` for `share`.
 
-        Of several processes only the main one pushes; the others give an empty address.
+        With several processes only the main one pushes; the others return an empty address.
 
         Raises:
             StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
@@ -552,8 +554,8 @@ class RelativeStitcher(PreTrainedModel):
         """Load a folder or a Hub repo, as for any transformers model; only safetensors are read.
 
         Raises:
-            StitchError: no such model, weights that are missing, damaged or of other shapes than the config says, a
-                newer format, or an adapter whose source encoder is not what it was.
+            StitchError: the model is missing, its weights are missing, damaged or do not fit the config, it has a
+                newer format, or an adapter's source encoder has changed.
         """
         return load_model(cls, pretrained_model_name_or_path, *args, output_loading_info=output_loading_info, **kwargs)
 

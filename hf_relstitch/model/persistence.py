@@ -56,10 +56,10 @@ def _auto_map(modality: str) -> dict[str, str]:
 
 
 def read_config(folder: Path) -> RelativeStitcherConfig:
-    """The config of a stitched model's folder.
+    """Read the config of a stitched model's folder.
 
     Raises:
-        StitchError: there is none, it is of another kind of model, or of a newer format.
+        StitchError: the config is missing, of another kind of model, or of a newer format.
     """
     content = read_json(folder / "config.json")
     if content.get("model_type") != RelativeStitcherConfig.model_type:
@@ -249,9 +249,9 @@ def part_fingerprints(model: Any) -> dict[str, str]:
 
 
 def note_training(model: Any) -> None:
-    """Write into the config which parts were trained since they were stitched or saved last, and what holds no more.
+    """Record in the config which parts were trained since the last stitching or saving, and which facts are outdated.
 
-    Weights in another dtype than then are not compared.
+    Weights in another dtype than before are not compared.
     """
     before, now = model.config.fingerprints, part_fingerprints(model)
     if before and before.get("dtype") == now["dtype"]:
@@ -344,7 +344,7 @@ def _check_savable(model: Any, *, share: str, push_to_hub: bool) -> None:
 def save_model(
     model: Any, folder: str | Path, *, share: str = "full", repo_id: str | None = None, **kwargs: Any
 ) -> None:
-    """Write a stitched model's folder whole, or leave it as it was; see `RelativeStitcher.save_pretrained`."""
+    """Write a stitched model's folder whole, or leave it unchanged; see `RelativeStitcher.save_pretrained`."""
     check_kind(folder, model_type=model.config.model_type)
     _check_savable(model, share=share, push_to_hub=kwargs.get("push_to_hub", False))
     if not kwargs.get("is_main_process", accelerate_state().is_main_process):

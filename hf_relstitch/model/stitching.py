@@ -45,7 +45,7 @@ FREE = {"norm", "seed"}
 
 @dataclass(frozen=True)
 class Stitch:
-    """A fitted translation with the paired anchors that it comes from, and what is known of it."""
+    """Hold a fitted translation with the paired anchors behind it, and the facts known about it."""
 
     source_anchors: AnchorSet
     target_anchors: AnchorSet
@@ -65,7 +65,7 @@ class Stitch:
 
 
 class AnchorPair(nn.Module):
-    """Both sides' anchors, row for row: the truth that the translation can be computed from again."""
+    """Hold both sides' anchors, row for row: the data from which the translation can be computed again."""
 
     source: Tensor
     target: Tensor
@@ -79,7 +79,7 @@ class AnchorPair(nn.Module):
 
     @classmethod
     def of(cls, source: AnchorSet, target: AnchorSet) -> "AnchorPair":
-        """The anchors of two paired sets."""
+        """Return the anchors of two paired sets."""
         pair = cls(0, 0, 0)
         pair.source, pair.target, pair.ids = source.latents, target.latents, source.ids
         return pair
@@ -96,13 +96,13 @@ def stitch(
 ) -> Stitch:
     """Fit the translation from a source encoder to a head, on the device that accelerate gives.
 
-    Settings that are given are used as they are; where none is (`norm` and `seed` aside) they are chosen on the
-    anchors, and a readout of the source latents is fitted to the head's answers beside the translation. Anchors are
-    taken in the order of their ids, so that their own order changes nothing.
+    Settings of the caller are used unchanged. Without any (`norm` and `seed` aside) they are chosen on the anchors, and
+    a readout of the source latents is fitted to the head's answers beside the translation. Anchors are taken in the
+    order of their ids, so that their own order changes nothing.
 
     Raises:
-        StitchError: anchors of another model than the encoder or the head, of another width than the head takes,
-            or too few inputs in common; `prefer` together with settings that leave nothing to choose.
+        StitchError: the anchors differ in model from the encoder or the head, or in width from the head,
+            or share too few inputs; or `prefer` comes with settings that leave nothing to choose.
     """
     how, selection = check_settings(prefer=prefer, **settings), None
     _check_same_model(source_anchors, source, side="source")
@@ -172,10 +172,10 @@ def _add_readout(x: Tensor, logits: Tensor, true: Tensor) -> tuple[Translation |
 
 
 def check_settings(*, prefer: str | None = None, **settings: Any) -> TranslationSettings:
-    """The settings that are given, and what the others are by default; called before anything is encoded, too.
+    """Return the caller's settings with defaults for the others; also called before anything is encoded.
 
     Raises:
-        StitchError: a name or a value that is no setting's, or `prefer` together with what it chooses.
+        StitchError: a name or a value is not valid for a setting, or `prefer` comes with a setting that it chooses.
     """
     names = [field.name for field in fields(TranslationSettings)]
     if unknown := sorted(settings.keys() - set(names)):
@@ -265,7 +265,7 @@ def add_coverage(report: dict[str, Any], latents: Tensor, anchors: Tensor) -> di
 
 
 def describe_frame(frame: Frame) -> dict[str, Any]:
-    """Width, rank, condition number and effective rank of one side's anchors, centred and normalised."""
+    """Return width, rank, condition number and effective rank of one side's anchors, centred and normalised."""
     return {
         "dim": frame.vh.shape[1],
         "rank": frame.rank,
@@ -283,9 +283,9 @@ def write_call(
     target: Provenance | None = None,
     **arguments: str | None,
 ) -> str:
-    """The call that makes a stitched model, as Python with every setting, and with no path of this machine.
+    """Write the call that builds a stitched model, as Python with every setting, and with no path of this machine.
 
-    `arguments` are Python too; None stands for one that was not given.
+    `arguments` are Python too; None stands for an argument that was not passed.
     """
     cut = head.provenance if isinstance(head, Head) else None
     code = {
@@ -301,5 +301,5 @@ def write_call(
 
 
 def write_anchors(anchors: str | Path | AnchorSet, *, name: str) -> str:
-    """Anchors as Python: the Hub id that was given, or a variable's name."""
+    """Write anchors as Python: their Hub id if they have one, or a variable's name."""
     return repr(anchors) if isinstance(anchors, str) and not Path(anchors).exists() else name
