@@ -1,6 +1,6 @@
-"""What others would do with anchors `x`, `y` and queries `q`, all float64.
+"""Baselines from other work, for anchors `x`, `y` and queries `q`, all float64.
 
-`PEERS` give target latents of the queries; `fit_logistic` gives a new head for the source's latents.
+`PEERS` return target latents of the queries. `fit_logistic` returns a new head for the source's latents.
 """
 
 from copy import deepcopy
@@ -17,7 +17,7 @@ from hf_relstitch.core.relative import directions
 from hf_relstitch.core.translation import mean_norm
 
 LATENTIS = "latentis==0.0.8 GitPython gitdb smmap python-dotenv"
-"""What its Procrustes imports; all that it depends on is much more."""
+"""Packages that latentis's Procrustes imports; latentis depends on many more."""
 PENALTIES = np.logspace(-3, 3, 13)
 """Penalties of ridge regression on rows of norm 1."""
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -25,28 +25,28 @@ STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
 def _padded(x: Tensor, width: int) -> Tensor:
-    """Latents with zeros appended up to a width."""
+    """Return latents with zeros appended up to a width."""
     return torch.nn.functional.pad(x, (0, max(0, width - x.shape[1])))
 
 
 def _absolute(_: Tensor, y: Tensor, q: Tensor) -> Tensor:
-    """The latents as they are, zero-padded or cut to the target's width."""
+    """Return the latents unchanged, zero-padded or cut to the target's width."""
     return _padded(q, y.shape[1])[:, : y.shape[1]]
 
 
 def _least_squares(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
-    """The linear map of least squares, without an offset."""
+    """Map queries by least squares, without an offset."""
     solution, *_ = np.linalg.lstsq(x.numpy(), y.numpy(), rcond=None)
     return q @ torch.tensor(solution)
 
 
 def _affine(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
-    """Ordinary least squares with an offset."""
+    """Map queries by ordinary least squares, with an offset."""
     return torch.tensor(LinearRegression().fit(x.numpy(), y.numpy()).predict(q.numpy()))
 
 
 def _ridge(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
-    """Return scikit-learn's `RidgeCV` from centred and normalised latents, brought to the target's mean norm."""
+    """Map centred and normalised queries by scikit-learn's `RidgeCV`, and scale them to the target's mean norm."""
     centre, target_centre = x.mean(0), y.mean(0)
     model = RidgeCV(alphas=PENALTIES).fit(directions(x, centre=centre).numpy(), y.numpy())
     away = torch.tensor(model.predict(directions(q, centre=centre).numpy())) - target_centre
@@ -54,13 +54,16 @@ def _ridge(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
 
 
 def _ortho(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
-    """The best rotation of the anchors as they are, the narrower side zero-padded."""
+    """Rotate queries by the best rotation of the raw anchors, the narrower side zero-padded."""
     width = max(x.shape[1], y.shape[1])
     return _padded(q, width) @ _rotation(_padded(x, width), _padded(y, width))[:, : y.shape[1]]
 
 
 def _procrustes(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
-    """The best rotation of centred and normalised anchors, the narrower side zero-padded, at the target's mean norm."""
+    """Rotate queries by the best rotation of centred and normalised anchors, and scale them to the target's mean norm.
+
+    The narrower side is zero-padded.
+    """
     width = max(x.shape[1], y.shape[1])
     cx, cy = x.mean(0), y.mean(0)
     unit, target_unit = directions(x, centre=cx), directions(y, centre=cy)
@@ -70,13 +73,16 @@ def _procrustes(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
 
 
 def _rotation(x: Tensor, y: Tensor) -> Tensor:
-    """The orthogonal matrix that brings x nearest to y; scipy's `orthogonal_procrustes` fails to converge on some."""
+    """Return the orthogonal matrix that brings x nearest to y.
+
+    scipy's `orthogonal_procrustes` fails to converge on some anchors.
+    """
     u, _, vh = svd((x.T @ y).numpy(), lapack_driver="gesvd")
     return torch.tensor(u @ vh)
 
 
 def _latentis(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
-    """Latentis's own Procrustes, which standardises both sides and zero-pads the narrower.
+    """Translate queries by latentis's own Procrustes, which standardises both sides and zero-pads the narrower.
 
     Raises:
         StitchError: latentis is not installed.
@@ -103,10 +109,10 @@ PEERS = {
 
 
 def fit_logistic(x: Tensor, answers: Tensor) -> nn.Sequential:
-    """Fit a logistic head on latents `(k, d)` to probabilities `(k, classes)`; rows of labels are 0 and 1.
+    """Fit a logistic head on latents `(k, d)` to probabilities `(k, classes)`.
 
-    Latents are centred and normalised. C is the first of `STRENGTHS` whose cross-entropy to the answers, in five folds,
-    the next one does not lower.
+    True labels are rows of 0 and 1. Latents are centred and normalised. C is the first of `STRENGTHS` whose
+    cross-entropy to the answers, in five folds, the next strength does not lower.
     """
     centre = x.mean(0)
     unit = directions(x, centre=centre)
@@ -125,7 +131,7 @@ def fit_logistic(x: Tensor, answers: Tensor) -> nn.Sequential:
 
 
 class _Directions(nn.Module):
-    """Directions of latents, seen from a centre."""
+    """Compute the directions of latents from a centre."""
 
     def __init__(self, centre: Tensor) -> None:
         super().__init__()
@@ -138,9 +144,10 @@ class _Directions(nn.Module):
 def logistic_head(
     x: Tensor, answers: Tensor, *, strength: float, start: nn.Linear | None = None, tolerance: float = 1e-4
 ) -> nn.Linear:
-    """Minimise `C·Σ cross-entropy + ‖W‖²/2` for a strength C, from a head to start with.
+    """Fit a linear head that minimises `C·Σ cross-entropy + ‖W‖²/2` for a strength C, from an optional first head.
 
-    It is scikit-learn's `LogisticRegression`, which takes no soft answers, and its default tolerance.
+    This is the objective of scikit-learn's `LogisticRegression`, which takes no soft answers, with its default
+    tolerance.
     """
     linear = deepcopy(start) or nn.Linear(x.shape[1], answers.shape[1], dtype=x.dtype)
     if start is None:

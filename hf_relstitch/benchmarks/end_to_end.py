@@ -1,4 +1,4 @@
-"""A stitched model on raw inputs, driven by `evaluate`'s own evaluators."""
+"""Accuracy of a stitched model on raw inputs, measured by `evaluate`'s own evaluators."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,17 +27,17 @@ def _evaluate_model(
     inputs: str,
     label: str = "label",
 ) -> dict[str, Any]:
-    """Scores of a stitched model from raw inputs to answers, as `evaluate.evaluator` counts them.
+    """Return the scores of a stitched model from raw inputs to answers, as `evaluate.evaluator` counts them.
 
     Args:
         model: a stitched model of texts or images.
-        data: a data set with a column of inputs and one of labels, which are the numbers of the head's classes.
-        metric: a metric of predictions and references: a module, a path of one, or a name on the Hub.
+        data: a data set with a column of inputs and a column of labels, which are the numbers of the head's classes.
+        metric: a metric of predictions and references: a module, the path of a module, or a name on the Hub.
         inputs: the column of inputs.
         label: the column of labels.
 
     Raises:
-        StitchError: a model of sounds, which `evaluate` cannot drive, or a column that is not there.
+        StitchError: the model reads sounds, which `evaluate` cannot drive, or a column is missing.
     """
     modality = model.config.modality
     if modality not in SUPPORTED:
@@ -69,10 +69,10 @@ def raw_accuracy(
 ) -> dict[str, Any]:
     """Return the accuracy of the stitched model on raw inputs, and on their latents.
 
-    `anchors` are the source's and the target's.
+    `anchors` holds the source's anchors and the target's.
 
     Raises:
-        StitchError: anchors and head that cannot be stitched, or a model that `evaluate` cannot drive.
+        StitchError: anchors and head cannot be stitched, or `evaluate` cannot drive the model.
     """
     source, target = anchors
     model = RelativeStitcher.from_anchor_sets(encoder, source, target, head)

@@ -1,4 +1,7 @@
-"""The experiments of arXiv 2406.15057 on latents alone; each gives rows of plain values, ready for a table."""
+"""Experiments of arXiv 2406.15057 on latents alone.
+
+Each function returns rows of plain values, ready for a table.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,14 +30,14 @@ def reconstruction(
     seeds: Sequence[int] = (0,),
     settings: TranslationSettings = PAPER,
 ) -> list[dict[str, Any]]:
-    """How well a space comes back from its own relative representation, against number of anchors and pruning.
+    """Measure how well a space returns from its own relative representation, by number of anchors and pruning.
 
-    Anchors are drawn from the latents `(n, d)` by the seed, and all other latents are projected and inverted. A row
-    has `num_anchors`, `pruning`, `seed`, the mean number of anchors `kept`, their rank and condition number (of the
-    first pruning), and `cosine` and `relative_error` of what came back.
+    Anchors are drawn from the latents `(n, d)` by the seed. All other latents are projected and inverted. A row has
+    `num_anchors`, `pruning`, `seed`, the mean number of anchors `kept`, their rank and condition number (of the first
+    pruning), and `cosine` and `relative_error` of the returned latents.
 
     Raises:
-        StitchError: more anchors than there are latents, or settings that do not go together.
+        StitchError: there are as many anchors as latents or more, or the settings conflict.
     """
     if max(anchor_counts) >= len(latents):
         raise StitchError(f"{max(anchor_counts)} anchors of {len(latents)} latents: leave some to be reconstructed")
@@ -47,7 +50,7 @@ def reconstruction(
 
 
 def _reconstructed(latents: Tensor, *, count: int, settings: TranslationSettings) -> dict[str, Any]:
-    """One row of `reconstruction`."""
+    """Return a row of `reconstruction`."""
     order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(settings.seed))
     anchors, others = latents[order[:count]], to_working(latents[order[count:]])
     returned = fit_translation(anchors, anchors, settings=settings)(others)
@@ -69,12 +72,12 @@ def _reconstructed(latents: Tensor, *, count: int, settings: TranslationSettings
 
 @torch.no_grad()
 def angle_preservation(spaces: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """How alike in shape the spaces of several models are, two at a time, for latents of the same inputs.
+    """Measure how similar in shape the spaces of several models are, two at a time, for latents of the same inputs.
 
     A row has `a`, `b`, `cosine_correlation` over all pairs of inputs, and `cka`.
 
     Raises:
-        StitchError: spaces with different numbers of rows.
+        StitchError: the spaces have different numbers of rows.
     """
     if len({len(latents) for latents in spaces.values()}) > 1:
         shown = ", ".join(f"{name} {len(latents)}" for name, latents in spaces.items())
@@ -90,7 +93,7 @@ def angle_preservation(spaces: Mapping[str, Tensor]) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def scale_distribution(spaces: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """How the norms of a space's latents, from their mean, are spread.
+    """Measure the spread of the norms of each space's latents, taken from the latents' mean.
 
     A row has `space`, `mean`, `spread` (standard deviation over mean) and quantiles over the mean.
     """
@@ -113,9 +116,9 @@ def scale_distribution(spaces: Mapping[str, Tensor]) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def head_scale_invariance(heads: Mapping[str, nn.Module], latents: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Share of answers that each head keeps when its own latents are scaled about their mean, a row a factor.
+    """Return the share of answers that each head keeps when its own latents are scaled about their mean.
 
-    A row has `head`, `factor` and `agreement` with the answers at factor 1.
+    Each factor has a row, with `head`, `factor` and `agreement` with the answers at factor 1.
     """
     return [
         {"head": name, "factor": float(factor), "agreement": agreement}

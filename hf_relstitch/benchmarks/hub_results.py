@@ -1,4 +1,4 @@
-"""Stitched models as they are: found, measured on a suite's data, and their numbers pushed into their cards."""
+"""Results of finished stitched models: find a model, measure it on a suite's data, push its numbers into its card."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,17 +29,17 @@ DEFAULT_TASK = "default"
 
 @dataclass(frozen=True, eq=False)
 class Stitched:
-    """A stitched model's folder or repo, and its config."""
+    """Hold a stitched model's folder or repo, and its config."""
 
     repo: Repo
     config: RelativeStitcherConfig
 
     @classmethod
     def find(cls, place: str) -> "Stitched":
-        """What is at `place`.
+        """Find the stitched model at `place`, a folder or a repo.
 
         Raises:
-            StitchError: no stitched model, or one whose answers are not one class each.
+            StitchError: there is no stitched model, or its answers are not a single class each.
         """
         repo = locate(place)
         file = repo.file("config.json")
@@ -52,14 +52,14 @@ class Stitched:
 
     @property
     def content(self) -> list[Any]:
-        """What its answers to latents depend on."""
+        """Return everything that the model's answers to latents depend on."""
         return [self.config.checksums, self.config.logit_temperature, sorted(self.config.id2label.items())]
 
     def reads(self, spaces: Mapping[tuple[str, str], Space]) -> list[tuple[str, str]]:
-        """Data and encoder of the spaces that are this model's source's.
+        """Return the data and encoder of each space that this model's source encoder made.
 
         Raises:
-            StitchError: none is.
+            StitchError: no space comes from that encoder.
         """
         source = Provenance(**self.config.source)
         apart = {name: source.difference(space.provenance) for name, space in spaces.items()}
@@ -72,10 +72,10 @@ class Stitched:
         )
 
     def measure(self, latents: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-        """Scores of its answers to source latents `(n, d_source)`.
+        """Return the scores of the model's answers to source latents `(n, d_source)`.
 
         Raises:
-            StitchError: the head's classes are not those of the labels, or the model does not load.
+            StitchError: the head's classes are not the labels' classes, or the model does not load.
         """
         truth = numbers_of(classes, self.config.id2label, name=self.repo.name)[labels]
         model = RelativeStitcher.from_pretrained(self.repo.place, revision=self.repo.commit)
@@ -86,7 +86,9 @@ class Stitched:
 
 
 def numbers_of(classes: Sequence[str], labels: Mapping[int, str], *, name: str) -> Tensor:
-    """The head's number of each class of the data: by their names, or by their place where one side has no names.
+    """Return the head's number for each class of the data.
+
+    Classes are matched by name, or by position where the data or the head has no names.
 
     Raises:
         StitchError: the head has other classes.
@@ -106,18 +108,18 @@ def numbers_of(classes: Sequence[str], labels: Mapping[int, str], *, name: str) 
 
 
 def push_results(run: str | Path, repo_id: str, *, token: str | bool | None = None) -> str:
-    """Write what a benchmark measured of a stitched model into its repo, as one commit; gives the commit's address.
+    """Write a stitched model's benchmark results into its repo in a single commit, and return the commit's address.
 
-    The results stand in the card, in its metadata and in `.eval_results/`; earlier ones of the same data, split and
-    metric are replaced, and all others stay.
+    The results go into the card, into its metadata and into `.eval_results/`. They replace earlier results of the same
+    data, split and metric. All other results stay.
 
     Args:
         run: a folder that `run_suite(..., models=[repo_id])` wrote.
         repo_id: the model's repo.
-        token: of the Hub, if it is not the one that is logged in.
+        token: a token of the Hub; by default the token of the login.
 
     Raises:
-        StitchError: the benchmark has no numbers of this model, or the model has changed since; the Hub refuses.
+        StitchError: the benchmark has no numbers of this model, the model has changed since, or the Hub refuses.
     """
     results = read_results(run)
     measured = [one for one in results.get("models", []) if one["model"] == repo_id]
@@ -146,7 +148,7 @@ def push_results(run: str | Path, repo_id: str, *, token: str | bool | None = No
 
 
 def _entries(measured: Mapping[str, Any], results: Mapping[str, Any], *, modality: str) -> list[dict[str, Any]]:
-    """What one data set says of a model, as the `results` of its config."""
+    """Return a model's results on a data set, as entries for `results` in its config."""
     spec, revision = results["suite"]["data"][measured["data"]], results["data"][measured["data"]]["revision"]
     split = spec["test_split"] or spec["split"]
     shared = {
@@ -164,7 +166,7 @@ def _entries(measured: Mapping[str, Any], results: Mapping[str, Any], *, modalit
 
 
 def _merged(earlier: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results with new ones in the place of earlier ones of the same."""
+    """Replace earlier results by new results of the same data, split and metric."""
 
     def same(one: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(one.get(name) for name in ("dataset_name", "config", "split", "metric"))
@@ -173,7 +175,7 @@ def _merged(earlier: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -
 
 
 def _task_of(data: str, revision: str, *, config: str | None, split: str) -> str:
-    """The task of a config and split, where the data set is one of the Hub's benchmarks, which have an `eval.yaml`."""
+    """Return the task of a config and split, if the data set is a benchmark of the Hub, which has an `eval.yaml`."""
     api = HfApi()
     with hub_errors(f"looking for a benchmark in {data}", YAMLError):
         if not api.file_exists(data, "eval.yaml", repo_type="dataset", revision=revision):

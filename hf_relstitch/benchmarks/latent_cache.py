@@ -1,4 +1,7 @@
-"""Latents of a suite: computed once a model and its inputs, kept in files named by what they are of."""
+"""Cache of a suite's latents.
+
+Each model encodes the same inputs once. A hash of model and inputs names the file of their latents.
+"""
 
 import hashlib
 import json
@@ -32,7 +35,7 @@ TOKENIZER_SETTINGS = ("model_max_length", "padding_side", "truncation_side", "pa
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """A data set as one encoder sees it: latents `(n, d)`, and a key that stands for all that they depend on."""
+    """Hold a data set's latents `(n, d)` from an encoder, and a key that stands for everything they depend on."""
 
     latents: Tensor
     provenance: Provenance
@@ -41,20 +44,20 @@ class Space:
 
 
 def key_of(*content: object) -> str:
-    """A hash of plain values."""
+    """Return a hash of plain values."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 def _digest_of(tensor: Tensor) -> str:
-    """A hash of a tensor's values."""
+    """Return a hash of a tensor's values."""
     return hashlib.blake2b(tensor.numpy().tobytes(), digest_size=12).hexdigest()
 
 
 def check_models(suite: Suite, document: Document, given: Mapping[str, Encoder]) -> None:
-    """See that the models of a suite are there, before anything is computed.
+    """Check that every model of a suite exists, before anything is computed.
 
     Raises:
-        StitchError: one is not; the error names the line.
+        StitchError: a model does not exist; the error names the line.
     """
     for name, spec in suite.encoders.items():
         if name in given:
@@ -83,10 +86,10 @@ def all_spaces(
     given: Mapping[str, Encoder],
     progress: bool,
 ) -> dict[tuple[str, str], Space]:
-    """The space of each data set and encoder of a suite; one model at a time is in memory.
+    """Return the space of each data set and encoder of a suite, with a single model in memory at a time.
 
     Raises:
-        StitchError: a model that cannot be loaded, or inputs that it does not take; the error names the line.
+        StitchError: a model cannot be loaded, or does not take its inputs; the error names the line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     spaces = {}
@@ -110,7 +113,7 @@ def all_spaces(
 
 
 def load(name: str, spec: EncoderSpec, document: Document, given: Mapping[str, Encoder]) -> tuple[Encoder, Head | None]:
-    """An encoder of a suite, with its head where it is a classifier's."""
+    """Load an encoder of a suite, with the head if the suite names a classifier."""
     if name in given:
         return given[name], None
     try:
@@ -122,17 +125,17 @@ def load(name: str, spec: EncoderSpec, document: Document, given: Mapping[str, E
 
 
 class Sources:
-    """The encoders of a suite, one at a time in memory."""
+    """Hold the encoders of a suite, with a single encoder in memory at a time."""
 
     def __init__(self, suite: Suite, document: Document, given: Mapping[str, Encoder]) -> None:
         self.suite, self.document, self.given = suite, document, given
         self.loaded: tuple[str, Encoder] | None = None
 
     def load(self, name: str) -> Encoder:
-        """The encoder of this name.
+        """Load the encoder of this name, or return it if it was the last to load.
 
         Raises:
-            StitchError: it does not load.
+            StitchError: the encoder does not load.
         """
         if self.loaded is None or self.loaded[0] != name:
             self.loaded = None
@@ -143,7 +146,10 @@ class Sources:
 def _space_of(
     model: Encoder, rows: Rows, name: str, spec: EncoderSpec, document: Document, folder: Path, *, progress: bool
 ) -> Space:
-    """Latents from the cache, or computed and cached; those of a callable without a revision are computed each time."""
+    """Read latents from the cache, or compute and cache them.
+
+    Latents of a callable without a revision are computed each time.
+    """
     column = spec.input or model.modality
     if column not in rows.inputs:
         raise document.error(
@@ -174,7 +180,7 @@ def _space_of(
 
 
 def _settings_of(encoder: Encoder) -> list[object]:
-    """What latents depend on besides the provenance: the model's dtype and what the processor does, as plain values."""
+    """Return the model's dtype and the processor's rules, which latents depend on too, as plain values."""
     processor, dtype = encoder.processor, str(placement(encoder.model)[1])
     if not isinstance(processor, PreTrainedTokenizerBase):
         return [dtype, processor.to_json_string() if processor else None]  # a callable has none
@@ -186,7 +192,7 @@ def _settings_of(encoder: Encoder) -> list[object]:
 
 
 def distinct(spaces: list[Tensor]) -> Tensor:
-    """Rows, in order, whose latents are unlike those of all earlier rows, in every space."""
+    """Return the rows, in order, whose latents differ from the latents of all earlier rows, in every space."""
     rows = set.intersection(*(set(first_of_each(latents)) for latents in spaces))
     return torch.tensor(sorted(rows), dtype=torch.int64)
 

@@ -1,4 +1,4 @@
-"""From anchors and a head to logits of test latents, by each method of a suite."""
+"""Methods of a suite: each turns anchors and a head into logits of test latents."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -37,10 +37,10 @@ NEVER = -1e4
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a method gets: both sides' spaces, the rows of the anchors and of the test, and the target's head.
+    """Hold the input of a method: both spaces, the rows of the anchors and of the test, and the target's head.
 
-    `labels` are the anchors', which only a fresh head sees. `decoder(anchors)` trains a head of the same kind on the
-    target's latents relative to these anchors.
+    `labels` are the anchors' labels, which only a fresh head sees. `decoder(anchors)` trains a head of the same kind on
+    the target's latents relative to these anchors.
     """
 
     source: Space
@@ -53,43 +53,43 @@ class Problem:
 
     @property
     def x(self) -> Tensor:
-        """Source anchors `(k, d_source)`."""
+        """Return the source anchors `(k, d_source)`."""
         return self.source.latents[self.anchors]
 
     @property
     def y(self) -> Tensor:
-        """Target anchors `(k, d_target)`."""
+        """Return the target anchors `(k, d_target)`."""
         return self.target.latents[self.anchors]
 
     @property
     def native(self) -> Tensor:
-        """Logits of the head for the target's anchors."""
+        """Return the head's logits for the target's anchors."""
         return apply_head(self.head.module, self.y.double())
 
     @property
     def one_hot(self) -> Tensor:
-        """The anchors' labels as rows of 0 and 1, as wide as the head's logits."""
+        """Return the anchors' labels as rows of 0 and 1, as wide as the head's logits."""
         return nn.functional.one_hot(self.labels, self.native.shape[1]).double()
 
     @property
     def queries(self) -> Tensor:
-        """Source latents of the test."""
+        """Return the source latents of the test rows."""
         return self.source.latents[self.tests]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Logits `(n, classes)`, and what a method says of itself."""
+    """Hold a method's logits `(n, classes)`, and what it reports about itself."""
 
     logits: Tensor
     known: dict[str, Any] = field(default_factory=dict)
 
 
 def answer(method: str, problem: Problem) -> Answer:
-    """What one method answers to the test rows.
+    """Return a method's answer to the test rows.
 
     Raises:
-        StitchError: anchors that cannot be stitched.
+        StitchError: the anchors cannot be stitched.
     """
     if method in CHOSEN:
         return _stitched(method, problem)
@@ -106,7 +106,7 @@ def answer(method: str, problem: Problem) -> Answer:
 
 
 def _stitched(method: str, problem: Problem) -> Answer:
-    """As `RelativeStitcher` would: settings chosen on the anchors, logits brought to their temperature."""
+    """Answer as `RelativeStitcher` does: settings are chosen on the anchors, logits scaled by their temperature."""
     sides = [
         AnchorSet(space.latents[problem.anchors], problem.anchors, space.provenance)
         for space in (problem.source, problem.target)
@@ -125,10 +125,12 @@ def _stitched(method: str, problem: Problem) -> Answer:
 
 
 def train_head(kind: str, latents: Tensor, labels: Tensor, *, classes: int) -> nn.Linear:
-    """A linear head for latents `(n, d)`: a logistic regression, or linear support vector machines, one a class.
+    """Train a linear head on latents `(n, d)`.
+
+    The head is a logistic regression, or a linear support vector machine for each class.
 
     Raises:
-        StitchError: fewer than two classes among the rows.
+        StitchError: the rows have fewer than two classes.
     """
     if len(labels.unique()) < 2:
         raise StitchError("the rows for the head are all of one class: give it more rows")

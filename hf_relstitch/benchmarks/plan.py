@@ -1,4 +1,4 @@
-"""A suite with its rows and latents: all that is to be measured of it, and how."""
+"""Plan of a suite: all its measurements, and how to take them from its rows and latents."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -42,7 +42,7 @@ LIBRARIES = ("hf-relstitch", "torch", "transformers", "datasets", "scikit-learn"
 
 @dataclass(frozen=True)
 class Cell:
-    """One pair, by one head, method, number of anchors and seed."""
+    """Hold the settings of a measurement: pair, head, method, number of anchors and seed."""
 
     data: str
     source: str
@@ -55,10 +55,10 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One thing to measure.
+    """Hold a measurement that is still to do.
 
-    `kind` is the list of the results that it goes to, `about` says what it is, `key` stands for all that its numbers
-    depend on, and `measure` gives them.
+    `kind` names the list of results that its numbers go to. `about` describes it. `key` stands for everything that the
+    numbers depend on. `measure` returns the numbers.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Task:
 
 
 class Bench:
-    """A suite with its rows and latents; heads are trained when they are first needed."""
+    """Hold a suite with its rows and latents, and train heads when they are first needed."""
 
     def __init__(
         self,
@@ -94,10 +94,10 @@ class Bench:
         }
 
     def space(self, data: str, encoder: str) -> Space:
-        """Return a data set as an encoder sees it.
+        """Return the space of a data set and an encoder.
 
         Raises:
-            StitchError: it has latents that are not finite.
+            StitchError: some latents are not finite.
         """
         space = self.spaces[data, encoder]
         if encoder in self.spoiled[data]:
@@ -109,7 +109,7 @@ class Bench:
         return space
 
     def tasks(self) -> Iterator[Task]:
-        """All that is to be measured."""
+        """Yield every task of the suite."""
         for cell in self.cells():
             yield Task("cells", asdict(cell), self.key(cell), partial(self.measure, cell))
         for cell in self.raw_cells():
@@ -124,7 +124,7 @@ class Bench:
                 yield Task("models", about, key, partial(self.measure_model, model, data, encoder))
 
     def cells(self) -> Iterator[Cell]:
-        """All cells of the suite; those of one target and one set of anchors follow each other."""
+        """Yield every cell of the suite; cells that share a target and a set of anchors follow each other."""
         for name, kind in product(self.suite.data, self.suite.heads):
             pairs = sorted(self.suite.pairs(name), key=lambda pair: pair[::-1])
             for count, seed, (source, target) in product(self.suite.anchors, self.suite.seeds, pairs):
@@ -132,7 +132,7 @@ class Bench:
                     yield from (Cell(name, source, target, kind, count, seed, one) for one in self.suite.methods)
 
     def raw_cells(self) -> Iterator[Cell]:
-        """One of each pair that has raw inputs, grouped by source, so that each model is loaded once."""
+        """Yield a cell for each pair that has raw inputs, grouped by source, so that each model is loaded once."""
         names = [name for name, rows in self.tables.items() if rows.inputs and self.suite.raw_rows]
         count, seed, kind = max(self.suite.anchors), self.suite.seeds[0], self.suite.heads[0]
         pairs = [(source, target, name) for name in names for source, target in self.suite.pairs(name)]
@@ -141,7 +141,11 @@ class Bench:
                 yield Cell(name, source, target, kind, count, seed, RAW)
 
     def experiments(self, experiment: str) -> Iterator[Task]:
-        """The paper's experiment of this name, of each data set and, but for angles, each of its encoders."""
+        """Yield the tasks of the paper's experiment of this name.
+
+        Each data set has a task for each of its encoders; for angles, a single task. The scale experiment has a task
+        for each head too.
+        """
         for name in self.suite.data:
             encoders = self.suite.encoders_of(name)
             spaces = [self.spaces[name, one] for one in encoders]
@@ -163,41 +167,41 @@ class Bench:
                         yield Task("experiments", about | {"head": kind}, key, partial(self.scale, name, encoder, kind))
 
     def reconstruction(self, data: str, encoder: str) -> dict[str, Any]:
-        """A space from its own relative representation, by number of anchors, pruning and seed."""
+        """Measure a space's return from its own relative representation, by number of anchors, pruning and seed."""
         latents = self.space(data, encoder).latents
         counts, seeds = self.suite.anchors, self.suite.seeds
         return {"rows": reconstruction(latents, anchor_counts=counts, prunings=PRUNINGS, seeds=seeds)}
 
     def angles(self, data: str) -> dict[str, Any]:
-        """How alike the encoders' spaces are in shape, on the tests."""
+        """Measure how similar in shape the encoders' spaces are, on the test rows."""
         tests = self.tables[data].tests
         names = [one for one in self.suite.encoders_of(data) if one not in self.spoiled[data]]
         spaces = {one: self.space(data, one).latents[tests] for one in names}
         return {"rows": angle_preservation(spaces)}
 
     def scale(self, data: str, encoder: str, kind: str) -> dict[str, Any]:
-        """How the norms of the tests are spread, and what share of answers a head keeps when they are scaled."""
+        """Measure the spread of the test latents' norms, and the share of answers a head keeps when they are scaled."""
         tests = {encoder: self.space(data, encoder).latents[self.tables[data].tests]}
         heads = {encoder: self.head(data, encoder, kind).module}
         return {"norms": scale_distribution(tests)[0], "rows": head_scale_invariance(heads, tests)}
 
     def rows_key(self, data: str) -> str:
-        """A hash of how the rows are labeled and divided."""
+        """Return a hash of the rows' labels, classes and division."""
         rows = self.tables[data]
         return key_of(rows.labels.tolist(), rows.classes, rows.head_rows, rows.test_rows)
 
     def key(self, cell: Cell, *more: object) -> str:
-        """A hash of all that a cell's numbers depend on."""
+        """Return a hash of everything that a cell's numbers depend on."""
         sides = [self.spaces[cell.data, one].key for one in (cell.source, cell.target)]
         all_sides = [self.spaces[cell.data, one].key for one in self.suite.encoders_of(cell.data)]  # anchors are shared
         how = [cell.head, cell.anchors, cell.seed, cell.method, *more]
         return key_of("cell", sides, sorted(all_sides), self.rows_key(cell.data), how, FORMAT_VERSION, _versions())
 
     def measure(self, cell: Cell) -> dict[str, Any]:
-        """The numbers of one cell.
+        """Measure a cell.
 
         Raises:
-            StitchError: there are too few rows for so many anchors, or they cannot be stitched.
+            StitchError: there are too few rows for so many anchors, or the anchors cannot be stitched.
         """
         rows, target = self.tables[cell.data], self.space(cell.data, cell.target)
         source = self.space(cell.data, cell.source)
@@ -217,10 +221,10 @@ class Bench:
         return score(made.logits, native, rows.labels[rows.tests]) | made.known
 
     def measure_raw(self, cell: Cell) -> dict[str, Any]:
-        """The accuracy of the stitched model on raw inputs, and what the latents that are kept give on the same rows.
+        """Measure the stitched model's accuracy on raw inputs, and on the cached latents of the same rows.
 
         Raises:
-            StitchError: as in `measure`, or a model that does not load.
+            StitchError: as in `measure`, or the model does not load.
         """
         rows, spaces = self.tables[cell.data], [self.space(cell.data, one) for one in (cell.source, cell.target)]
         anchors = self.anchors(cell.data, cell.anchors, cell.seed)
@@ -236,22 +240,22 @@ class Bench:
         )
 
     def measure_model(self, model: Stitched, data: str, encoder: str) -> dict[str, Any]:
-        """The numbers of a stitched model on the tests."""
+        """Measure a stitched model on the test rows."""
         rows = self.tables[data]
         return model.measure(self.space(data, encoder).latents[rows.tests], rows.labels[rows.tests], rows.classes)
 
     def anchors(self, data: str, count: int, seed: int) -> Tensor:
-        """Rows of so many anchors, drawn by a seed; more anchors of one seed hold the fewer."""
+        """Draw the rows of `count` anchors by a seed; a larger draw of the same seed includes every smaller draw."""
         pool = self.pools[data] + self.tables[data].candidates.start
         if count > len(pool):
             raise StitchError(f"{data} has {len(pool)} different rows left for anchors: {count} are asked for")
         return pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:count]]
 
     def head(self, data: str, encoder: str, kind: str) -> Head:
-        """The target's own head, or one trained on its latents.
+        """Return the target's own head, or train a head on its latents.
 
         Raises:
-            StitchError: a head of its own that has other classes than the data.
+            StitchError: the target's own head has other classes than the data.
         """
         key = (data, encoder, kind)
         if key not in self.heads:
@@ -266,7 +270,7 @@ class Bench:
         return self.heads[key]
 
     def decoder(self, cell: Cell, anchors: Tensor) -> Any:
-        """A head on the target's latents relative to the anchors."""
+        """Train a head on the target's latents relative to the anchors, or return the head of an earlier call."""
         key = (cell.data, cell.target, cell.head, cell.anchors, cell.seed)
         if key not in self.heads:
             rows, space = self.tables[cell.data], self.spaces[cell.data, cell.target]
@@ -276,7 +280,7 @@ class Bench:
         return self.heads[key]
 
     def about(self) -> dict[str, Any]:
-        """What the numbers are of."""
+        """Describe the suite, the versions, the device and the data that the numbers belong to."""
         names = self.suite.data
         return {
             "suite": asdict(self.suite),
@@ -300,9 +304,10 @@ class Bench:
         }
 
     def _singular_values(self, data: str, encoder: str) -> list[float]:
-        """Of centred and normalised anchors, as many as there are and the suite asks for, with the first seed.
+        """Return the singular values of centred and normalised anchors.
 
-        There are none of latents that are not finite.
+        Anchors are drawn with the first seed, at most as many as the suite asks for. Latents that are not finite have
+        no singular values.
         """
         if encoder in self.spoiled[data]:
             return []
@@ -316,7 +321,7 @@ def _versions() -> dict[str, str]:
 
 
 def _reordered(head: Head, first: Sequence[int]) -> Head:
-    """A head that ends in a linear layer, with these of its classes first, in this order, and the others after them."""
+    """Reorder a head that ends in a linear layer: the classes in `first`, in this order, then the other classes."""
     order = [*first, *(number for number in head.id2label if number not in first)]
     if order == list(head.id2label):
         return head

@@ -1,4 +1,4 @@
-"""The pictures of a report, as PNG, legible at the width of a README, in colours that colour-blind readers can tell."""
+"""Pictures of a report, as PNG, legible at the width of a README, in colours that colour-blind readers can tell."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,7 +25,7 @@ STYLES = ("-", "--", ":", "-.")
 
 
 def draw_all(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Draw what the results have; gives what each file shows, by its name."""
+    """Draw the pictures of the results, and return what each file shows, by its name."""
     cells, data = results["cells"], list(results["data"])
     most = {name: max((cell["anchors"] for cell in cells if cell["data"] == name), default=0) for name in data}
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
@@ -55,7 +55,7 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 
 def _draw(panels: Mapping[str, Callable[[Axes], None]], file: Path, *, columns: int | None = None) -> None:
-    """A panel for each title, two or three in a row; one legend for all of them, where their lines have labels."""
+    """Draw a panel for each title, two or three in a row, with a single legend if the lines have labels."""
     columns = columns or min(len(panels), 2 if len(panels) in (2, 4) else 3)
     rows = -(-len(panels) // columns)
     with rc_context({"font.size": 12, "axes.titlesize": 13}):
@@ -81,7 +81,7 @@ def _draw(panels: Mapping[str, Callable[[Axes], None]], file: Path, *, columns: 
 
 
 def _heat_map(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
-    """Sources by targets."""
+    """Draw accuracy as a matrix of sources by targets."""
     sources = sorted({cell["source"] for cell in cells})
     targets = sorted({cell["target"] for cell in cells})
     names = [*sources, *(one for one in targets if one not in sources)]
@@ -98,7 +98,7 @@ def _heat_map(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _numbered(axes: Axes, matrix: Any, *, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """A matrix of shares as colours with numbers on them."""
+    """Draw a matrix of shares as colours with numbers on them."""
     axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(matrix):
         if np.isfinite(value):
@@ -110,7 +110,7 @@ def _numbered(axes: Axes, matrix: Any, *, rows: Sequence[str], columns: Sequence
 
 
 def _curves(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
-    """Accuracy against anchors, a line a method."""
+    """Draw accuracy against anchors, with a line for each method."""
     counts = sorted({cell["anchors"] for cell in cells})
     native = np.mean([cell["native_accuracy"] for cell in cells])
     axes.axhline(native, color="black", linestyle="--", label="native")
@@ -134,13 +134,13 @@ def _curves(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[st
 
 
 def _by_seed(cells: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Mean accuracy over pairs and heads, for each seed."""
+    """Return the mean accuracy over pairs and heads, for each seed."""
     seeds = sorted({cell["seed"] for cell in cells})
     return [float(np.mean([cell["accuracy"] for cell in cells if cell["seed"] == seed])) for seed in seeds]
 
 
 def _spectra(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
-    """Singular values of each encoder's anchors."""
+    """Draw the singular values of each encoder's anchors."""
     for place, (name, each) in enumerate((name, each) for name, each in values.items() if each):
         relative = np.array(each) / each[0]
         axes.plot(
@@ -157,7 +157,7 @@ def _spectra(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
 
 
 def _diagram(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
-    """Accuracy against confidence, of at most four methods."""
+    """Draw accuracy against confidence, for at most four methods."""
     wanted = [one for one in ("auto", "linear", "procrustes", "inversion") if one in methods] or list(methods)[:4]
     axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
     for place, method in enumerate(wanted):
@@ -176,7 +176,7 @@ def _diagram(axes: Axes, cells: Sequence[Mapping[str, Any]], methods: Sequence[s
 
 
 def _draw_experiments(found: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, str]:
-    """Draw the paper's experiments that there are, a picture each; gives what each file shows, by its name."""
+    """Draw each of the paper's experiments in the results, and return what each file shows, by its name."""
     titles = {
         "reconstruction": "How much of a space comes back from its own relative representation, by the paper's "
         "inversion; pruned anchors have no two with a larger |cosine|",
@@ -210,7 +210,7 @@ def _draw_experiments(found: Sequence[Mapping[str, Any]], folder: Path) -> dict[
 
 
 def _returned(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    """Cosine of what came back against anchors: a colour an encoder, a style a pruning."""
+    """Draw the cosine of returned latents against anchors: a colour for each encoder, a style for each pruning."""
     prunings = list(dict.fromkeys(row["pruning"] for one in found for row in one["rows"]))
     for place, pruning in enumerate(prunings):
         style: dict[str, Any] = {"linestyle": STYLES[place % len(STYLES)], "marker": MARKERS[place], "linewidth": 2}
@@ -227,7 +227,7 @@ def _returned(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[s
 
 
 def _alike(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Encoders by encoders."""
+    """Draw the correlation of cosines as a matrix of encoders by encoders."""
     names = list(dict.fromkeys(name for row in rows for name in (row["a"], row["b"])))
     matrix = np.eye(len(names))
     for row in rows:
@@ -237,7 +237,7 @@ def _alike(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def norms(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    """Quantiles of the norms of each encoder's latents."""
+    """Draw quantiles of the norms of each encoder's latents."""
     spaces = {one["encoder"]: one["norms"] for one in found}
     for place, (encoder, quantiles) in enumerate(spaces.items()):
         low, quarter, middle, three, high = (quantiles[f"quantile_{q}"] for q in (0.05, 0.25, 0.5, 0.75, 0.95))
@@ -251,7 +251,7 @@ def norms(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, 
 
 
 def kept(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    """Share of answers against the factor: a colour an encoder, a style a kind of head."""
+    """Draw the share of kept answers against the factor: a colour for each encoder, a style for each kind of head."""
     kinds = list(dict.fromkeys(one["head"] for one in found))
     for one in found:
         factors = [row["factor"] for row in one["rows"]]
@@ -270,7 +270,7 @@ def kept(axes: Axes, found: Sequence[Mapping[str, Any]], colours: Mapping[str, s
 
 
 def _logarithmic(axes: Axes, ticks: Mapping[float, str]) -> None:
-    """A logarithmic x axis with these ticks and no others, and a grid."""
+    """Set a logarithmic x axis with only these ticks, and a grid."""
     axes.set_xscale("log")
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
@@ -285,10 +285,10 @@ def draw_stitching(
     names: Sequence[str],
     file: Path,
 ) -> None:
-    """Latents `(n, d_target)` of each space in one plane, and the confusion matrix of the last one's predictions.
+    """Draw latents `(n, d_target)` of each space in a common plane, and the confusion matrix of the predictions.
 
-    The plane is that of the first space's two principal components, so that panels can be compared; the ten most
-    frequent classes are drawn.
+    The first space's two principal components span the plane, so that panels can be compared. The ten most frequent
+    classes are drawn. The predictions belong to the last space.
     """
     reference = next(iter(spaces.values())).double()
     centre = reference.mean(0)
@@ -305,7 +305,7 @@ def draw_stitching(
 
 
 def _scatter(axis: Axes, points: Tensor, *, labels: Tensor, shown: Sequence[int], names: Sequence[str]) -> None:
-    """Points of some classes, each class in its own colour and shape."""
+    """Draw points of some classes, each class in its own colour and shape."""
     for place, label in enumerate(shown):
         chosen = points[labels == label]
         axis.scatter(
@@ -323,7 +323,7 @@ def _scatter(axis: Axes, points: Tensor, *, labels: Tensor, shown: Sequence[int]
 
 
 def _draw_confusion(axis: Axes, *, labels: Tensor, predictions: Tensor, names: Sequence[str]) -> None:
-    """How often each true class (row) is answered with each class (column), as shares of the row."""
+    """Draw how often each true class (row) is answered with each class (column), as shares of the row."""
     counts = torch.zeros(len(names), len(names))
     counts.index_put_((labels, predictions), torch.ones(len(labels)), accumulate=True)
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)

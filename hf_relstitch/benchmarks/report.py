@@ -1,4 +1,4 @@
-"""Reports: what results say, as Markdown with pictures, and what sets two runs apart."""
+"""Reports of results as Markdown with pictures, and comparisons of two runs."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +16,10 @@ PAIR = ("data", "head", "source", "target")
 
 
 def read_results(place: str | Path) -> dict[str, Any]:
-    """The results in a folder that `run_suite` wrote, or in its `results.json`.
+    """Read the results in a folder that `run_suite` wrote, or in its `results.json`.
 
     Raises:
-        StitchError: there are none, or they are of a newer format.
+        StitchError: there are no results, or they have a newer format.
     """
     path = Path(place)
     if not path.exists():
@@ -33,7 +33,7 @@ def read_results(place: str | Path) -> dict[str, Any]:
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.md` and its pictures beside `results.json`; gives the path of the report.
+    """Write `report.md` and its pictures beside `results.json`, and return the path of the report.
 
     Raises:
         StitchError: there are no results.
@@ -48,7 +48,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     suite, cells, failures = results["suite"], results["cells"], results["failures"]
     parts = [f"# {suite['name']}", *([suite["description"]] if suite["description"] else [])]
     parts += [f"{len(cells)} cells measured, {len(failures)} failed; seeds {', '.join(map(str, suite['seeds']))}."]
@@ -74,7 +74,7 @@ def _markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
 
 
 def _pair_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Mean accuracy over seeds ± standard deviation, a row a pair; the best method in bold."""
+    """Tabulate mean accuracy over seeds ± standard deviation, with a row for each pair and the best method in bold."""
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
     rows = []
     for (data, head, source, target), group in _grouped(cells, PAIR).items():
@@ -87,7 +87,7 @@ def _pair_table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _method_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Means over pairs, heads and seeds of each number of anchors, and of the other scores at the most anchors."""
+    """Tabulate means over pairs, heads and seeds by number of anchors, and of the other scores at the most anchors."""
     counts, rows = sorted({cell["anchors"] for cell in cells}), []
     for (method,), group in _grouped(cells, ("method",)).items():
         by_count = {count: [cell for cell in group if cell["anchors"] == count] for count in counts}
@@ -101,7 +101,7 @@ def _method_table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _foretold_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Of each method and number of anchors: how near, and how often inside the interval."""
+    """Tabulate, by method and number of anchors, how near the forecast is and how often its interval holds."""
     rows = []
     for (method, count), group in _grouped(cells, ("method", "anchors")).items():
         off = [abs(cell["expected_agreement"] - cell["agreement"]) for cell in group]
@@ -113,7 +113,7 @@ def _foretold_table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _raw_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Stitched models on raw inputs, beside what the latents that are kept give on the same rows."""
+    """Tabulate stitched models on raw inputs, beside the cached latents of the same rows."""
     rows = [
         [
             cell["data"],
@@ -127,7 +127,7 @@ def _raw_table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _model_table(measured: Sequence[Mapping[str, Any]]) -> str:
-    """Stitched models as they are."""
+    """Tabulate the results of finished stitched models."""
     rows = [
         [one["data"], one["model"], f"`{one['commit'] or 'a folder'}`", str(one["rows"])]
         + [_decimal(one[name]) for name in ("accuracy", "f1", "ece")]
@@ -137,7 +137,7 @@ def _model_table(measured: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _reconstruction_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Cosine of what comes back with the true latents, by number of anchors; at the most, what pruning keeps."""
+    """Tabulate the cosine of returned and true latents by number of anchors, and what pruning keeps at the most."""
     counts = sorted({row["num_anchors"] for one in found for row in one["rows"]})
     rows = []
     for one in found:
@@ -153,7 +153,7 @@ def _reconstruction_table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _angles_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """How alike two spaces are in shape."""
+    """Tabulate how similar in shape two spaces are."""
     rows = [
         [one["data"], f"{row['a']}, {row['b']}", _decimal(row["cosine_correlation"]), _decimal(row["cka"])]
         for one in found
@@ -163,7 +163,7 @@ def _angles_table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _scale_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """How norms are spread, and what share of answers a head keeps when its latents are scaled."""
+    """Tabulate the spread of norms, and the share of answers that a head keeps when its latents are scaled."""
     factors = sorted({row["factor"] for one in found for row in one["rows"]} - {1.0})
     rows = []
     for one in found:
@@ -183,7 +183,7 @@ EXPERIMENTS = {
 
 
 def _failure_table(failures: Sequence[Mapping[str, Any]]) -> str:
-    """What failed, and why."""
+    """Tabulate the failures and their errors."""
     rows = []
     for one in failures:
         what = ", ".join(f"{name} {value}" for name, value in one.items() if name != "error")
@@ -192,7 +192,7 @@ def _failure_table(failures: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _data_table(data: Mapping[str, Any]) -> str:
-    """Where everything comes from."""
+    """Tabulate the origin of all data and encoders."""
     rows = [
         [
             name,
@@ -209,10 +209,10 @@ def _data_table(data: Mapping[str, Any]) -> str:
 
 
 def compare(first: str | Path, second: str | Path) -> str:
-    """Two runs side by side, as Markdown: accuracy of each pair, method and number of anchors in both.
+    """Compare two runs as Markdown: the accuracy of each pair, head, method and number of anchors that both have.
 
     Raises:
-        StitchError: there are no results, or they have no cell in common.
+        StitchError: there are no results, or the runs have no cell in common.
     """
     keys = ("data", "head", "source", "target", "method", "anchors")
     one, other = (read_results(place) for place in (first, second))
@@ -250,7 +250,7 @@ def compare(first: str | Path, second: str | Path) -> str:
 
 
 def _grouped(cells: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-    """Cells by what they have in common, in their order."""
+    """Group cells by the values of some keys, in the cells' order."""
     groups = defaultdict(list)
     for cell in cells:
         groups[tuple(cell[key] for key in keys)].append(cell)
@@ -258,7 +258,7 @@ def _grouped(cells: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> dict[tu
 
 
 def _spread(values: Sequence[float], *, bold: bool = False, deviation: bool = True) -> str:
-    """Mean ± standard deviation."""
+    """Format the mean ± standard deviation."""
     if not values:
         return "–"
     mean = f"**{_decimal(fmean(values))}**" if bold else _decimal(fmean(values))
@@ -266,11 +266,11 @@ def _spread(values: Sequence[float], *, bold: bool = False, deviation: bool = Tr
 
 
 def _decimal(value: float) -> str:
-    """Three decimals without the zero before them."""
+    """Format three decimals without the zero before them."""
     return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,4 +1,4 @@
-"""The rows of a data set, shuffled and divided into those for heads, for tests and for anchors."""
+"""Rows of a data set, shuffled and divided into rows for heads, for tests and for anchors."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,10 +28,10 @@ CANDIDATES = 4
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of one data set: first those for heads, then those for tests, then those for anchors.
+    """Hold the rows of a data set: first the rows for heads, then for tests, then for anchors.
 
-    `inputs` and `latents` have the rows of each name in the suite; one of them is empty. `revision` is the commit of a
-    data set on the Hub.
+    `inputs` and `latents` have the rows of each name in the suite; either of them is empty. `revision` is the commit of
+    a data set on the Hub.
     """
 
     name: str
@@ -45,25 +45,25 @@ class Rows:
 
     @property
     def heads(self) -> slice:
-        """Rows that heads are trained on."""
+        """Return the rows that train the heads."""
         return slice(0, self.head_rows)
 
     @property
     def tests(self) -> slice:
-        """Rows that are tested on."""
+        """Return the rows for the tests."""
         return slice(self.head_rows, self.head_rows + self.test_rows)
 
     @property
     def candidates(self) -> slice:
-        """Rows that anchors are drawn from."""
+        """Return the rows that anchors are drawn from."""
         return slice(self.head_rows + self.test_rows, len(self.labels))
 
 
 def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: int, given: Dataset | None) -> Rows:
-    """Read the rows that a suite needs of one data set.
+    """Read the rows that a suite needs from a data set.
 
     Raises:
-        StitchError: no such data, column or tensor, or too few rows; the error names the line.
+        StitchError: the data, a column or a tensor does not exist, or there are too few rows; the error names the line.
     """
     at: Path_ = ("data", name)
     if spec.latents:
@@ -95,7 +95,7 @@ def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: in
 
 
 def _stored(name: str, spec: DataSpec, document: Document, at: Path_, *, most_anchors: int) -> Rows:
-    """Rows of a safetensors file with latents and labels."""
+    """Read the rows of a safetensors file with latents and labels."""
     try:
         tensors = load_file(spec.path or "")
     except (OSError, SafetensorError) as error:
@@ -114,10 +114,10 @@ def _stored(name: str, spec: DataSpec, document: Document, at: Path_, *, most_an
 
 
 def _check_stored(tensors: Mapping[str, Tensor], spec: DataSpec, document: Document, at: Path_) -> None:
-    """Refuse labels that are not one a row, and latents that are not `(n, d)` floats with as many rows.
+    """Check that labels have the shape `(n,)`, and that latents are `(n, d)` floats with as many rows.
 
     Raises:
-        StitchError: there are such ones.
+        StitchError: the labels or the latents have another shape or dtype.
     """
     labels = tensors[spec.label]
     if labels.ndim != 1:
@@ -138,7 +138,7 @@ def _check_stored(tensors: Mapping[str, Tensor], spec: DataSpec, document: Docum
 
 
 def _commit(spec: DataSpec) -> str | None:
-    """The commit that a data set on the Hub is at; None for files, folders, and where the Hub cannot be asked."""
+    """Return the commit of a data set on the Hub; None for files and folders, and if the Hub does not answer."""
     place = str(spec.path)
     if Path(place).suffix in TABLES or Path(place).exists() or dataset_id(place) is None:
         return None
@@ -148,7 +148,7 @@ def _commit(spec: DataSpec) -> str | None:
 
 
 def _split(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
-    """A split, with the columns of other configs that are wanted; rows that are not in all of these are left out."""
+    """Load a split, with the suite's columns of other configs; rows missing in any of them are left out."""
     table = _load(spec, split, document, at)
     for key, column in spec.inputs.items():
         if ":" not in column:
@@ -185,7 +185,7 @@ def _some(table: Dataset, start: int, count: int) -> Dataset:
 
 
 def _labels(values: list[Any], feature: Any) -> tuple[Tensor, list[str]]:
-    """Labels as numbers from 0, and the names of the classes."""
+    """Return labels as numbers from 0, and the names of the classes."""
     if any(value is None or (isinstance(feature, ClassLabel) and value < 0) for value in values):
         raise StitchError("some rows have no label: leave them out of the data")
     if isinstance(feature, ClassLabel):

@@ -1,4 +1,4 @@
-"""Running a suite: cells, each computed once and kept, and what comes out as one file."""
+"""Runs of a suite: each cell is computed once and kept, and a single file holds all results."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -32,24 +32,24 @@ def run_suite(
     models: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure all that a suite asks for, and write `results.json`; gives its content.
+    """Run a suite, write `results.json`, and return its content.
 
-    What is there from a run that was stopped, or of another suite in the same folder, is not computed again: latents
-    are kept by the model and the inputs that they are of, cells by all that they depend on. A cell that fails is
-    reported, and tried again the next time. Under `accelerate launch` the processes share the encoding, and the
-    first one computes the cells.
+    Results of a stopped run, or of another suite in the same folder, are not computed again. Latents are kept by their
+    model and inputs, cells by everything that they depend on. A cell that fails is reported, and the next run
+    tries it again. Under `accelerate launch` the processes share the encoding, and the first process computes the
+    cells.
 
     Args:
-        suite: a YAML file, the name of a suite that is shipped, or the same as a dict.
-        out: the folder.
-        encoders: encoders of the suite that are given here, by name, whatever they are made of.
-        data: data sets of the suite that are given here, by name.
-        models: stitched models, folders or Hub ids, to be measured as they are on the data that their encoders read.
-        progress: whether to show progress bars, with the time left.
+        suite: a YAML file, the name of a shipped suite, or the suite as a dict.
+        out: the folder for latents, cells and results.
+        encoders: encoders of the suite, by name, of any kind; the suite needs no model for them.
+        data: data sets of the suite, by name; the suite needs no path for them.
+        models: finished stitched models, folders or Hub ids, to measure on the data that their encoders read.
+        progress: show progress bars, with the time left.
 
     Raises:
-        StitchError: a suite, data or models that cannot be used, of which the error names the line; or a folder that
-            cannot be written. In the other processes of `accelerate launch`, also that the first one failed.
+        StitchError: the suite, data or models cannot be used, and the error names the line; or the folder cannot be
+            written. The other processes of `accelerate launch` also raise it when the first process failed.
     """
     if isinstance(suite, dict):
         document = Document(suite)
@@ -82,7 +82,7 @@ def run_suite(
 
 
 def _by_first(work: Callable[[], None], lock: FileLock) -> list[None]:
-    """Let the first process work while the others wait for its lock, which a long collective would not survive."""
+    """Let the first process work while the others wait for its lock: a collective operation would time out."""
     state = accelerate_state()
     with lock if state.is_main_process else nullcontext():
         state.wait_for_everyone()  # until the first has the lock
@@ -93,7 +93,7 @@ def _by_first(work: Callable[[], None], lock: FileLock) -> list[None]:
 
 
 def compute(tasks: Iterable[Task], folder: Path, *, progress: bool) -> tuple[dict[str, list[Any]], list[Any]]:
-    """Compute the tasks that are not in the folder; gives all numbers by their kind, and what failed."""
+    """Compute the tasks that the folder lacks, and return all numbers by their kind, and the failures."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {task: folder / f"{task.key}.json" for task in tasks}
     failures: dict[Task, str] = {}

@@ -1,4 +1,4 @@
-"""What a cell is scored by: metrics of `evaluate`, and calibration."""
+"""Scores of a cell: metrics of `evaluate`, and calibration."""
 
 from functools import cache
 from typing import Any
@@ -10,9 +10,9 @@ from hf_relstitch.metrics import F1, Accuracy, NativeAgreement
 
 
 def score(logits: Tensor, native_logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Scores of logits `(n, classes)` against labels and against the target's own logits on the same inputs.
+    """Score logits `(n, classes)` against labels and against the target's own logits on the same inputs.
 
-    `reliability` has a row `[inputs, mean confidence, accuracy]` for each bin of confidence; `ece` sums it up.
+    `reliability` has a row `[inputs, mean confidence, accuracy]` for each bin of confidence. `ece` sums it up.
     """
     answers, native = logits.argmax(-1), native_logits.argmax(-1)
     accuracy, _, agreement = metrics()
@@ -24,7 +24,7 @@ def score(logits: Tensor, native_logits: Tensor, labels: Tensor) -> dict[str, An
 
 
 def own_scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Those of the scores that need nothing but the logits and the labels."""
+    """Score logits by the scores that need only the logits and the labels."""
     answers = logits.argmax(-1)
     accuracy, f1, _ = metrics()
     bins = calibration(logits, labels)
@@ -40,10 +40,10 @@ def own_scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 @cache
 def metrics() -> tuple[Any, ...]:
-    """The metrics, made once."""
+    """Load the metrics, once for all calls: accuracy, F1 and agreement with the target."""
     return Accuracy(keep_in_memory=True), F1(keep_in_memory=True), NativeAgreement(keep_in_memory=True)
 
 
 def calibration(logits: Tensor, labels: Tensor) -> Reliability:
-    """Confidence and accuracy by bins of confidence."""
+    """Measure confidence and accuracy by bins of confidence."""
     return reliability(logits.double().softmax(-1), labels)

@@ -1,4 +1,4 @@
-"""A suite: which encoders, heads, translations and numbers of anchors to measure, on which data."""
+"""Suites: encoders, heads, translations and numbers of anchors to measure, and the data to measure them on."""
 
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -32,7 +32,7 @@ SHIPPED = Path(__file__).with_name("suites")
 
 
 def _pair(document: Document, value: Any, path: Path_) -> tuple[str, str]:
-    """A rule for `[source, target]`."""
+    """Check that a value is `[source, target]`, and return it."""
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(one, str) for one in value):
         raise document.error(path, f"{'.'.join(map(str, path))} is {value!r}: expected [source, target], two names")
     return (value[0], value[1])
@@ -40,9 +40,10 @@ def _pair(document: Document, value: Any, path: Path_) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A model: an encoder, or a classifier, which brings its own head; neither, where Python gives the encoder.
+    """Hold a model's settings: an encoder, or a classifier, which brings its own head.
 
-    `input` is the name, among the `inputs` of the data, of what it reads; by default that of its modality.
+    Both are None if Python passes the encoder. `input` is the name, among the `inputs` of the data, of the column that
+    it reads; by default its modality.
     """
 
     model: str | None = field(default=None, metadata={"rule": text})
@@ -55,12 +56,13 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Labeled rows: a `datasets` data set, files of one (Parquet, CSV, JSON), or latents in a safetensors file.
+    """Hold the settings of labeled rows: a `datasets` data set, files of rows, or latents in a safetensors file.
 
-    `inputs` maps names to columns, of which each is what some encoders read; `CONFIG:COLUMN` is a column of another
-    config, such as another language, whose rows are found by the column `match`. `latents` maps names, which then stand
-    for encoders, to tensors of the file. Rows are shuffled, always alike, and divided: `head_rows` train the heads,
-    `test_rows` are tested on (from `test_split` if there is one), anchors are drawn from others.
+    Files of rows are Parquet, CSV or JSON. `inputs` maps names to columns; each column is the input of some encoders.
+    `CONFIG:COLUMN` is a column of another config, for example another language, whose rows are found by the column
+    `match`. `latents` maps names, which then stand for encoders, to tensors of the file. Rows are shuffled, always in
+    the same order, and divided: `head_rows` train the heads, `test_rows` are for tests (from `test_split` if it is
+    set), anchors are drawn from other rows.
     """
 
     head_rows: int = field(metadata={"rule": number(at_least=2)})
@@ -79,10 +81,10 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured: every pair of every data set × heads × methods × numbers of anchors × seeds.
+    """Hold a benchmark's settings: every pair of every data set × heads × methods × numbers of anchors × seeds.
 
-    `experiments` are those of the paper on the encoders' own spaces. With `raw_rows` the stitched model of each pair,
-    with the most anchors, also classifies that many tests from raw inputs, driven by `evaluate`.
+    `experiments` names the paper's experiments on the encoders' own spaces. With `raw_rows` the stitched model of each
+    pair, with the most anchors, also classifies that many tests from raw inputs, driven by `evaluate`.
     """
 
     name: str = field(metadata={"rule": text})
@@ -97,20 +99,20 @@ class Suite:
     description: str = field(default="", metadata={"rule": text})
 
     def pairs(self, data: str) -> tuple[tuple[str, str], ...]:
-        """Source and target of each pair on a data set: those that it names, or all."""
+        """Return the source and target of each pair on a data set: the pairs that it names, or all pairs."""
         spec = self.data[data]
         return spec.pairs or tuple(permutations(spec.latents or self.encoders, 2))
 
     def encoders_of(self, data: str) -> list[str]:
-        """The encoders of a data set's pairs, each once."""
+        """Return the encoders of a data set's pairs, each once."""
         return list(dict.fromkeys(name for each in self.pairs(data) for name in each))
 
 
 def load_suite(place: str | Path) -> tuple[Suite, Document]:
-    """A suite from a YAML file, or one that is shipped, by its name; and where its lines are.
+    """Load a suite from a YAML file, or a shipped suite by its name, with its document, which knows the lines.
 
     Raises:
-        StitchError: no such file, or a suite that cannot be; the error names the line and what is allowed.
+        StitchError: the file does not exist, or the suite is not valid; the error names the line and what is allowed.
     """
     shipped = SHIPPED / f"{place}.yaml"
     document = Document.read(shipped if shipped.is_file() and not Path(place).is_file() else place)
@@ -118,10 +120,10 @@ def load_suite(place: str | Path) -> tuple[Suite, Document]:
 
 
 def check_suite(document: Document) -> Suite:
-    """The suite that a document holds.
+    """Check a document, and return its suite.
 
     Raises:
-        StitchError: an unknown key, a missing one, a value that is not allowed, or a name that stands for nothing.
+        StitchError: a key is unknown or missing, a value is not allowed, or a name stands for nothing.
     """
     suite = document.into(Suite, document.content, ())
     if not suite.data:
@@ -135,10 +137,10 @@ def check_suite(document: Document) -> Suite:
 
 
 def _check_data(name: str, suite: Suite, document: Document) -> None:
-    """See that a data set of a suite has inputs or latents, and pairs.
+    """Check that a data set of a suite has inputs or latents, and pairs.
 
     Raises:
-        StitchError: it does not.
+        StitchError: it does not have them.
     """
     data, at = suite.data[name], ("data", name)
     if bool(data.inputs) == bool(data.latents):

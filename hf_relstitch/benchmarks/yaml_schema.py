@@ -1,4 +1,4 @@
-"""Reading YAML into dataclasses; an error names the line and what is allowed there."""
+"""YAML as dataclasses; an error names the line and what is allowed there."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -13,14 +13,14 @@ from hf_relstitch.core.errors import StitchError
 Path_ = tuple[str | int, ...]
 T = TypeVar("T")
 DEEPEST, LONGEST = 8, 10_000
-"""Keys that lead to a value, and values in all: a file of aliases could go on for ever."""
+"""Most keys that lead to a value, and most values in all: a file of aliases could go on for ever."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """Plain values of a YAML file, and the line of each, by the keys that lead to it.
+    """Hold the plain values of a YAML file, and the line of each value, by the keys that lead to it.
 
-    Values that come from Python have no lines, and `file` says so.
+    Values that come from Python have no lines; `file` is then "the suite".
     """
 
     content: Any
@@ -29,10 +29,10 @@ class Document:
 
     @classmethod
     def read(cls, file: str | Path) -> "Document":
-        """Read a file.
+        """Read a YAML file.
 
         Raises:
-            StitchError: it is not there, or is not YAML; a key stands twice.
+            StitchError: the file does not exist or is not YAML, or a mapping has the same key twice.
         """
         path = Path(file)
         if not path.is_file():
@@ -48,15 +48,15 @@ class Document:
             raise StitchError(f"{path} is not YAML: {error}") from error
 
     def error(self, path: Path_, message: str) -> StitchError:
-        """An error at the value that these keys lead to."""
+        """Return an error that names the line of the value that these keys lead to."""
         line = next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), None)
         return StitchError(f"{self.file}, line {line}: {message}" if line else f"{self.file}: {message}")
 
     def into(self, cls: type[T], content: Any, path: Path_) -> T:
-        """A dataclass of a mapping: fields with `metadata["allowed"]` are checked, `metadata["of"]` are read further.
+        """Convert a mapping to a dataclass; the rule in each field's `metadata["rule"]` checks and converts its value.
 
         Raises:
-            StitchError: it is no mapping; an unknown key, a missing one, or a value that is not allowed.
+            StitchError: the content is not a mapping, a key is unknown or missing, or a value is not allowed.
         """
         known = {each.name: each for each in fields(cls)}  # type: ignore[arg-type]
         if not isinstance(content, dict):
@@ -79,7 +79,7 @@ class Document:
 
 
 def one_of(*allowed: str) -> Any:
-    """A rule for one of some words."""
+    """Return a rule that allows only these words."""
 
     def rule(document: Document, value: Any, path: Path_) -> Any:
         if value not in allowed:
@@ -92,14 +92,14 @@ def one_of(*allowed: str) -> Any:
 
 
 def text(document: Document, value: Any, path: Path_) -> str:
-    """A rule for a word or a line."""
+    """Check that a value is text and not empty, and return it."""
     if not isinstance(value, str) or not value:
         raise document.error(path, f"{_name(path)} is {value!r}: expected text")
     return value
 
 
 def number(*, at_least: int) -> Any:
-    """A rule for a whole number."""
+    """Return a rule that allows whole numbers from `at_least` on."""
 
     def rule(document: Document, value: Any, path: Path_) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
@@ -110,7 +110,7 @@ def number(*, at_least: int) -> Any:
 
 
 def many(rule: Any) -> Any:
-    """A rule for a list of at least one, each different."""
+    """Return a rule for a list of one or more different values, each checked by `rule`."""
 
     def rule_for_all(document: Document, value: Any, path: Path_) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple) or not value:
@@ -124,7 +124,7 @@ def many(rule: Any) -> Any:
 
 
 def named(rule: Any) -> Any:
-    """A rule for a mapping from names of the reader's own."""
+    """Return a rule for a mapping from any names to values, each checked by `rule`."""
 
     def rule_for_all(document: Document, value: Any, path: Path_) -> dict[str, Any]:
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
@@ -135,12 +135,12 @@ def named(rule: Any) -> Any:
 
 
 def nested(cls: type[T]) -> Any:
-    """A rule for a dataclass within a dataclass."""
+    """Return a rule for a dataclass within a dataclass."""
     return lambda document, value, path: document.into(cls, {} if value is None else value, path)
 
 
 def _number(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: str) -> None:
-    """Write down the line of each value, of a mapping's the line of its key."""
+    """Record the line of each value; for a value in a mapping, the line of its key."""
     if len(path) > DEEPEST or len(lines) > LONGEST:
         raise StitchError(f"{file}, line {node.start_mark.line + 1}: this is deeper, or longer, than a suite can be")
     lines.setdefault(path, node.start_mark.line + 1)

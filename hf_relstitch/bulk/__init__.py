@@ -1,4 +1,4 @@
-"""Translating stored latents, files and vector indexes, in constant memory: see `translate_files`, `move_table`."""
+"""Translation of stored latents, files and vector indexes, in constant memory: see `translate_files`, `move_table`."""
 
 from hf_relstitch.bulk.chroma_store import move_collection
 from hf_relstitch.bulk.faiss_store import move_index, translate_index

@@ -1,4 +1,7 @@
-"""A Chroma collection moved to another encoder's space: a new collection, which appears whole or not at all."""
+"""Moves of a Chroma collection to another encoder's space.
+
+The move makes a new collection, which appears whole or not at all.
+"""
 
 import re
 from collections.abc import Iterator
@@ -38,28 +41,28 @@ def move_collection(
     batch_size: int = 1000,
     progress: bool = True,
 ) -> int:
-    """Copy a Chroma collection with its vectors translated and all else as it was; return its number of records.
+    """Copy a Chroma collection with its vectors translated and all else unchanged, and return its number of records.
 
-    The metadata of the new one say under `hf_relstitch` what it was made of. The old collection stays as it was.
-    Records are gathered in the collection `<new>-partial`, which takes its name when all are there; a move that was
-    stopped goes on with the records that are missing. Records that are added to the old collection or deleted from it
-    meanwhile are followed to the end of the move, those that are altered are not. In memory are all ids and one batch.
-    Rows of zeros stay zeros.
+    The new collection's metadata says under `hf_relstitch` which translation and collection it comes from. The old
+    collection does not change. Records are gathered in the collection `<new>-partial`, which takes its name when it is
+    complete. A move that was stopped continues with the missing records. The move follows records that are added to the
+    old collection or deleted from it meanwhile. It does not follow records that are altered. All ids and a single batch
+    are in memory. Rows of zeros stay zeros.
 
     Args:
-        model: a translation, as of `translation_between`, or its file; or a stitched model: a folder, a Hub id, one
-            in memory.
-        client: a Chroma client, such as `chromadb.HttpClient()`.
+        model: a translation that `translation_between` returned, or its file; or a stitched model: a folder, a Hub
+            id, or a model in memory.
+        client: a Chroma client, for example `chromadb.HttpClient()`.
         old: the collection to read, or its name.
         new: the name of the collection to make.
-        embedding_function: the new encoder's, with which Chroma is to encode what is added to the new collection; left
-            out, the new collection has none, and a log line says so where the old one has one.
+        embedding_function: the new encoder's function, with which Chroma encodes additions to the new collection.
+            Without it the new collection has none, and a log line says so if the old collection has one.
         batch_size: records to translate at a time; a server takes no more than its `get_max_batch_size()`.
-        progress: whether to show a progress bar.
+        progress: show a progress bar.
 
     Raises:
-        StitchError: no such collection, vectors that cannot be translated or were translated by this model already, a
-            name that is taken or cannot be, or an unfinished move of something else under this name.
+        StitchError: the collection does not exist, its vectors cannot be translated or were translated by this model
+            already, the new name is taken or not allowed, or this name has an unfinished move of something else.
     """
     old = old if isinstance(old, str) else old.name
     _check_name(new)
@@ -99,7 +102,7 @@ def move_collection(
 
 
 def _check_name(name: str) -> None:
-    """Refuse what a server refuses as a name, before anything is moved."""
+    """Refuse a name that a server refuses, before anything is moved."""
     is_allowed = re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._-]+[a-zA-Z0-9]", name) and ".." not in name
     longest = LONGEST_NAME - len(PARTIAL)
     if not is_allowed or re.fullmatch(r"\d{1,3}(\.\d{1,3}){3}", name) or len(name) > longest:
@@ -116,7 +119,7 @@ def _describe_index(collection: "Collection") -> Any:
 
 
 def _tell_embedding_function(source: "Collection", given: Any, new: str) -> None:
-    """Say that the encoder that Chroma knows of the old collection is not the new one's."""
+    """Log that the new collection does not have the encoder that Chroma knows of the old collection."""
     known = source.configuration_json.get("embedding_function") or {}
     if given is None and known.get("name"):
         logger.warning(
@@ -126,7 +129,7 @@ def _tell_embedding_function(source: "Collection", given: Any, new: str) -> None
 
 
 def _follow(source: "Collection", partial: "Collection") -> list[str]:
-    """List the ids that are still missing; delete those that are in the old collection no more from the new one."""
+    """List the ids that are still missing, and delete from the new collection the ids that the old one has lost."""
     wanted, moved = (list(_ids(collection)) for collection in (source, partial))
     unlisted = sorted(set(moved) - set(wanted))
     for start in range(0, len(unlisted), 1000):
@@ -143,7 +146,7 @@ def _ids(collection: "Collection") -> Iterator[str]:
 
 
 def _pages(read: Any, size: int = 10_000) -> Iterator[Any]:
-    """Yield everything that a paged call gives."""
+    """Yield everything that a paged call returns."""
     offset = 0
     while page := list(read(limit=size, offset=offset)):
         yield from page

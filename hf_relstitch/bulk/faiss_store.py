@@ -1,4 +1,7 @@
-"""A FAISS index moved to another encoder's space: a new index of the same type, trained on the translated vectors."""
+"""Moves of a FAISS index to another encoder's space.
+
+The move makes a new index of the same type, trained on the translated vectors.
+"""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +31,7 @@ FACTORIES = {
     "IndexIVFPQ": "IVF{index.nlist},PQ{index.pq.M}x{index.pq.nbits}",
     "IndexPQ": "PQ{index.pq.M}x{index.pq.nbits}",
 }
-"""What makes an index of a type, in the words of FAISS's `index_factory`."""
+"""Types of index, in the words of FAISS's `index_factory`."""
 PARAMETERS = ("nprobe", "hnsw.efSearch", "hnsw.efConstruction")
 LOSSY = ("IndexIVFPQ", "IndexPQ")
 
@@ -36,21 +39,21 @@ LOSSY = ("IndexIVFPQ", "IndexPQ")
 def move_index(
     model: AnyModel, old: str | Path, new: str | Path, *, batch_size: int = 16384, progress: bool = True
 ) -> int:
-    """Write a FAISS index's file with its vectors translated; return its number of vectors.
+    """Copy a FAISS index's file with its vectors translated, and return its number of vectors.
 
-    See `translate_index`. The old file stays as it was, the new one appears whole or not at all, and beside it is
-    `<new>.json`, which says what it was made of.
+    See `translate_index`. The old file does not change. The new file appears whole or not at all. Beside it,
+    `<new>.json` says which translation and index it comes from.
 
     Args:
-        model: a translation, as of `translation_between`, or its file; or a stitched model.
+        model: a translation that `translation_between` returned, or its file; or a stitched model.
         old: the index's file.
         new: the file to write.
         batch_size: vectors to translate at a time.
-        progress: whether to show a progress bar.
+        progress: show a progress bar.
 
     Raises:
-        StitchError: no such file, an index of a type that is not known, vectors that cannot be translated or were
-            translated by this model already, or a file that is there.
+        StitchError: the old file does not exist, its index has an unknown type, its vectors cannot be translated or
+            were translated by this model already, or the new file exists already.
     """
     faiss, file, note = _import(), Path(new), Path(f"{old}.json")
     if file.exists():
@@ -72,18 +75,18 @@ def translate_index(
 ) -> "faiss.Index":
     """Return a new index of the same type, with the vectors of `index` translated and its ids.
 
-    Number of lists, neighbours, bytes a code, metric and search parameters are those of the old index. What is trained
-    (lists and codes) is trained anew on the translated vectors. Of an index with codes the vectors that it gives back
-    are translated, which are not those that were added; a log line says so. All vectors are in memory.
+    The new index keeps the old index's number of lists, neighbours, bytes a code, metric and search parameters. Lists
+    and codes are trained on the translated vectors. An index with codes returns other vectors than were added; these
+    are translated, and a log line says so. All vectors are in memory.
 
     Args:
-        model: a translation, as of `translation_between`, or its file; or a stitched model.
+        model: a translation that `translation_between` returned, or its file; or a stitched model.
         index: Flat, HNSW, IVF, IVF with PQ, or PQ; with or without ids of its own (`IndexIDMap`).
         batch_size: vectors to translate at a time.
-        progress: whether to show a progress bar.
+        progress: show a progress bar.
 
     Raises:
-        StitchError: an index of another type, or vectors that cannot be translated.
+        StitchError: the index has another type, or its vectors cannot be translated.
     """
     return _translate(index, document_translator(model, "vectors", batch_size), "the index", progress=progress)
 

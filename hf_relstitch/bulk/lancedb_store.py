@@ -1,4 +1,7 @@
-"""A LanceDB table moved to another encoder's space: a new table, which appears whole or not at all."""
+"""Moves of a LanceDB table to another encoder's space.
+
+The move makes a new table, which appears whole or not at all.
+"""
 
 import re
 from collections.abc import Iterator
@@ -29,9 +32,9 @@ if TYPE_CHECKING:
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 FOR_ANOTHER_MODEL = ("embedding_functions", "embedding_config")
-"""What LanceDB notes of the encoder that fills a table, which the new table is not filled by."""
+"""Keys of LanceDB's notes on the encoder that fills a table; another encoder fills the new table."""
 TOLERANCE = 1e-3
-"""How far, relative to its norm, a vector that was translated again may be from the one that is stored."""
+"""Largest distance, relative to its norm, of a vector that is translated again from the stored vector."""
 
 
 def move_table(
@@ -44,28 +47,29 @@ def move_table(
     batch_size: int = 16384,
     progress: bool = True,
 ) -> int:
-    """Copy a LanceDB table with its vectors translated and every other column as it was; return its number of rows.
+    """Copy a LanceDB table with its vectors translated and every other column unchanged, and return its number of rows.
 
-    The old table stays as it was, and is read as it was when the move began: what is written to it since is not in the
-    new one, and a log line says so. Rows are gathered in the table `<new>-partial`, which takes its name when all are
-    there. A move that was stopped goes on with its next batch: of the old table as it is now, if it still begins with
-    the rows that were moved, else as it was when the move began. The new table has no indexes: a log line names those
-    of the old one. The metadata of its schema say under `hf_relstitch` what it was made of. Rows of zeros stay zeros.
+    The old table does not change. The move reads the version that it began with; the new table lacks later rows, and a
+    log line says so. Rows are gathered in the table `<new>-partial`, which takes its name when it is complete. A move
+    that was stopped continues with its next batch. It reads the latest version of the old table if that still begins
+    with the moved rows, else the version that the move began with. The new table has no indexes; a log line names the
+    old table's indexes. The metadata of the new schema says under `hf_relstitch` which translation and table it comes
+    from. Rows of zeros stay zeros.
 
     Args:
-        model: a translation, as of `translation_between`, or its file; or a stitched model: a folder, a Hub id, one
-            in memory.
+        model: a translation that `translation_between` returned, or its file; or a stitched model: a folder, a Hub
+            id, or a model in memory.
         db: a LanceDB database in a local folder, or that folder.
         old: the table to read, or its name.
         new: the name of the table to make.
-        column: its column of vectors.
+        column: the table's column of vectors.
         batch_size: rows to translate at a time.
-        progress: whether to show a progress bar.
+        progress: show a progress bar.
 
     Raises:
-        StitchError: no such table or column, vectors that cannot be translated or were translated by this model
-            already, a name that is taken or cannot be, an unfinished move of something else under this name, or a
-            database that is not in a local folder.
+        StitchError: the table or column does not exist, the vectors cannot be translated or were translated by this
+            model already, the new name is taken or not allowed, this name has an unfinished move of something else, or
+            the database is not in a local folder.
     """
     db, old = _connect(db), old if isinstance(old, str) else old.name
     folder = Path(str(db.uri).removeprefix("file://"))
@@ -124,7 +128,7 @@ def _open(db: "LanceDBConnection", name: str) -> "Table":
 
 
 def _tell_indexes(table: "Table", translator: Translator, new: str) -> None:
-    """Name the indexes that the new table will not have, and check the metric that the table is searched by."""
+    """Log the indexes that the new table will lack, and check the metric of the table's searches."""
     indexes = [(index, table.index_stats(index.name)) for index in table.list_indices()]
     metrics = [stats.distance_type for index, stats in indexes if index.columns == [translator.column]]
     metric = metrics[0] if metrics and metrics[0] else "l2"  # as LanceDB searches without an index
@@ -141,7 +145,7 @@ def _read(table: "Table", rows: range) -> Iterator[pa.RecordBatch]:
 
 
 def _begin(db: "LanceDBConnection", table: "Table", name: str, translator: Translator) -> tuple["Table", int]:
-    """Return the unfinished table and the version of the old one that it is made of."""
+    """Return the unfinished table and the version of the old table that it comes from."""
     with explain(f"table {table.name}"):
         schema = translated_schema(table.schema, translator)
     note = {"table": table.name, "column": translator.column}
@@ -158,16 +162,16 @@ def _begin(db: "LanceDBConnection", table: "Table", name: str, translator: Trans
 
 
 def _written(table: "Table", version: int) -> float | None:
-    """Return when a version was written, which tells it from that of another table of this name."""
+    """Return when a version was written, which tells it from a version of another table of this name."""
     times = {known["version"]: known["timestamp"].timestamp() for known in table.list_versions()}
     return times.get(version)
 
 
 def _version_to_go_on_with(table: "Table", partial: "Table", begun: dict[str, Any], translator: Translator) -> int:
-    """Return the latest version if it begins with the rows that were moved, else the one that the move began with.
+    """Return the latest version if it begins with the moved rows, else the version that the move began with.
 
     Raises:
-        StitchError: the one does not, and the other is there no more.
+        StitchError: the latest version does not begin with them, and the first version is gone.
     """
     version = begun["version"]
     is_kept = begun["written"] is not None and _written(table, version) == begun["written"]
@@ -182,7 +186,7 @@ def _version_to_go_on_with(table: "Table", partial: "Table", begun: dict[str, An
 
 
 def _begins_with(table: "Table", partial: "Table", translator: Translator) -> bool:
-    """Compare what was moved with the first rows of a table: other columns first, then vectors, translated again."""
+    """Compare the moved rows with the first rows of a table: other columns first, then vectors, translated again."""
     done, size = partial.count_rows(), translator.batch_size
     if table.count_rows() < done:
         return False

@@ -1,4 +1,4 @@
-"""Manifest: what an output folder is made of and by which model, so that a run can go on and be checked."""
+"""Manifest of an output folder: its inputs and its model, so that a run can continue and be checked."""
 
 import json
 import posixpath
@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Shard:
-    """A file that is translated and in its place."""
+    """Hold the facts of a translated file that is in its folder: rows, size and checksum."""
 
     rows: int
     size: int
@@ -29,7 +29,7 @@ class Shard:
     zeros: int = 0
 
     def fault(self, name: str, output: Output, *, size: int | None, read: bool) -> str | None:
-        """What is wrong with the file of that name and size, if anything is; its content only if it is to be `read`."""
+        """Return the fault of the file of that name and size, or None; check its content only with `read`."""
         if size is None:
             return "it is not there"
         if size != self.size or (read and output.checksum(name) != self.checksum):
@@ -39,13 +39,13 @@ class Shard:
 
 @dataclass
 class Manifest:
-    """The content of an output folder.
+    """Hold the content of an output folder.
 
     Attributes:
         model: name, revision, fingerprint, norm and gamma of the translation.
-        settings: how it was applied.
+        settings: the settings of the translator.
         inputs: size and etag of each input, by its name.
-        shards: rows, size and checksum of each output that is there, by its name.
+        shards: rows, size and checksum of each finished output, by its name.
     """
 
     model: dict[str, Any]
@@ -63,7 +63,9 @@ class Manifest:
         *,
         there: Mapping[str, int],
     ) -> "Manifest":
-        """The manifest of a folder and the files that are `there`, empty if it has none, with these inputs added.
+        """Open the manifest of a folder, or begin an empty manifest, and add these inputs.
+
+        `there` maps the folder's files to their sizes.
 
         Raises:
             StitchError: the folder was begun with another model or other settings, or an input has changed since.
@@ -88,10 +90,10 @@ class Manifest:
         return manifest
 
     def add(self, source: Source, output: Output, *, is_there: bool) -> None:
-        """Note an input.
+        """Add an input.
 
         Raises:
-            StitchError: it is another than the one that was translated, or its output's place is taken.
+            StitchError: the input has changed since its translation, or another file has its output's name.
         """
         now = {"size": source.size, "etag": source.etag}
         before = self.inputs.get(source.name)
@@ -108,16 +110,16 @@ class Manifest:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two runs into one folder have to have in common."""
+        """Return the settings that two runs into the same folder must share."""
         model = {name: self.model[name] for name in ("norm", "gamma")}
         return {"model": self.model["fingerprint"], **model, **self.settings}
 
     @classmethod
     def read(cls, output: Output) -> "Manifest":
-        """The manifest that a folder has.
+        """Read the manifest of a folder.
 
         Raises:
-            StitchError: it is damaged, of a newer format, or cannot be read.
+            StitchError: the manifest is damaged, has a newer format, or cannot be read.
         """
         place = output.place(MANIFEST_NAME)
         try:
@@ -137,10 +139,12 @@ class Manifest:
 
     @staticmethod
     def check_inputs(sources: Sequence[Source], fingerprint: str) -> None:
-        """Refuse npy files, which have no metadata, where the manifest beside them says that this model made them.
+        """Refuse npy files that this model made.
+
+        These files have no metadata; the manifest beside them says so.
 
         Raises:
-            StitchError: it does.
+            StitchError: this model made an input.
         """
         matrices = [source for source in sources if source.suffix == ".npy" and "http" not in source.files.protocol]
         for folder in {place for source in matrices for place in source.folders}:

@@ -1,4 +1,4 @@
-"""Latents as one matrix in a file, npy or safetensors, translated block by block; other tensors are kept."""
+"""Latents as a matrix in an npy or safetensors file, translated block by block; other tensors are kept."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ CUT_SHORT = "it is cut short: copy or write it again"
 
 @dataclass(frozen=True)
 class Matrix:
-    """Where in a file the rows of a matrix lie, one after the other."""
+    """Hold the position, shape and dtype of a matrix in a file, where its rows follow each other."""
 
     offset: int
     shape: tuple[int, ...]
@@ -31,11 +31,11 @@ class Matrix:
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """Return the matrix's size in the file, in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
     def blocks(self, stream: BinaryIO, rows: int) -> Iterator[Tensor]:
-        """Blocks of so many rows."""
+        """Yield blocks of `rows` rows; the last block may be shorter."""
         stream.seek(self.offset)
         for start in range(0, self.shape[0], rows):
             count = min(rows, self.shape[0] - start)
@@ -46,7 +46,7 @@ class Matrix:
 
 
 def translate_npy(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
-    """Translate a matrix in numpy's format; gives rows and bytes of each block that is done."""
+    """Translate a matrix in numpy's format, and yield rows and bytes of each finished block."""
     with source.open() as stream:
         matrix = _read_npy_header(stream)
         translator.check_width(matrix.shape[1], "the matrix")
@@ -75,7 +75,7 @@ def _read_npy_header(stream: BinaryIO) -> Matrix:
 
 
 def translate_safetensors(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
-    """Translate one tensor of a safetensors file; gives rows and bytes of each block that is done."""
+    """Translate a tensor of a safetensors file, and yield rows and bytes of each finished block."""
     with source.open() as stream:
         header, start = _read_header(stream, source.size)
         matrix = _latents_of(header, start, translator)
@@ -92,7 +92,7 @@ def translate_safetensors(source: Source, sink: BinaryIO, translator: Translator
 
 
 def _translated_header(header: dict[str, Any], matrix: Matrix, translator: Translator) -> dict[str, Any]:
-    """The header of the translated file, in the order of its data: wide dtypes first, so that each is aligned."""
+    """Return the header of the translated file, in the order of its data: wide dtypes first, for alignment."""
     dtype = translator.output_dtype(matrix.dtype)
     names = {torch_dtype: name for name, torch_dtype in SAFETENSORS_DTYPES.items()}
     shape = [matrix.shape[0], translator.d_target]
@@ -124,7 +124,7 @@ def _translate_blocks(
 
 
 def _read_header(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where its data starts."""
+    """Read the header of a safetensors file, and return it with the start of the data."""
     length = int.from_bytes(stream.read(8), "little")
     if not 2 <= length <= min(LONGEST_HEADER, size - 8):
         raise StitchError("it is no safetensors file, or cut short: copy or write it again")

@@ -1,4 +1,4 @@
-"""What moves of every vector index have in common: the translation, the note in the new index, the checks."""
+"""Shared steps of the moves of every vector index: the translation, the note in the new index, the checks."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,14 +14,14 @@ from hf_relstitch.core.errors import StitchError
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 PARTIAL = "-partial"
-"""What the name of a new index ends with until all is there."""
+"""End of a new index's name until the index is complete."""
 
 
 def document_translator(model: AnyModel, column: str, batch_size: int) -> Translator:
-    """Load the translation of documents, ready to be applied to stored vectors.
+    """Load the translation of documents, with its settings for stored vectors.
 
     Raises:
-        StitchError: there is none, or it was made for queries.
+        StitchError: there is no translation, or it is a translation of queries.
     """
     translation, which = load_translation(model)
     if isinstance(translation, SearchTranslation) and translation.translates != "documents":
@@ -35,10 +35,10 @@ def document_translator(model: AnyModel, column: str, batch_size: int) -> Transl
 def check_note(
     note: str | bytes | None, translator: Translator, source: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
-    """Return the note of an unfinished index, which has to be of the same translation and source.
+    """Check that an unfinished index has the same translation and source, and return its note.
 
     Raises:
-        StitchError: it was begun with something else.
+        StitchError: the index was begun with something else.
     """
     content: dict[str, Any] = json.loads(note or "{}")
     expected = {"model": translator.fingerprint} | dict(source)
@@ -49,9 +49,9 @@ def check_note(
 
 
 def check_metric(translator: Translator, metric: str, name: str) -> None:
-    """Say where an index searches by another metric than the translation was made for.
+    """Warn if an index searches by another metric than the translation was chosen for.
 
-    Among vectors of norm 1 all metrics find the same.
+    Among vectors of norm 1 all metrics find the same neighbours, and there is no warning.
     """
     translation = translator.translation
     if isinstance(translation, SearchTranslation) and translation.metric != metric and not translation.unit:
@@ -62,14 +62,14 @@ def check_metric(translator: Translator, metric: str, name: str) -> None:
 
 
 def tell_zeros(translator: Translator, name: str) -> None:
-    """Say how many rows of zeros there were."""
+    """Warn of the number of rows of zeros, if there are any."""
     if zeros := translator.tally.get("zeros"):
         logger.warning(f"{zeros} rows of {name} are zeros, as a failed encoding leaves: they stay zeros")
 
 
 @contextmanager
 def explain(place: str, *errors: type[Exception]) -> Iterator[None]:
-    """Say of an error, ours or one of these, what it is about."""
+    """Raise a StitchError that begins with `place`, for a StitchError or any of these errors in the block."""
     try:
         yield
     except StitchError as error:

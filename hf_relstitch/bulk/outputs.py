@@ -1,4 +1,4 @@
-"""Where translations go: a folder, here or wherever fsspec reaches, whose files appear whole or not at all."""
+"""Output folders of translations, local or anywhere that fsspec reaches; files appear whole or not at all."""
 
 import posixpath
 import tempfile
@@ -20,17 +20,17 @@ LOCK_NAME = ".translation.lock"
 
 @dataclass(frozen=True)
 class Output:
-    """A folder to write to: a file system of fsspec and a path on it."""
+    """Hold a folder to write to: a file system of fsspec and a path on it."""
 
     files: Any
     path: str
 
     @classmethod
     def at(cls, place: str | Path) -> "Output":
-        """The folder at a path or a URL.
+        """Find the folder at a path or a URL.
 
         Raises:
-            StitchError: fsspec knows no such kind of URL, needs another package for it, or reaches nobody there.
+            StitchError: fsspec does not know this kind of URL, needs another package for it, or gets no answer.
         """
         with _explained(f"{place} cannot be written"):
             files, path = fsspec.url_to_fs(str(place))
@@ -42,15 +42,15 @@ class Output:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine."""
+        """Tell if the folder is on this machine."""
         return isinstance(self.files, LocalFileSystem)
 
     def place(self, name: str) -> str:
-        """Where a file of it is, to be read by people."""
+        """Return the path or URL of a file in the folder, for messages to people."""
         return f"{self}/{name}"
 
     def sizes(self) -> dict[str, int]:
-        """The size of each file that is there, by its name."""
+        """Return the size of each file in the folder, by its name."""
         with _explained(f"{self} cannot be read"):
             try:
                 found = self.files.find(self.path, detail=True)
@@ -59,12 +59,12 @@ class Output:
         return {posixpath.relpath(path, self.path): info["size"] for path, info in found.items()}
 
     def read(self, name: str) -> bytes:
-        """A file's bytes."""
+        """Return a file's bytes."""
         with _explained(f"{self} cannot be read"):
             return self.files.cat_file(posixpath.join(self.path, name))
 
     def checksum(self, name: str) -> str:
-        """The checksum of a file, which is fetched for it."""
+        """Return the checksum of a file; a remote file is fetched first."""
         if self.is_local:
             return checksum(Path(self.path, name))
         with tempfile.TemporaryDirectory(prefix="hf_relstitch-") as folder:
@@ -75,7 +75,7 @@ class Output:
 
     @contextmanager
     def whole(self, name: str) -> Iterator[Path]:
-        """A local file to write, which takes its place under `name` when the block ends without an error."""
+        """Yield a local file to write, and store it under `name` when the block ends without an error."""
         if self.is_local:
             file = Path(self.path, name)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +89,9 @@ class Output:
                 self._put(written, posixpath.join(self.path, name))
 
     def _put(self, file: Path, path: str) -> None:
-        """Put a file on a remote place: under another name first, unless it is a store of objects.
+        """Put a file on a remote file system: under another name first, unless it is a store of objects.
 
-        Such a store shows an object when all of it is there, and has no renaming of its own: fsspec copies and deletes.
+        A store of objects shows an object when it is complete. It cannot rename: fsspec copies and deletes.
         """
         if type(self.files).mv is AbstractFileSystem.mv:
             self.files.put_file(str(file), path)
@@ -104,10 +104,10 @@ class Output:
 
     @contextmanager
     def only_run(self) -> Iterator[None]:
-        """Keep the folder for one run, where it is local; it is made if it is not there.
+        """Lock a local folder for this run, and create it if it does not exist.
 
         Raises:
-            StitchError: it cannot be written, or another run is writing to it.
+            StitchError: the folder cannot be written, or another run is writing to it.
         """
         if not self.is_local:
             yield
@@ -122,7 +122,7 @@ class Output:
             yield
 
     def keeps_apart(self, files: Any, folder: str | None, paths: list[str]) -> bool:
-        """Whether neither it is in `folder`, nor one of the `paths` in it."""
+        """Tell if the output folder is not in `folder`, and none of `paths` is in the output folder."""
         if files != self.files:
             return True
         own, *others = map(self._pure, [self.path, *paths])
@@ -135,7 +135,7 @@ class Output:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Say of an error, which can be of any class that a file system brings, what could not be done."""
+    """Raise a StitchError that says what failed, for any error in the block: each file system has its own classes."""
     try:
         yield
     except Exception as error:

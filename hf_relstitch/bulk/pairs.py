@@ -1,4 +1,4 @@
-"""Pairs of latents, as they come: read, checked row by row, paired by ids, and tested for whether they correspond."""
+"""Pairs of latents from a user: read, checked row by row, paired by ids, and tested for correspondence."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ BYTE_INTEGERS = (torch.int8, torch.uint8)
 
 
 def read_side(latents: Any, side: str) -> Tensor:
-    """Return latents `(k, d)` in float32, of a tensor, an array, a table's column or a list of rows.
+    """Return latents `(k, d)` in float32, from a tensor, an array, a table's column or a list of rows.
 
     Raises:
-        StitchError: rows that are missing, not finite, of other lengths than the first, or not real numbers.
+        StitchError: rows are missing, not finite, of other lengths than the first row, or not real numbers.
     """
     if isinstance(latents, str | bytes | Mapping):
         raise StitchError(f"the {side} is a {type(latents).__name__}: {ROW}")
@@ -41,7 +41,7 @@ def read_side(latents: Any, side: str) -> Tensor:
 
 
 def _stack(rows: Any, side: str) -> Tensor:
-    """Stack rows to a matrix, once each is known to be one."""
+    """Check each row, and stack the rows to a matrix."""
     tensors: list[Tensor] = []
     for row, latent in enumerate(rows):
         what = f"row {row} of the {side}"
@@ -59,10 +59,10 @@ def _stack(rows: Any, side: str) -> Tensor:
 
 
 def _check_numbers(latents: Any, what: str) -> Tensor:
-    """Return what is given as a tensor of real numbers.
+    """Return latents as a tensor of real numbers.
 
     Raises:
-        StitchError: it is complex, packed, or not numbers at all.
+        StitchError: the latents are complex, packed, or not numbers at all.
     """
     if not isinstance(latents, Tensor):
         try:
@@ -87,7 +87,7 @@ def read_ids(file: Path, column: str) -> list[Any]:
     """Return the ids in a column of a Parquet file, or in a tensor of a safetensors file.
 
     Raises:
-        StitchError: another kind of file, or none with such a column.
+        StitchError: the file is of another kind, does not exist, or has no column of this name.
     """
     try:
         if file.suffix == ".parquet":
@@ -105,7 +105,7 @@ def pair_by_ids(x: Tensor, y: Tensor, ids: tuple[Sequence[Any], Sequence[Any]]) 
     """Return the rows of both sides that have an id in common, in the order of the first side.
 
     Raises:
-        StitchError: not one id a row, an id that stands twice, or no id in common.
+        StitchError: the number of ids is not the number of rows, an id appears twice, or the sides share no id.
     """
     places: list[dict[Any, int]] = []
     for side, latents, given in zip(("source", "target"), (x, y), ids, strict=True):
@@ -126,9 +126,9 @@ def pair_by_ids(x: Tensor, y: Tensor, ids: tuple[Sequence[Any], Sequence[Any]]) 
 def mismatched(translated: Tensor, target: Tensor, groups: Sequence[Tensor]) -> tuple[float, float]:
     """Estimate the share of rows that do not correspond, and its standard error, from held-out translations.
 
-    In each group of rows, those of one split, a translation is ranked among all others by its cosine to the row's own
-    target. A row that corresponds is ranked near the top, one that does not anywhere: four times the share of the
-    last quarter of ranks is the share of those.
+    Each group holds the rows of a split. In each group, a translation is ranked among all others by its cosine to the
+    row's own target. A row that corresponds ranks near the top; any other row ranks anywhere. So the share of rows that
+    do not correspond is four times the share in the last quarter of ranks.
     """
     last = []
     for rows in groups:

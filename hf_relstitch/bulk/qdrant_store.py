@@ -1,4 +1,7 @@
-"""A Qdrant collection moved to another encoder's space: a new collection, whose name appears when it is whole."""
+"""Moves of a Qdrant collection to another encoder's space.
+
+The move makes a new collection, whose name appears when it is complete.
+"""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,10 +20,10 @@ if TYPE_CHECKING:
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 POINTS = "-points"
-"""What the name of the collection ends with of which the new name is an alias."""
+"""End of the name of the collection that the new name is an alias of."""
 METRICS = {"Cosine": "cosine", "Euclid": "l2", "Dot": "ip"}
 COMPARED = 32
-"""How many of a batch of points that were moved are translated again, to see that they are the same."""
+"""Number of moved points in a batch that are translated again, to check that they are the same."""
 TOLERANCE = 1e-3
 KEPT = ("hnsw_config", "quantization_config")
 
@@ -35,26 +38,28 @@ def move_points(
     batch_size: int = 1000,
     progress: bool = True,
 ) -> int:
-    """Copy a Qdrant collection with one of its vectors translated and all else as it was; return its number of points.
+    """Copy a Qdrant collection with a single vector translated and all else unchanged, and return its number of points.
 
     Ids, payload, other vectors (named and sparse), distances, index and quantization settings are kept. Points are
-    gathered in the collection `<new>-points`, of which `<new>` becomes an alias when all are there, as Qdrant's own
-    migrations do. A move that was stopped goes on with the points that are missing. Payload indexes have to be made
-    again. The metadata of the new collection say under `hf_relstitch` what it was made of. Rows of zeros stay zeros.
+    gathered in the collection `<new>-points`. When it is complete, `<new>` becomes its alias, as in Qdrant's own
+    migrations. A move that was stopped continues with the missing points. The user has to create payload indexes again.
+    The new collection's metadata says under `hf_relstitch` which translation and collection it comes from. Rows of
+    zeros stay zeros.
 
     Args:
-        model: a translation, as of `translation_between`, or its file; or a stitched model: a folder, a Hub id, one
-            in memory.
+        model: a translation that `translation_between` returned, or its file; or a stitched model: a folder, a Hub
+            id, or a model in memory.
         client: a client of a server, or of a folder: `QdrantClient(path=…)`.
         old: the collection to read.
-        new: the name to give.
-        vector: the name of the vector to translate, where they have names; points without it are copied.
+        new: the name of the new collection.
+        vector: the name of the vector to translate, if vectors have names; points without it are copied.
         batch_size: points to translate at a time.
-        progress: whether to show a progress bar.
+        progress: show a progress bar.
 
     Raises:
-        StitchError: no such collection or vector, vectors that cannot be translated or were translated by this model
-            already, a name that is taken or cannot be, or an unfinished move of something else under this name.
+        StitchError: the collection or vector does not exist, the vectors cannot be translated or were translated by
+            this model already, the new name is taken or not allowed, or this name has an unfinished move of something
+            else.
     """
     name = f"{new}{POINTS}"
     names = {known.name for known in client.get_collections().collections}
@@ -105,7 +110,7 @@ def _parameters_of(config: Any, vector: str, old: str) -> Any:
 
 
 def _create(client: Any, name: str, config: Any, vector: str, translator: Translator, source: dict[str, str]) -> None:
-    """Make the new collection with the old one's settings and the new dimension."""
+    """Create the new collection with the old collection's settings and the new dimension."""
     vectors = config.params.vectors
     is_named = isinstance(vectors, dict)
     changed = _parameters_of(config, vector, name).model_copy(update={"size": translator.d_target})
@@ -127,7 +132,7 @@ def _create(client: Any, name: str, config: Any, vector: str, translator: Transl
 
 
 def _move(client: Any, name: str, points: list[Any], vector: str, translator: Translator, old: str) -> None:
-    """Translate the points that are not there yet."""
+    """Translate the points that the new collection lacks."""
     from qdrant_client.models import PointStruct  # noqa: PLC0415 (an extra)
 
     ids = [point.id for point in points]
@@ -149,10 +154,10 @@ def _move(client: Any, name: str, points: list[Any], vector: str, translator: Tr
 def _compare(
     points: list[Any], moved: dict[Any, Any], vector: str, translator: Translator, name: str, old: str
 ) -> None:
-    """Translate some points that were moved again: a collection has no identity of its own.
+    """Compare some moved points with a second translation: a collection has no identity of its own.
 
     Raises:
-        StitchError: the vectors in the new collection are others.
+        StitchError: the vectors in the new collection differ.
     """
 
     def rows(vectors: list[Any]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Files over the nodes of a Ray cluster, each as one task that is begun again on another node if its own is lost."""
+"""Tasks on the nodes of a Ray cluster: a task for each file, which starts again on another node if its node is lost."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -15,13 +15,14 @@ USAGE = "RAY_USAGE_STATS_ENABLED"
 def each_on_cluster(
     make: Callable[..., Made], items: Iterable[Item], *shared: Any, retries: int = 10
 ) -> Iterator[tuple[Item, Made]]:
-    """Each item with `make(item, *shared)`, as they get done, over the cluster that Ray knows or else this machine.
+    """Yield each item with `make(item, *shared)`, in the order of completion, from a Ray cluster or this machine.
 
-    That is the cluster of `RAY_ADDRESS`, or one that runs here; `ray.init` says it otherwise. A task has one core, and
-    is begun again where its node or its process was lost.
+    The cluster is the cluster of `RAY_ADDRESS`, or a cluster that runs here; a call of `ray.init` can choose another.
+    A task has a single core. It starts again if its node or its process is lost.
 
     Raises:
-        StitchError: Ray is not installed, or what `make` raises; other tasks are given up then.
+        StitchError: Ray is not installed, or a task was lost too often. Errors of `make` are raised too. Any error
+            cancels the other tasks.
     """
     try:
         import ray  # noqa: PLC0415 (an extra)
@@ -50,7 +51,7 @@ def each_on_cluster(
 
 @contextmanager
 def _no_usage_statistics() -> Iterator[None]:
-    """Let a cluster that is begun meanwhile report nothing to Ray's makers, unless the environment says otherwise."""
+    """Stop a cluster that starts in the block from reporting to Ray's makers, unless the environment says otherwise."""
     if USAGE in os.environ:
         yield
         return

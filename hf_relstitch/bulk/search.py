@@ -1,4 +1,4 @@
-"""Translations for a vector index, of its documents or of the queries to it, and what will be found with them."""
+"""Translations for a vector index, of its documents or of its queries, and the expected recall of searches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ from hf_relstitch.hub.files import read_tensors, write_tensors
 from hf_relstitch.model.anchors import MIN_ANCHORS
 
 FORMAT_VERSION = 2
-"""1 had other names of settings."""
+"""Format 1 had other names of settings."""
 KIND = "search_translation"
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
@@ -38,23 +38,23 @@ FEW_PAIRS = 300
 MOST_MISMATCHED, TOLD_MISMATCHED, SURE = 0.2, 0.1, 2.5
 """Share of pairs that do not correspond which is refused, once it is sure by so many standard errors, and said."""
 UNIT = 1e-2
-"""How far norms may be from 1 for latents that were normalised, in bfloat16 at worst."""
+"""Largest distance from 1 of the norms of normalised latents, which may be in bfloat16."""
 
 
 class SearchTranslation(nn.Module):
-    """A translation for a vector index: of its documents, or of the queries to it.
+    """Translate latents for a vector index: its documents, or the queries to it.
 
     Attributes:
         translation: source latents to target latents.
         translates: "documents" or "queries".
-        row_norm: the norm that each translated latent is brought to: 1 where all that it was made of have that; None
-            leaves each its own.
-        metric: of the search that it was chosen and reported for: "cosine", "l2", or "ip", the inner product.
-        report: what to expect of a search by that metric, estimated on `pairs` held out of the fit: `recall`, of the
-            `nearest` documents that the new encoder finds among so many `documents` the share that is found with
-            translations, and its `standard_error`; `recall_untranslated`, the share that the old encoder finds;
-            `recall_by_chance`; `mismatched`, the share of pairs that seem not to correspond. Among more documents
-            recall is lower, and with translations more so.
+        row_norm: the norm of each translated latent: 1 if all latents of the fit have norm 1; None keeps each latent's
+            own norm.
+        metric: the metric that it was chosen and reported for: "cosine", "l2", or "ip", the inner product.
+        report: the expected results of a search by that metric, estimated on `pairs` held out of the fit. The new
+            encoder finds the `nearest` documents among `documents`: `recall` is the share of them that a search with
+            translations finds, with its `standard_error`; `recall_untranslated` is the share that the old encoder
+            finds; `recall_by_chance` is the share by chance. `mismatched` is the share of pairs that seem not to
+            correspond. Among more documents recall is lower, and with translations it falls further.
     """
 
     def __init__(
@@ -76,24 +76,24 @@ class SearchTranslation(nn.Module):
 
     @property
     def unit(self) -> bool:
-        """Whether translated latents have norm 1, among which all metrics find the same."""
+        """Tell if translated latents have norm 1; among these all metrics find the same neighbours."""
         return self.row_norm == 1
 
     @property
     def centre(self) -> Tensor:
-        """The source's centre `(d_source,)`."""
+        """Return the source's centre `(d_source,)`."""
         return self.translation.centre
 
     @property
     def bias(self) -> Tensor:
-        """What is added to each row, `(d_target,)`."""
+        """Return the vector that is added to each row, `(d_target,)`."""
         return self.translation.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Latents `(n, d_source)` as latents `(n, d_target)`, in the dtype of `x`.
+        """Translate latents `(n, d_source)` to latents `(n, d_target)`, in the dtype of `x`.
 
         Raises:
-            StitchError: `x` is something else.
+            StitchError: `x` does not hold latents `(n, d_source)`.
         """
         check_latents(x, width=len(self.centre))
         if self.row_norm is None:
@@ -102,7 +102,7 @@ class SearchTranslation(nn.Module):
         return (self.row_norm * functional.normalize(wide, dim=-1)).to(x.dtype)
 
     def save(self, file: str | Path) -> None:
-        """Write one safetensors file, which `load`, `move_table` and `translate_files` take, whole or not at all."""
+        """Write a safetensors file, whole or not at all, which `load`, `move_table` and `translate_files` take."""
         content = {
             "translates": self.translates,
             "unit": self.unit,
@@ -120,7 +120,7 @@ class SearchTranslation(nn.Module):
         """Read a file that `save` wrote.
 
         Raises:
-            StitchError: it is not there, not whole, or of a newer format.
+            StitchError: the file does not exist, is damaged, or has a newer format.
         """
         try:
             tensors, content = read_tensors(
@@ -166,28 +166,29 @@ def translation_between(
     prefer: Prefer = "linear",
     metric: Metric = "cosine",
 ) -> SearchTranslation:
-    """The translation between two encoders' latents `(k, d_source)` and `(k, d_target)` of the same k inputs.
+    """Fit a translation between two encoders' latents `(k, d_source)` and `(k, d_target)` of the same k inputs.
 
-    For a vector index, whose queries are to come from another encoder than its documents did. It is the one whose
-    translations of held-out rows serve a search by cosine best (`RecallScorer`), with no head and no labels. Give the
-    latents as they are stored and queried: where all target latents have norm 1, translated ones have too, and all
-    metrics find the same; else they have the same mean norm, and for "l2" and "ip" a factor to it, and whether all rows
-    get one norm, are chosen by what a search by that metric finds. Rows of zeros and rows that are there already are
-    left out. A thousand rows take seconds, and four thousand are better. `report` says what to expect.
+    It is for a vector index whose queries come from another encoder than its documents. It needs no head and no labels.
+    The settings are chosen by how well translations of held-out rows serve a search by cosine (`RecallScorer`). Pass
+    the latents exactly as the index stores and queries them. If all target latents have norm 1, so do translated
+    latents, and all metrics find the same neighbours. Else translated latents have the target's mean norm. For "l2" and
+    "ip" a search by that metric then chooses a factor to it, and whether all rows get the same norm. Rows of zeros and
+    repeated rows are left out. A thousand rows take seconds, and four thousand are better. The `report` of the
+    translation holds the expected recall.
 
     Args:
-        source: latents of what is to be translated: `translates="documents"` takes the old encoder's here.
-        target: latents of the space that they go to.
-        ids: the ids of the source's rows and of the target's, which pair them; without, row for row.
+        source: latents to translate; with `translates="documents"`, the old encoder's latents.
+        target: latents of the space to translate to.
+        ids: the ids of the source's rows and of the target's rows, which pair them; without ids, pairs are row for row.
         translates: "documents", stored vectors into the space of the new encoder's queries; "queries", the new
             encoder's queries into the space of the stored documents.
         prefer: "linear", one matrix; "auto", also with a kernel, which finds more and costs `k·(d_source + d_target)`
             a row.
-        metric: how the index searches: LanceDB and Chroma by "l2" unless they were told otherwise.
+        metric: the metric of the index's searches; for LanceDB and Chroma it is "l2" by default.
 
     Raises:
-        StitchError: the two have different numbers of rows, too few, rows that are not finite or all the same, or rows
-            that do not correspond; `translates`, `prefer` or `metric` is something else.
+        StitchError: the two sides have different numbers of rows, too few rows, rows that are not finite or all the
+            same, or rows that do not correspond; `translates`, `prefer` or `metric` has an unknown value.
     """
     check_role(translates)
     check_prefer(prefer)
@@ -243,10 +244,10 @@ def translation_between(
 
 
 def _check_pairs(held_out: Tensor, target: Tensor, groups: Sequence[Tensor]) -> float:
-    """Return the share of pairs that seem not to correspond; say it where it is no accident.
+    """Return the share of pairs that seem not to correspond, and warn of a share that is not an accident.
 
     Raises:
-        StitchError: it is so large that the translation would be noise.
+        StitchError: the share is so large that the translation would be noise.
     """
     share, error = mismatched(held_out, target, groups)
     what = f"about {min(share, 1):.0%} of the pairs do not correspond: held out of the fit, they are nowhere near"
@@ -262,9 +263,9 @@ def _check_pairs(held_out: Tensor, target: Tensor, groups: Sequence[Tensor]) -> 
 
 
 def _without_repeats(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs `(k, d_source)` and `(k, d_target)` without rows of zeros, which a failed encoding leaves, and copies.
+    """Return pairs `(k, d_source)` and `(k, d_target)` without copies, and without zeros from a failed encoding.
 
-    Copies would find each other, and be known to the fit that they are held out of.
+    Copies would find each other, and the fit would know the rows that are held out of it.
     """
     kept = (x != 0).any(1) & (y != 0).any(1)
     x, y = x[kept], y[kept]
@@ -275,7 +276,7 @@ def _without_repeats(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _with_norms_of(
     target: Tensor, made: Translation | KernelTranslation, source: Tensor
 ) -> Translation | KernelTranslation:
-    """A translation whose outputs have the target's mean norm, at the same angles."""
+    """Scale a translation, in place, so that its outputs have the target's mean norm, and return it."""
     factor = float(target.double().norm(dim=-1).mean() / made(source.double()).norm(dim=-1).mean())
     for tensor in (made.decoder if isinstance(made, KernelTranslation) else made.weight, made.bias):
         tensor.mul_(factor)

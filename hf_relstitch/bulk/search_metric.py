@@ -1,4 +1,4 @@
-"""What a search by a metric finds with held-out translations, and the norms with which it finds most."""
+"""Recall of a search by a metric with held-out translations, and the norms with the best recall."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ FACTORS = (1.0, 0.7, 1.4, 0.5, 2.0)
 
 @dataclass(frozen=True)
 class MetricSearch:
-    """A search by a metric among held-out rows, each the query to the others.
+    """Hold a search by a metric among held-out rows, each the query to the others.
 
     Attributes:
-        metric: how near two latents are.
+        metric: the measure of how near two latents are.
         translates: whether documents or queries are translated.
         source: all source latents.
         target: all target latents.
-        rows: the rows of each split, the first ones searched for.
+        rows: the rows of each split; the first rows are searched for.
         counts: how many rows of each split are searched for.
-        nearest: how many a search returns.
+        nearest: how many documents a search returns.
     """
 
     metric: Metric
@@ -36,13 +36,13 @@ class MetricSearch:
     nearest: int
 
     def recalls(self, translated: Tensor) -> Tensor:
-        """Return, for each query, the share that is found of what the new encoder finds."""
+        """Return, for each query, the share of the new encoder's results that the search finds."""
         new = self.target if self.translates == "documents" else self.source
         sides = (self.target, translated) if self.translates == "documents" else (translated, self.target)
         return self._shares(new, *sides)
 
     def untranslated(self) -> float:
-        """Return the mean recall where the old encoder has encoded both documents and queries."""
+        """Return the mean recall of a search in which the old encoder encodes both documents and queries."""
         new, old = (self.target, self.source) if self.translates == "documents" else (self.source, self.target)
         return float(self._shares(new, old, old).mean())
 
@@ -55,7 +55,7 @@ class MetricSearch:
         return torch.cat(shares)
 
     def _search(self, queries: Tensor, documents: Tensor) -> Tensor:
-        """Return the nearest documents to each query, without the one in its own row."""
+        """Return the nearest documents to each query, without the document in its own row."""
         if self.metric == "cosine":
             queries, documents = functional.normalize(queries, dim=1), functional.normalize(documents, dim=1)
         similarity = queries @ documents.T
@@ -66,7 +66,7 @@ class MetricSearch:
 
 
 def choose_norms(search: MetricSearch, translated: Tensor) -> tuple[float, bool, Tensor]:
-    """Choose a factor for translated latents of the target's mean norm, and whether to bring all rows to one norm.
+    """Choose a factor for translated latents of the target's mean norm, and whether all rows get the same norm.
 
     Returns:
         The factor, whether all rows get that norm, and the recall of each query with it.

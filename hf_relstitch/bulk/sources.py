@@ -1,4 +1,4 @@
-"""Where stored latents lie: files, folders and data sets, here or wherever fsspec reaches."""
+"""Sources of stored latents: files, folders and data sets, local or anywhere that fsspec reaches."""
 
 import posixpath
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ ETAGS = ("blob_id", "etag", "ETag", "mtime", "created")
 
 @dataclass(frozen=True)
 class Source:
-    """One file to translate: where it is, the name that its translation has, and what tells that it has changed."""
+    """Hold a file to translate: its path, the name of its translation, and the size and etag that tell of a change."""
 
     files: Any
     path: str
@@ -31,39 +31,40 @@ class Source:
 
     @property
     def suffix(self) -> str:
-        """The kind of file."""
+        """Return the file's suffix in lower case, which tells its kind."""
         return posixpath.splitext(self.name)[1].lower()
 
     @property
     def folders(self) -> set[str]:
-        """The folder that it is in, and the one that its name starts from."""
+        """Return the folder of the file, and the folder that its name starts from."""
         return {posixpath.dirname(self.path), posixpath.dirname(self.path.removesuffix(self.name) + "_")}
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine."""
+        """Tell if the file is on this machine."""
         return isinstance(self.files, LocalFileSystem)
 
     def open(self, *, cache: str = "readahead") -> BinaryIO:
-        """Its bytes, to be read from front to back; with a `cache` of `none` just the ranges that are asked for."""
+        """Open the file for reading from front to back; with a `cache` of `none`, only requested ranges are fetched."""
         return self.files.open(self.path, "rb", cache_type=cache)
 
     def open_for_arrow(self, *, cache: str = "readahead") -> pa.NativeFile:
-        """The same, without Python in between where it is a local file."""
+        """Open the file for Arrow; a local file is read without Python in between."""
         return pa.OSFile(self.path) if self.is_local else pa.PythonFile(self.open(cache=cache), mode="r")
 
     def read(self, start: int, end: int) -> bytes:
-        """Some of its bytes, and no more than those."""
+        """Read the bytes from `start` to `end`, and fetch no others."""
         return self.files.cat_file(self.path, start=start, end=end)
 
 
 def find_sources(places: Sequence[str | Path], output: Output) -> list[Source]:
-    """The files at `places`: paths, folders, globs, whatever fsspec opens, or a data set's name on the Hub.
+    """Find the files at `places`: paths, folders, globs, anything that fsspec opens, or a data set's name on the Hub.
 
-    A folder's files keep their path in it, a single file its name.
+    A folder's files keep their path in the folder. A single file keeps its name.
 
     Raises:
-        StitchError: nothing is there that can be translated, two files would have one name, or `output` is among them.
+        StitchError: a place holds nothing to translate, two files would have the same name, or the output folder and
+            the inputs are inside each other.
     """
     found: dict[str, Source] = {}
     for place in places:
@@ -106,7 +107,7 @@ def _at(place: str, output: Output) -> list[Source]:
 
 
 def _kind(files: Any, path: str) -> str | None:
-    """`file`, `directory`, or None where nothing is; without fetching it, as `isfile` does over HTTP."""
+    """Return `file`, `directory`, or None if the path does not exist; unlike `isfile` over HTTP, fetch nothing."""
     try:
         return files.info(path)["type"]
     except FileNotFoundError:

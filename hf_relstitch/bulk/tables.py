@@ -1,4 +1,4 @@
-"""Latents in a column of a table, Parquet or Arrow, translated batch by batch; all other columns are kept."""
+"""Latents in a column of a Parquet or Arrow table, translated batch by batch; all other columns are kept."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ BUFFERS = {True: 1 << 20, False: 1 << 22}  # bytes that are read at a time of a 
 
 
 def translate_parquet(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
-    """Translate a Parquet file; gives rows and bytes of each batch that is done."""
+    """Translate a Parquet file, and yield rows and bytes of each finished batch."""
     options = {"pre_buffer": False, "buffer_size": BUFFERS[source.is_local]}
     with source.open_for_arrow(cache="none") as opened, pq.ParquetFile(opened, **options) as file:
         schema = translated_schema(file.schema_arrow, translator)
@@ -34,7 +34,7 @@ def translate_parquet(source: Source, sink: BinaryIO, translator: Translator) ->
 
 
 def _parquet_options(file: pq.ParquetFile, schema: pa.Schema, column: str) -> dict[str, Any]:
-    """The compression of each column, and dictionaries for all but the latents, by the paths that the writer gives."""
+    """Return the compression of each column, and dictionaries for all but the latents, by the writer's paths."""
     named = BytesIO()  # the elements of lists may have other names in the file
     pq.write_table(schema.empty_table(), named)
     written = pq.ParquetFile(named).schema
@@ -49,7 +49,7 @@ def _parquet_options(file: pq.ParquetFile, schema: pa.Schema, column: str) -> di
 
 
 def translate_arrow(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
-    """Translate an Arrow file, stream (as `datasets` saves) or Feather file; gives rows and bytes of each batch."""
+    """Translate an Arrow file, stream (as `datasets` saves) or Feather file, and yield rows and bytes of each batch."""
     is_file = source.read(0, 6) == b"ARROW1"
     if not is_file and source.read(max(source.size - len(END_OF_STREAM), 0), source.size) != END_OF_STREAM:
         raise StitchError("it is cut short, or no Arrow file: copy or write it again")
@@ -72,7 +72,7 @@ def _starts(batch: pa.RecordBatch, translator: Translator) -> range:
 def translated_batches(
     batches: Iterator[pa.RecordBatch], schema: pa.Schema, translator: Translator
 ) -> Iterator[pa.RecordBatch]:
-    """Batches with their column of latents translated."""
+    """Yield batches with their column of latents translated."""
     place, row = schema.get_field_index(translator.column), 0
     for batch in batches:
         columns = batch.columns
@@ -83,10 +83,10 @@ def translated_batches(
 
 
 def translated_schema(schema: pa.Schema, translator: Translator) -> pa.Schema:
-    """The schema of the translated table: its latents have the target's width and the output's dtype.
+    """Return the schema of the translated table: its latents have the target's width and the output's dtype.
 
     Raises:
-        StitchError: no such column, or one that does not hold lists of floats of the source's width.
+        StitchError: the column does not exist, or does not hold lists of floats of the source's width.
     """
     lists = [field.name for field in schema if _is_list(field.type)]
     if schema.names.count(translator.column) != 1:
@@ -117,7 +117,7 @@ def translated_schema(schema: pa.Schema, translator: Translator) -> pa.Schema:
 
 
 def retype_features(info: dict[str, Any], translator: Translator, dtype: str | None) -> None:
-    """Give the latents of what `datasets` knows of a data set their new width, and their dtype where it changes."""
+    """Set the latents' new width in the features that `datasets` stores, and their dtype if it changes."""
     feature = (info.get("features") or {}).get(translator.column)
     if not isinstance(feature, dict):
         return
@@ -139,10 +139,10 @@ def _with_value(kind: pa.DataType, value: pa.Field, width: int) -> pa.DataType:
 
 
 def _as_matrix(column: pa.Array, translator: Translator, *, first_row: int) -> Tensor:
-    """The rows of a column of lists, `(n, d_source)`, on the column's own memory.
+    """Return the rows of a column of lists, `(n, d_source)`, on the column's own memory.
 
     Raises:
-        StitchError: a row that is missing, of another width, or has missing values.
+        StitchError: a row is missing, has another width, or has missing values.
     """
     if column.null_count:
         row = first_row + pc.index(column.is_null(), True).as_py()
@@ -159,7 +159,7 @@ def _as_matrix(column: pa.Array, translator: Translator, *, first_row: int) -> T
 
 
 def _as_column(latents: Tensor, kind: pa.DataType) -> pa.Array:
-    """The rows of a matrix as a column of lists, on the matrix's own memory."""
+    """Return the rows of a matrix as a column of lists, on the matrix's own memory."""
     values = pa.array(latents.contiguous().view(-1).numpy())
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(values, type=kind)

@@ -1,4 +1,4 @@
-"""Running a translation over many files: what is there already stays, what is missing is made, whole files only."""
+"""Translation of many files: finished files stay, missing files are written, and each file appears whole."""
 
 import json
 import time
@@ -30,14 +30,14 @@ logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity
 
 @dataclass(frozen=True)
 class BulkResult:
-    """What a run did.
+    """Hold the counts and the time of a run.
 
     Attributes:
-        rows: translated in this run.
-        files: written in this run.
-        kept: files that were there already, as they had been written, by checksum or, if remote, by size.
-        zeros: rows of zeros, as a failed encoding leaves, of those that were translated: they stay zeros.
-        seconds: that the run took.
+        rows: the rows translated in this run.
+        files: the files written in this run.
+        kept: the files of an earlier run that are unchanged, by checksum or, if remote, by size.
+        zeros: the translated rows that are zeros, which a failed encoding leaves; they stay zeros.
+        seconds: the time of the run.
     """
 
     rows: int
@@ -48,7 +48,7 @@ class BulkResult:
 
     @property
     def rows_per_second(self) -> float:
-        """The rate of this run."""
+        """Return the number of rows that this run translated in a second."""
         return self.rows / self.seconds
 
     def __str__(self) -> str:
@@ -73,32 +73,32 @@ def translate_files(
     ray: bool = False,
     progress: bool = True,
 ) -> BulkResult:
-    """Translate stored latents into the target's space: files to a folder with the same files, in constant memory.
+    """Translate files of stored latents into the target's space, to a folder with the same files, in constant memory.
 
-    Every other column, tensor and row stays as it is. A file appears whole or not at all, and a manifest in the
-    folder says what is done: a run that was stopped goes on with the first file that is missing or damaged, and
-    the files are the same as of a run that was not.
+    Every other column, tensor and row stays unchanged. A file appears whole or not at all. A manifest in the folder
+    lists the finished files. A run after a stopped run continues with the first file that is missing or damaged; the
+    files are the same as the files of a single run.
 
     Args:
-        model: a stitched model: a folder, a Hub id (its encoder is not loaded), or one in memory; or a translation
-            alone, as of `translation_between`, or its file.
-        inputs: Parquet, Arrow, Feather, safetensors or npy files: paths, folders (of a saved `datasets` data set
-            too), globs, anything that fsspec opens, such as `hf://` and `s3://`, or a data set's name on the Hub.
-        output: a folder, or a URL of one that fsspec can write to, such as `s3://` and `hf://datasets/ME/REPO`.
+        model: a stitched model: a folder, a Hub id (its encoder is not loaded), or a model in memory; or a translation
+            alone, which `translation_between` returned, or its file.
+        inputs: Parquet, Arrow, Feather, safetensors or npy files: paths, folders (also of a saved `datasets` data set),
+            globs, anything that fsspec opens, like `hf://` and `s3://`, or a data set's name on the Hub.
+        output: a folder, or the URL of a folder that fsspec can write to, like `s3://` and `hf://datasets/ME/REPO`.
         column: the column, or the tensor of a safetensors file, that holds the latents.
-        batch_size: rows to translate at a time, and of a row group in Parquet.
-        dtype: of the translated latents, `float16`, `bfloat16`, `float32` or `float64`; None for the stored one.
-        keep_nonfinite: let rows through that have not-a-number or infinite values, instead of refusing them.
-        revision: of the model, where it is on the Hub.
-        verify: translate nothing, and raise an error unless all is there and as it was written: remote files are read
-            again for it, where other runs compare their sizes.
+        batch_size: rows to translate at a time, and rows of a row group in Parquet.
+        dtype: `float16`, `bfloat16`, `float32` or `float64`, for the translated latents; None for the stored dtype.
+        keep_nonfinite: keep rows that have not-a-number or infinite values, instead of refusing them.
+        revision: the revision of a model on the Hub.
+        verify: translate nothing, and raise an error unless all files exist and are unchanged. This reads remote files
+            again; other runs compare their sizes.
         ray: translate the files on a Ray cluster, whose nodes all see the inputs and the output folder and have this
             package; the files and the manifest are the same.
-        progress: whether to show a progress bar.
+        progress: show a progress bar.
 
     Raises:
-        StitchError: no such model or inputs, latents that cannot be translated, an output folder that was begun with
-            another model, other settings or other inputs, or that cannot be written.
+        StitchError: the model or the inputs do not exist, or the latents cannot be translated; the output folder was
+            begun with another model, other settings or other inputs, or cannot be written.
     """
     begun = time.perf_counter()
     translation, which = load_translation(model, revision=revision)
@@ -138,7 +138,7 @@ def translate_files(
 def _missing(
     manifest: Manifest, sources: Sequence[Source], folder: Output, there: Mapping[str, int], *, read: bool
 ) -> dict[Source, str]:
-    """The inputs whose translation is not there, or not as it was written, and why."""
+    """Return the inputs whose translation is missing or has changed, and why."""
     faults = {}
     for source in sources:
         shard = manifest.shards.get(source.name)
@@ -152,7 +152,7 @@ def _missing(
 def _translate_missing(
     manifest: Manifest, missing: Collection[Source], translator: Translator, folder: Output, *, progress: bool
 ) -> None:
-    """Translate each file, and write it down in the manifest as soon as it is in its place."""
+    """Translate each file, and record it in the manifest as soon as it is in the folder."""
     total = sum(source.size for source in missing)
     with logging.tqdm(total=total, desc="translating", unit="B", unit_scale=True, disable=not progress) as bar:
         begun, rows, size, shown = time.perf_counter(), 0, 0, 0
@@ -176,7 +176,7 @@ def _translate_missing(
 def _translate_on_cluster(
     manifest: Manifest, missing: Collection[Source], translator: Translator, folder: Output, *, progress: bool
 ) -> None:
-    """The same on a Ray cluster, in whatever order the files get done; its nodes need not have the model's GPU."""
+    """Translate files on a Ray cluster, in the order of completion; its nodes need not have the model's GPU."""
     translator = replace(translator, translation=deepcopy(translator.translation).cpu())
     total = sum(source.size for source in missing)
     with logging.tqdm(total=total, desc="translating", unit="B", unit_scale=True, disable=not progress) as bar:
@@ -189,7 +189,7 @@ def _translate_on_cluster(
 def _translate_file(
     source: Source, folder: Output, translator: Translator, *, advance: Callable[[int, int], None] | None = None
 ) -> Shard:
-    """Translate one file into a folder, where it appears whole or not at all; `advance` gets rows and bytes done.
+    """Translate a file into a folder, where it appears whole or not at all; `advance` gets finished rows and bytes.
 
     Raises:
         StitchError: the file cannot be read or translated, or its translation cannot be written.
@@ -205,7 +205,7 @@ def _translate_file(
 
 
 def _translate_sidecar(source: Source, sink: BinaryIO, translator: Translator) -> Iterator[tuple[int, int]]:
-    """What `Dataset.save_to_disk` writes beside its shards, with the latents' new width and dtype."""
+    """Translate a file that `Dataset.save_to_disk` writes beside its shards: set the latents' new width and dtype."""
     with source.open() as stream:
         content = json.load(stream)
     retype_features(content, translator, translator.dtype)
@@ -228,7 +228,7 @@ FORMATS = {
 
 @contextmanager
 def _explained(reading: str, writing: str) -> Iterator[None]:
-    """Say of every error which file it is about."""
+    """Raise errors that name their file."""
     try:
         yield
     except StitchError as error:

@@ -1,4 +1,4 @@
-"""Translator: a stitched model's translation without the model, applied to one block of latents at a time."""
+"""Translator: a stitched model's translation without the model, applied to a single block of latents at a time."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from hf_relstitch.model.persistence import INDEX, read_config
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 NOTE = "hf_relstitch"
-"""Under this key of its metadata a translated file or index says what it was made of."""
+"""Key in the metadata of a translated file or index, for the translation that it comes from."""
 TRANSLATED_TWICE = (
     "was translated by this model already, and a second time gives vectors of neither encoder: give the one that it "
     "was made of"
@@ -35,16 +35,16 @@ AnyModel = str | Path | RelativeStitcher | AnyTranslation
 
 @dataclass(frozen=True)
 class Translator:
-    """A translation and how it is applied to stored latents.
+    """Hold a translation and its settings for stored latents.
 
     Attributes:
         translation: source latents to target latents.
         column: the column, or the tensor of a safetensors file, that holds the latents.
         batch_size: rows to translate at a time.
-        dtype: of the translated latents; None for that of the stored ones.
-        keep_nonfinite: whether rows that are not finite go through, and come out not finite, or are refused.
-        fingerprint: of the translation, for notes in what is translated; empty for none.
-        tally: "zeros", how many rows of zeros there were, which a failed encoding leaves, and which stay zeros.
+        dtype: dtype of the translated latents; None for the stored dtype.
+        keep_nonfinite: translate rows that are not finite, to rows that are not finite, instead of refusing them.
+        fingerprint: fingerprint of the translation, for notes in translated files; empty for no notes.
+        tally: "zeros", the number of rows of zeros, which a failed encoding leaves, and which stay zeros.
     """
 
     translation: AnyTranslation
@@ -63,30 +63,30 @@ class Translator:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it is applied, without what is applied."""
+        """Return the settings without the translation, its fingerprint and the tally."""
         names = [each.name for each in fields(self) if each.name not in ("translation", "fingerprint", "tally")]
         return {name: getattr(self, name) for name in names}
 
     @property
     def d_source(self) -> int:
-        """Width of the latents that it takes."""
+        """Return the width of the source latents."""
         return len(self.translation.centre)
 
     @property
     def d_target(self) -> int:
-        """Width of the latents that it gives."""
+        """Return the width of the translated latents."""
         return len(self.translation.bias)
 
     def output_dtype(self, stored: torch.dtype) -> torch.dtype:
-        """The dtype of translated latents."""
+        """Return the dtype of translated latents."""
         return DTYPES[self.dtype] if self.dtype else stored
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, *, first_row: int) -> Tensor:
-        """Translated latents `(n, d_target)` on the CPU, of stored ones `(n, d_source)` that start at `first_row`.
+        """Translate stored latents `(n, d_source)` to latents `(n, d_target)` on the CPU; `first_row` is for errors.
 
         Raises:
-            StitchError: a row that is not finite, or whose translation is too large for the output's dtype.
+            StitchError: a row is not finite, or its translation is too large for the output's dtype.
         """
         dtype = self.output_dtype(latents.dtype)
         wide = latents.to(self.translation.bias.device, torch.promote_types(latents.dtype, dtype))
@@ -110,7 +110,7 @@ class Translator:
         return translated.cpu()
 
     def check_width(self, width: int, what: str) -> None:
-        """Refuse latents that are not as wide as the translation takes them."""
+        """Refuse latents of another width than the translation takes."""
         if width != self.d_source:
             raise StitchError(
                 f"{what} is {width} wide and the model translates latents of width {self.d_source}: "
@@ -119,15 +119,15 @@ class Translator:
 
 
 def note_of(translator: Translator, **more: Any) -> str:
-    """Describe what is made by a translation, for its metadata under `NOTE`."""
+    """Describe a translation, for the metadata of a translated file or index under `NOTE`."""
     return json.dumps({"model": translator.fingerprint} | more, sort_keys=True)
 
 
 def check_not_translated(metadata: Mapping[Any, Any] | None, translator: Translator, what: str) -> None:
-    """Refuse to translate what the same translation has made.
+    """Refuse to translate a file or index that the same translation has made.
 
     Raises:
-        StitchError: the note in its metadata, whose keys are texts or bytes, says so.
+        StitchError: the note in the metadata, whose keys are texts or bytes, names this translation.
     """
     metadata = metadata or {}
     note = metadata.get(NOTE, metadata.get(NOTE.encode(), "{}"))
@@ -140,12 +140,13 @@ def check_not_translated(metadata: Mapping[Any, Any] | None, translator: Transla
 
 
 def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[AnyTranslation, dict[str, Any]]:
-    """The translation of a stitched model (of its folder or Hub repo only these tensors are read), and which it is.
+    """Load the translation of a stitched model, and describe which translation it is.
 
-    A file, and a name that ends as one, is of `SearchTranslation.save`.
+    Only the translation's tensors are read from a folder or Hub repo. A file, or a name that ends like a file, is a
+    file that `SearchTranslation.save` wrote.
 
     Raises:
-        StitchError: there is no such model, or its weights are missing or damaged; a file has no `revision`.
+        StitchError: the model does not exist, or its weights are missing or damaged; a file is passed with `revision`.
     """
     translation: AnyTranslation
     if isinstance(model, str | Path) and (Path(model).is_file() or Path(model).suffix == ".safetensors"):
@@ -191,7 +192,7 @@ def _read_translation(repo: Repo) -> AnyTranslation:
 
 
 def _checked(repo: Repo, name: str, config: RelativeStitcherConfig) -> Path:
-    """The path of a file of weights whose checksum is the one in the config."""
+    """Return the path of a file of weights, after a check of its checksum against the config."""
     file = repo.file(name) if name in config.checksums else None
     if file is None:
         raise StitchError(f"{repo.place} has no weights {name} that its config lists: save or download it again")
