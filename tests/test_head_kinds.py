@@ -189,7 +189,7 @@ def test_a_chain_whose_weights_are_another_chains_is_refused(stitch: Any, tmp_pa
     config = json.loads(file.read_text())
     config["head"]["layers"][0]["out_features"] = config["head"]["layers"][2]["in_features"] = 8
     file.write_text(json.dumps(config))
-    with pytest.raises(StitchError, match=r"head\.0\.bias of shape \(16,\) and not \(8,\)"):
+    with pytest.raises(StitchError, match=r"config\.json is damaged or was altered: one of .*head"):
         RelativeStitcher.from_pretrained(tmp_path)
 
 

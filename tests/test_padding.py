@@ -49,11 +49,16 @@ CASES = {
 KINDS = ["bert", "gpt2", "llama", "roberta", "xlnet", "t5"]
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        (kind, case)
+        for kind in KINDS
+        for case, given in CASES.items()
+        if given.get("pad_token_id", 1) is not None or kind not in ("roberta", "t5")  # these do not run without one
+    ],
+)
 def test_classifiers_are_cut_as_they_answer_one_text(kind: str, case: str, tmp_path: Path) -> None:
-    if kind in ("roberta", "t5") and CASES[case].get("pad_token_id", 1) is None:
-        pytest.skip("does not run without a padding token")
     folder = saved(kind, tmp_path, **CASES[case])
     encoder, head = load_target(folder)
     own = own_logits(folder)

@@ -108,6 +108,7 @@ def test_what_could_not_be_loaded_is_not_saved(make: Any, message: str, target_f
     assert not (tmp_path / "saved").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # inside peft
 def test_an_adapter_is_merged_into_a_source_and_told_of_a_target(target_folder: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     base = pico.saved("Bert", tmp_path / "base")

@@ -8,7 +8,7 @@ import support
 
 TABLE = Path(__file__).parent.parent / "docs" / "support.md"
 HANDFUL = {
-    ("sequence", "t5gemma", "T5GemmaForSequenceClassification"): ("score.out_proj", "next"),
+    ("sequence", "t5gemma", "T5GemmaForSequenceClassification"): ("score.out_proj", "last"),
     ("sequence", "llama", "LlamaForSequenceClassification"): ("score", "last"),
     ("sequence", "eurobert", "EuroBertForSequenceClassification"): ("classifier", "mean"),
     ("sequence", "perceiver", "PerceiverForSequenceClassification"): ("perceiver.decoder.decoder.final_layer", "last"),
