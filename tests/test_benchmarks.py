@@ -231,6 +231,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(latents: Path, tmp_p
     assert "5000 are asked for" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_and_computes_nothing_twice(latents: Path, tmp_path: Path) -> None:
     suite = suite_of(latents, methods=["auto", "procrustes"], anchors=[40, 80], seeds=list(range(8)))
     file, killed, whole = written(suite, tmp_path), tmp_path / "killed", tmp_path / "whole"

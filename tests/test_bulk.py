@@ -866,6 +866,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, suffix: str) -> None
     assert large - small < 20, f"{small} MB for 10 MB of latents and {large} MB for 100 MB"
 
 
+@pytest.mark.slow
 def test_command_line(model: RelativeStitcher, model_folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", latents().numpy())
     save_file({"latents": latents()}, tmp_path / "x.safetensors")

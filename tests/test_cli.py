@@ -461,6 +461,7 @@ def test_errors_say_what_to_do(arguments: list[str], message: str) -> None:
     assert message in " ".join(run(*arguments, status=1).stderr.split())
 
 
+@pytest.mark.slow
 def test_quickstart_from_networks_to_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The paper's setting at its smallest; the numbers are those that the README claims."""
     done = run("quickstart", "--out", tmp_path, "--seed", "1")

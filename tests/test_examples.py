@@ -69,6 +69,7 @@ def test_index(tmp_path: Path, hub: HubServer) -> None:
     assert (moved.count_rows(), moved.schema.field("vector").type.list_size) == (160, 768)
 
 
+@pytest.mark.slow
 def test_labels_that_are_texts_are_taken(source_folder: str, target_folder: str, tmp_path: Path) -> None:
     texts = pico.texts(300)
     labels = ["storm" if "storm" in text else "coast" if "coast" in text else "none" for text in texts]

@@ -319,6 +319,7 @@ def test_anchor_sets_from_the_hub(source_id: str, hub: HubServer, tmp_path: Path
         AnchorSet.from_pretrained("alice/anchors", token="hf_bob", cache_dir=tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_three_processes_stitch_what_none_of_them_has_whole(
     source_id: str, target_id: str, target_folder: str, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_they_give_the_latents_that_one_gives(source: Encoder, source_folder: st
         torch.testing.assert_close(found, source.encode(pico.texts(count), batch_size=4, progress=False))
 
 
+@pytest.mark.slow
 def test_where_one_fails_all_do(source_folder: str, tmp_path: Path) -> None:
     body = (
         "def fail(batch):\n"
@@ -71,6 +72,7 @@ def test_where_one_fails_all_do(source_folder: str, tmp_path: Path) -> None:
         assert (tmp_path / f"{failing}-{process}").read_text() == expected
 
 
+@pytest.mark.slow
 def test_a_candidate_that_one_cannot_load_is_none_for_all(
     source_folder: str, target_folder: str, tmp_path: Path
 ) -> None:
@@ -97,6 +99,7 @@ def test_a_candidate_that_one_cannot_load_is_none_for_all(
         assert bad == {"agreement": None, "error": error}
 
 
+@pytest.mark.slow
 def test_the_main_one_alone_writes(hub: HubServer, source_folder: str, target_folder: str, tmp_path: Path) -> None:
     (tmp_path / "anchors.txt").write_text("\n".join(pico.texts(60)))
     body = (

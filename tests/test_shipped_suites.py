@@ -92,6 +92,7 @@ def reading(suite: Suite) -> dict[str, str]:
     return {name: "image" if images and (not texts or name.startswith(vision)) else "text" for name in suite.encoders}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", sorted(file.stem for file in SHIPPED.glob("*.yaml")))
 def test_shipped_suites_run(name: str, hub: HubServer, tmp_path: Path) -> None:

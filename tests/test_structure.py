@@ -123,6 +123,7 @@ def test_extras_are_not_dependencies() -> None:
     assert not any(requirement.startswith(("matplotlib", "scikit-learn")) for requirement in declared)
 
 
+@pytest.mark.slow
 def test_each_module_can_be_imported_first() -> None:
     """Registering imports our config as soon as transformers' Auto classes load, wherever that happens."""
     script = "import sys, hf_relstitch\n__import__(sys.argv[1])"
