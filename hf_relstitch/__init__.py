@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hf_relstitch.encoders.encoder import Encoder
     from hf_relstitch.encoders.onnx_encoder import onnx_encoder
     from hf_relstitch.heads.head import Head
-    from hf_relstitch.heads.loading import cut, load_target
+    from hf_relstitch.heads.loading import load_classifier, split_classifier
     from hf_relstitch.model.anchors import AnchorSet, RelativeLatents
     from hf_relstitch.model.exporting import plain_classifier, to_onnx
     from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
@@ -35,10 +35,10 @@ _MODULES = {
     "RelativeStitcherConfig": "configuration_relative_stitcher",
     "StitchError": "core.errors",
     "TranslationSettings": "core.translation",
-    "cut": "heads.loading",
-    "load_target": "heads.loading",
+    "load_classifier": "heads.loading",
     "onnx_encoder": "encoders.onnx_encoder",
     "plain_classifier": "model.exporting",
+    "split_classifier": "heads.loading",
     "to_onnx": "model.exporting",
 }
 
@@ -54,10 +54,10 @@ __all__ = [
     "StitchError",
     "TranslationSettings",
     "__version__",
-    "cut",
-    "load_target",
+    "load_classifier",
     "onnx_encoder",
     "plain_classifier",
+    "split_classifier",
     "to_onnx",
 ]
 

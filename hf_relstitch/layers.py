@@ -22,7 +22,7 @@ class Prototypes(nn.Module):
         self.temperature = temperature
 
     @classmethod
-    def of(cls, prototypes: Tensor, *, temperature: float) -> "Prototypes":
+    def from_vectors(cls, prototypes: Tensor, *, temperature: float) -> "Prototypes":
         """Build the module from prototypes `(classes, d)` of any length.
 
         Raises:
@@ -74,10 +74,10 @@ CHAIN = (
 )
 
 
-def layers_of(module: nn.Module) -> list[nn.Module]:
+def flatten_layers(module: nn.Module) -> list[nn.Module]:
     """List the layers of a chain in order, without those that do nothing to a latent."""
     if type(module) is nn.Sequential:
-        return [layer for one in module for layer in layers_of(one)]
+        return [layer for one in module for layer in flatten_layers(one)]
     return [] if isinstance(module, nn.Identity | nn.Dropout) else [module]
 
 
@@ -183,7 +183,7 @@ def describe_chain(module: nn.Module) -> list[dict[str, Any]]:
         StitchError: the chain has a layer that cannot be stored as data.
     """
     described = []
-    for layer in layers_of(module):
+    for layer in flatten_layers(module):
         if (found := describe_layer(layer)) is None:
             raise StitchError(f"a layer is a {type(layer).__name__}, which cannot be stored as data; what can: {CHAIN}")
         described.append(found)
@@ -220,14 +220,14 @@ def _layer_widths(layer: nn.Module) -> tuple[int, int] | None:
 
 def widths_of(module: nn.Module) -> tuple[int | None, int | None]:
     """Return the width of the latents that a head takes and its number of logits; None if the module does not say."""
-    widths = [width for layer in layers_of(module) if (width := _layer_widths(layer)) is not None]
+    widths = [width for layer in flatten_layers(module) if (width := _layer_widths(layer)) is not None]
     if not widths or describe_head(module) is None:
         return None, None
     return widths[0][0], widths[-1][1]
 
 
 @torch.no_grad()
-def own_copy(module: nn.Module) -> nn.Module:
+def copy_head(module: nn.Module) -> nn.Module:
     """Copy a head so that it shares nothing with its module, in the form in which it is saved.
 
     Raises:
@@ -239,7 +239,7 @@ def own_copy(module: nn.Module) -> nn.Module:
     d_target, num_labels = widths_of(module)
     made = build_head(description, d_target=d_target or 0, num_labels=num_labels or 0)
     tensors: list[Tensor] = []
-    for layer in layers_of(module):
+    for layer in flatten_layers(module):
         with align_module_device(layer):  # one that is offloaded
             tensors += layer.parameters()
     return _filled(made, tensors)
@@ -257,7 +257,7 @@ def describe_head(module: nn.Module) -> dict[str, Any] | None:
     """Describe a head as data, from which `build_head` builds a module again; return None for any other module."""
     if isinstance(module, Prototypes):
         return {"kind": "prototypes", "temperature": module.temperature}
-    layers = [describe_layer(layer) for layer in layers_of(module)]
+    layers = [describe_layer(layer) for layer in flatten_layers(module)]
     if len(layers) == 1 and layers[0] and layers[0]["layer"] == "linear":
         return {"kind": "linear", "bias": layers[0]["bias"]}
     found = [layer for layer in layers if layer is not None]

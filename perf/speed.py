@@ -177,7 +177,7 @@ def fitting(options):
         print(f"| {count:,} × {width:,}, {name} | {spent:.2f} s | {total:.2f} s | {peak:,} MB |", flush=True)
         return result[0]
 
-    frames = step("one SVD a side", lambda: (Frame.of_anchors(x), Frame.of_anchors(y)))
+    frames = step("one SVD a side", lambda: (Frame.from_anchors(x), Frame.from_anchors(y)))
     choice = step("choice", lambda: choose_settings(x, y, prefer=options.prefer, source_frame=frames[0]))
     step("fit", lambda: fit(x, y, settings=choice.settings, frames=(choice.source_frame, frames[1])))
     step("readout", lambda: fit_readout(x, head(y).softmax(-1)))

@@ -23,7 +23,7 @@ install_import_hook("hf_relstitch.core", "beartype.beartype")
 
 import pico
 
-from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, load_target
+from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, load_classifier
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -71,7 +71,7 @@ def source(source_folder: str) -> Encoder:
 @pytest.fixture(scope="session")
 def target(target_folder: str) -> tuple[Encoder, Head]:
     """The target, cut into encoder and head."""
-    return load_target(target_folder)
+    return load_classifier(target_folder)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 import transformers
 from PIL import Image
 
-from hf_relstitch import StitchError, cut
+from hf_relstitch import StitchError, split_classifier
 from hf_relstitch.encoders.processors import preprocess
 from hf_relstitch.heads.cutting import logits_of
 
@@ -63,7 +63,7 @@ def try_cut(task: str, model_type: str, architecture: str) -> Row:
         return Row(model_type, architecture, built=False, reason=f"not built: needs {library}")
     processor = tiny_models.processor(task, model_type)
     try:
-        encoder, head = cut(model, processor)
+        encoder, head = split_classifier(model, processor)
     except StitchError as error:
         return Row(model_type, architecture, reason=str(error).split(", so its head")[0])
     batches = [preprocess(model, processor, [each]) for each in inputs(task)]

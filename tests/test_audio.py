@@ -8,7 +8,7 @@ import tiny_models
 import torch
 from transformers import AutoModelForAudioClassification, pipeline
 
-from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, load_target
+from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.cli.predict import predict
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.inputs import load_audio
@@ -41,7 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_head_of_latents_is_the_models_own_logits(kind: str, folders: dict[str, str]) -> None:
-    encoder, head = load_target(folders[kind])
+    encoder, head = load_classifier(folders[kind])
     inputs = sounds(5)
     latents = encoder.encode(inputs, batch_size=2, progress=False)
     model = tiny_models.classifier("audio", kind)
@@ -149,7 +149,7 @@ def test_arrays_without_a_rate_are_refused_where_the_encoders_differ(folders: di
 
 
 def test_one_logit_is_never_a_softmax_over_one(folders: dict[str, str], tmp_path: Path) -> None:
-    encoder, _ = load_target(folders["wav2vec2"])
+    encoder, _ = load_classifier(folders["wav2vec2"])
     layer = torch.nn.Linear(encoder.encode(sounds(2), progress=False).shape[1], 1)
     for problem_type, verdict in ((None, False), ("multi_label_classification", True)):
         head = Head(layer, {0: "speech"}, problem_type)

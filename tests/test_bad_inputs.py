@@ -7,7 +7,7 @@ import tiny_models
 import torch
 from test_audio import sounds
 
-from hf_relstitch import CallableEncoder, Encoder, RelativeStitcher, StitchError, cut
+from hf_relstitch import CallableEncoder, Encoder, RelativeStitcher, StitchError, split_classifier
 
 TEXTS = pico.texts(60)
 
@@ -50,7 +50,7 @@ def test_samples_that_are_not_numbers_are_named() -> None:
 
 
 def test_a_literal_end_token_costs_nothing() -> None:
-    encoder, _ = cut(tiny_models.classifier("sequence", "bart"), pico.tokenizer())
+    encoder, _ = split_classifier(tiny_models.classifier("sequence", "bart"), pico.tokenizer())
     inputs = [*TEXTS[:20], "storm </s> hits the coast", *TEXTS[20:]]
     latents = encoder.encode(inputs, progress=False)
     alone = torch.cat([encoder.encode([text], progress=False) for text in inputs])

@@ -618,7 +618,7 @@ def test_heads_are_scikit_learns(latents: Path) -> None:
 
 def test_a_head_of_its_own_answers_in_the_order_of_the_datas_classes() -> None:
     layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
-    head = Head.of(layers, labels=["calm", "stormy", "closed"])
+    head = Head.from_module(layers, labels=["calm", "stormy", "closed"])
     numbers = numbers_of(["Closed", "stormy"], head.id2label, name="mine")
     moved, latents = _reordered(head, numbers.tolist()), torch.randn(5, 4)
     assert list(moved.id2label.values()) == ["closed", "stormy", "calm"]

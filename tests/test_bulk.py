@@ -534,14 +534,14 @@ def test_a_damaged_manifest_is_refused(model: RelativeStitcher, tmp_path: Path, 
 def test_what_another_run_has_done_meanwhile_is_kept(
     model: RelativeStitcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs, locked = shards(tmp_path / "in", 1), Output.only_run
+    inputs, locked = shards(tmp_path / "in", 1), Output.run_lock
 
     def after_another(self: Output) -> AbstractContextManager[None]:
-        monkeypatch.setattr(Output, "only_run", locked)
+        monkeypatch.setattr(Output, "run_lock", locked)
         translate(model, inputs, tmp_path / "out")
         return locked(self)
 
-    monkeypatch.setattr(Output, "only_run", after_another)
+    monkeypatch.setattr(Output, "run_lock", after_another)
     done = translate(model, inputs, tmp_path / "out")
     assert (done.files, done.kept) == (0, 1)
 
@@ -568,7 +568,7 @@ def test_what_is_done_needs_no_lock(model: RelativeStitcher, tmp_path: Path) -> 
 
 def test_an_error_of_a_run_is_not_put_down_to_its_folder(tmp_path: Path) -> None:
     for error in (FileNotFoundError("an input"), Timeout("another lock")):
-        with pytest.raises(type(error)), Output.at(tmp_path).only_run():
+        with pytest.raises(type(error)), Output.at(tmp_path).run_lock():
             raise error
 
 

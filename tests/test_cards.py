@@ -18,7 +18,7 @@ from make_model_cards import EXAMPLES, MODEL_CARDS
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
-from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, load_target
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.hub.card_edits import END, START
 from hf_relstitch.hub.cards import _eval_result_files, _inline, anchor_card, model_card
 from hf_relstitch.hub.repo import Repo
@@ -553,7 +553,7 @@ def test_the_call_makes_the_same_model(source_folder: str, target_folder: str, m
     monkeypatch.chdir(Path(source_folder).parent)
     if not Path("tiny-roberta").exists():
         Path("tiny-roberta").symlink_to(target_folder)
-    names = {"RelativeStitcher": RelativeStitcher, "Encoder": Encoder, "load_target": load_target}
+    names = {"RelativeStitcher": RelativeStitcher, "Encoder": Encoder, "load_classifier": load_classifier}
     names |= {"anchors": anchors, "labels": ["a", "b", "c"]}
     prelude, _, call = model.config.call.partition("\n")
     exec(prelude, names)
@@ -570,7 +570,7 @@ def test_the_call_from_anchor_sets(
     target_anchors = AnchorSet.encode(encoder, pico.texts(100), progress=False)
     model = RelativeStitcher.from_anchor_sets(source, anchor_set, target_anchors, head)
     assert model.config.call.splitlines()[:6] == [
-        "target, head = load_target('tiny-roberta')",
+        "target, head = load_classifier('tiny-roberta')",
         "RelativeStitcher.from_anchor_sets(",
         "    source=Encoder.from_pretrained('tiny-bert', pooling='mean'),",
         "    source_anchors=source_anchors,",
@@ -612,7 +612,7 @@ def test_a_pushed_model_has_hub_ids_and_a_licence_from_the_hub(
     card = ModelCard.load("alice/stitched")
     assert (card.data.base_model, card.data.license) == (["alice/bert", "alice/roberta"], "mit")
     assert card.data.datasets == ["alice/salad"]
-    assert f"load_target('alice/roberta', revision='{model.config.target['revision']}')" in card.text
+    assert f"load_classifier('alice/roberta', revision='{model.config.target['revision']}')" in card.text
     assert 'model="alice/stitched"' in card.text
 
 

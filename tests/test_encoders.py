@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import nn
 
-from hf_relstitch import AnchorSet, Encoder, StitchError, load_target
+from hf_relstitch import AnchorSet, Encoder, StitchError, load_classifier
 from hf_relstitch.data.inputs import load_image
 from hf_relstitch.encoders.devices import prefetched
 from hf_relstitch.hub.repo import locate
@@ -154,7 +154,7 @@ def test_a_text_longer_than_the_positions_is_cut_though_the_tokenizer_knows_no_l
     tokenizer.model_max_length = int(1e30)
     tokenizer.save_pretrained(tmp_path)
     text = " ".join(pico.texts(200))
-    for encoder in (Encoder.from_pretrained(str(tmp_path)), load_target(str(tmp_path))[0]):
+    for encoder in (Encoder.from_pretrained(str(tmp_path)), load_classifier(str(tmp_path))[0]):
         assert encoder.encode([text], progress=False).isfinite().all()
 
 

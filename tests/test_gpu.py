@@ -171,6 +171,6 @@ def test_anchors_are_chosen_alike(latents: tuple[Tensor, Tensor]) -> None:
 
 def test_a_head_taken_from_a_model_on_the_gpu(source: Encoder, target: tuple[Encoder, Head]) -> None:
     encoder, head = target
-    on_gpu = Head.of(head.module.cuda(), labels=list(head.id2label.values()))
+    on_gpu = Head.from_module(head.module.cuda(), labels=list(head.id2label.values()))
     model = RelativeStitcher.from_parts(source, encoder, pico.texts(60), head=on_gpu, progress=False)
     assert logits(model, "cuda").isfinite().all()

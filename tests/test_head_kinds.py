@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import pipeline
 from transformers.activations import ACT2FN
 
-from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError, cut, load_target
+from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError, load_classifier, split_classifier
 from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.encoders.processors import preprocess
 from hf_relstitch.heads.loading import load_head
@@ -225,7 +225,7 @@ CUTS = {
 
 @pytest.mark.parametrize(("architecture", "at"), CUTS)
 def test_an_earlier_cut_gives_the_models_own_logits(architecture: str, at: str, tmp_path: Path) -> None:
-    encoder, head = load_target(pico.saved(architecture, tmp_path), cut=at)
+    encoder, head = load_classifier(pico.saved(architecture, tmp_path), cut=at)
     model = pico.classifier(architecture)
     batch = preprocess(model, pico.tokenizer(), pico.texts(9, seed=5))
     with torch.no_grad():
@@ -269,7 +269,7 @@ def with_head(head: nn.Module) -> Any:
 @pytest.mark.parametrize("name", ["relu", "relu6", "tanh", "gelu", "quick_gelu", "leaky_relu"])
 def test_an_activation_that_is_a_function_is_told_from_its_like(name: str) -> None:
     function = ACT2FN[name].forward  # a bound method, and no module that a hook could see
-    encoder, head = cut(with_head(TokenScores(function)), pico.tokenizer(), at="classifier.dense")
+    encoder, head = split_classifier(with_head(TokenScores(function)), pico.tokenizer(), at="classifier.dense")
     assert f" then {name} then " in encoder.provenance.pooling
     latents = 30 * torch.randn(20, 16)
     dense, out = encoder.model.model.classifier.dense, encoder.model.model.classifier.out
@@ -302,7 +302,7 @@ def test_an_activation_that_is_a_function_is_told_from_its_like(name: str) -> No
 )
 def test_refuses_an_earlier_cut_that_is_not_the_whole_way(head: nn.Module, at: str, message: str) -> None:
     with pytest.raises(StitchError, match=message):
-        cut(with_head(head), pico.tokenizer(), at=at)
+        split_classifier(with_head(head), pico.tokenizer(), at=at)
 
 
 def test_refuses_a_cut_of_what_has_its_head_given(source: Encoder, target: tuple[Encoder, Head]) -> None:
@@ -313,7 +313,7 @@ def test_refuses_a_cut_of_what_has_its_head_given(source: Encoder, target: tuple
 def test_class_names_are_prototypes_as_in_clip(target: tuple[Encoder, Head]) -> None:
     """Cosines over a temperature; of several templates the mean of normalised latents, by hand."""
     encoder, names = target[0], ["storm", "quiet harbour"]
-    head = Head.of_class_names(encoder, names, template=["a {}", "ships in a {}"], temperature=0.05)
+    head = Head.from_class_names(encoder, names, template=["a {}", "ships in a {}"], temperature=0.05)
     assert head.id2label == {0: "storm", 1: "quiet harbour"}
     each = [[f"a {name}", f"ships in a {name}"] for name in names]
     latents = [functional.normalize(encoder.encode(one, progress=False), dim=-1).mean(0) for one in each]
@@ -324,7 +324,7 @@ def test_class_names_are_prototypes_as_in_clip(target: tuple[Encoder, Head]) -> 
 
 def test_zero_shot_model_saves_and_loads(stitch: Any, target: tuple[Encoder, Head], tmp_path: Path) -> None:
     names = ["storm", "harbour", "bread", "old books"]
-    model = stitch(Head.of_class_names(target[0], names, template="the {}"))
+    model = stitch(Head.from_class_names(target[0], names, template="the {}"))
     assert model.config.head == {"kind": "prototypes", "temperature": 0.01}
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(RelativeStitcher.from_pretrained(tmp_path)), logits(model))
@@ -333,29 +333,35 @@ def test_zero_shot_model_saves_and_loads(stitch: Any, target: tuple[Encoder, Hea
 
 def test_prototypes_of_a_few_examples_answer_with_the_class_of_each(target: tuple[Encoder, Head]) -> None:
     latents = target[0].encode(pico.texts(12), progress=False)
-    head = Head.of_examples({str(row): latents[row : row + 1] for row in range(12)})
+    head = Head.from_examples({str(row): latents[row : row + 1] for row in range(12)})
     assert apply_head(head.module, 7 * latents).argmax(1).tolist() == list(range(12))
     for made in (torch.Tensor.tolist, list):  # a list of lists, and one of tensors
-        of_lists = Head.of_examples({str(row): made(latents[row : row + 1]) for row in range(12)})
+        of_lists = Head.from_examples({str(row): made(latents[row : row + 1]) for row in range(12)})
         assert torch.equal(of_lists.module.weight, head.module.weight)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda encoder: Head.of_class_names(encoder, ["storm"], template="a photo"), "it needs {} where the name"),
-        (lambda encoder: Head.of_class_names(encoder, ["storm", "calm"], temperature=0), "the temperature is 0"),
-        (lambda encoder: Head.of_examples({"a": torch.zeros(2, 4), "b": torch.ones(2, 4)}), "not finite or zero"),
-        (lambda encoder: Head.of_examples({"a": torch.ones(1, 4), "b": torch.ones(1, 4) / 0}), "not finite or zero"),
-        (lambda encoder: Head.of_examples({"a": torch.ones(2, 4), "b": torch.zeros(0, 4)}), "with latents .* each"),
+        (lambda encoder: Head.from_class_names(encoder, ["storm"], template="a photo"), "it needs {} where the name"),
+        (lambda encoder: Head.from_class_names(encoder, ["storm", "calm"], temperature=0), "the temperature is 0"),
+        (lambda encoder: Head.from_examples({"a": torch.zeros(2, 4), "b": torch.ones(2, 4)}), "not finite or zero"),
+        (lambda encoder: Head.from_examples({"a": torch.ones(1, 4), "b": torch.ones(1, 4) / 0}), "not finite or zero"),
+        (lambda encoder: Head.from_examples({"a": torch.ones(2, 4), "b": torch.zeros(0, 4)}), "with latents .* each"),
         (
-            lambda encoder: Head.of_examples({"a": torch.ones(2, 4), "b": [torch.ones(4), torch.ones(5)]}),
+            lambda encoder: Head.from_examples({"a": torch.ones(2, 4), "b": [torch.ones(4), torch.ones(5)]}),
             "the latents of class 'b' are 5 wide and those of 'a' 4: ",
         ),
-        (lambda encoder: Head.of_examples({"a": torch.ones(2, 4), "b": torch.ones(2, 5)}), "class 'b' are 5 wide and"),
-        (lambda encoder: Head.of_examples({"a": [[1.0], [1.0, 2.0]], "b": [[1.0]]}), "class 'a' are 2 wide and .* 1:"),
-        (lambda encoder: Head.of_examples({"a": torch.ones(2, 4)}), "1 classes: prototypes need two or more"),
-        (lambda encoder: Head.of_class_names(encoder, []), "give at least one"),
+        (
+            lambda encoder: Head.from_examples({"a": torch.ones(2, 4), "b": torch.ones(2, 5)}),
+            "class 'b' are 5 wide and",
+        ),
+        (
+            lambda encoder: Head.from_examples({"a": [[1.0], [1.0, 2.0]], "b": [[1.0]]}),
+            "class 'a' are 2 wide and .* 1:",
+        ),
+        (lambda encoder: Head.from_examples({"a": torch.ones(2, 4)}), "1 classes: prototypes need two or more"),
+        (lambda encoder: Head.from_class_names(encoder, []), "give at least one"),
     ],
 )
 def test_refuses_prototypes_that_are_none(target: tuple[Encoder, Head], make: Any, message: str) -> None:
@@ -364,15 +370,15 @@ def test_refuses_prototypes_that_are_none(target: tuple[Encoder, Head], make: An
 
 
 def test_class_names_need_a_text_encoder(tmp_path: Path) -> None:
-    encoder, _ = load_target(pico.saved("ViT", tmp_path))
+    encoder, _ = load_classifier(pico.saved("ViT", tmp_path))
     with pytest.raises(StitchError, match="class names are texts and the encoder takes images"):
-        Head.of_class_names(encoder, ["storm"])
+        Head.from_class_names(encoder, ["storm"])
 
 
 def test_a_chain_is_read_from_its_model_on_the_hub(hub: HubServer, target_folder: str) -> None:
     files = {file.name: file.read_bytes() for file in Path(target_folder).iterdir()}
     hub.put_files("bob/classifier", files)
-    encoder, head = load_target("bob/classifier", cut="classifier.dense")
+    encoder, head = load_classifier("bob/classifier", cut="classifier.dense")
     read = load_head(encoder.provenance)
     latents = torch.randn(5, 16)
     with torch.no_grad():
@@ -390,8 +396,8 @@ class Cosine(nn.Linear):
 def test_a_kind_of_linear_layer_is_not_taken_for_a_linear_layer(stitch: Any, target: tuple[Encoder, Head]) -> None:
     head = Cosine(16, 3, bias=False).requires_grad_(False)
     latents = target[0].encode(pico.texts(9), progress=False)
-    torch.testing.assert_close(Head.of(head, dim=16).module(latents), head(latents))
-    model = stitch(Head.of(head, dim=16))
+    torch.testing.assert_close(Head.from_module(head, dim=16).module(latents), head(latents))
+    model = stitch(Head.from_module(head, dim=16))
     expected = pico.logits_by_hand(model, head, latents)
     torch.testing.assert_close(model.classify(latents), expected, rtol=1e-4, atol=1e-4)
 
@@ -400,11 +406,11 @@ def test_a_classifier_that_ends_in_a_kind_of_linear_layer_is_refused() -> None:
     model = pico.classifier("Bert")
     model.classifier = Cosine(16, 3, bias=False)
     with pytest.raises(StitchError, match=r"ends in classifier, a Cosine: only heads that end in a linear layer"):
-        cut(model, pico.tokenizer())
+        split_classifier(model, pico.tokenizer())
 
 
 def test_class_names_are_given_once(target: tuple[Encoder, Head]) -> None:
     with pytest.raises(StitchError, match="3 class names and 2 different ones: name each class once"):
-        Head.of_class_names(target[0], ["storm", "storm", "calm"])
+        Head.from_class_names(target[0], ["storm", "storm", "calm"])
     with pytest.raises(StitchError, match="1 different labels for a head of 2 classes: name each class once"):
-        Head.of(nn.Linear(4, 2), labels=["a", "a"])
+        Head.from_module(nn.Linear(4, 2), labels=["a", "a"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, cut, load_target
+from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, load_classifier, split_classifier
 from hf_relstitch.encoders.processors import preprocess
 from hf_relstitch.heads.cutting import _select_row
 
@@ -38,7 +38,7 @@ def inputs(architecture: str) -> list[object]:
 @pytest.mark.parametrize("architecture", LAYERS)
 def test_head_of_latents_is_the_models_own_logits(architecture: str, tmp_path: Path) -> None:
     place = pico.saved(architecture, tmp_path)
-    encoder, head = load_target(place)
+    encoder, head = load_classifier(place)
     latents = encoder.encode(inputs(architecture), batch_size=4, progress=False)
     model = pico.classifier(architecture)
     batch = preprocess(model, pico.processor(architecture), inputs(architecture))
@@ -56,7 +56,7 @@ def test_last_token_is_found_on_either_padding_side(tmp_path: Path, side: str) -
     tokenizer = pico.tokenizer()
     tokenizer.padding_side = side
     model = pico.classifier("GPT2")
-    encoder, head = cut(model, tokenizer)
+    encoder, head = split_classifier(model, tokenizer)
     batch = preprocess(model, tokenizer, pico.texts(5))
     assert (batch["attention_mask"] == 0).any()
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_a_decoder_without_padding_token_pads_with_one_that_no_text_ends_in(tmp_
     tokenizer = pico.tokenizer()
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
-    encoder, head = load_target(str(tmp_path))
+    encoder, head = load_classifier(str(tmp_path))
     assert encoder.processor.pad_token not in (None, "</s>")
     assert head.module.in_features == 16
 
@@ -88,7 +88,7 @@ class TwoBranches(nn.Module):
 def test_the_mean_of_two_layers_is_one_head_of_both_their_inputs() -> None:
     model = pico.classifier("Bert")
     model.classifier = TwoBranches(1 / 2)
-    encoder, head = cut(model, pico.tokenizer())
+    encoder, head = split_classifier(model, pico.tokenizer())
     batch = preprocess(model, pico.tokenizer(), pico.texts(5))
     assert head.module.in_features == 32
     assert encoder.provenance.pooling == "input of classifier.first and classifier.second, pooled"
@@ -102,7 +102,7 @@ def test_a_classifier_of_two_heads_is_cut_at_both_in_any_precision(dtype: torch.
 
     config = DeiTConfig(**pico.IMAGE["ViT"], id2label=pico.LABELS)
     model = grown(DeiTForImageClassificationWithTeacher(config)).to(dtype)
-    encoder, head = cut(model, pico.image_processor())
+    encoder, head = split_classifier(model, pico.image_processor())
     assert encoder.provenance.pooling == "input of cls_classifier and distillation_classifier, pooled"
     batch = preprocess(model, pico.image_processor(), inputs("ViT"))
     with torch.no_grad():
@@ -122,7 +122,7 @@ def grown(model: nn.Module) -> nn.Module:
 
 def test_threads_that_share_a_cut_classifier_get_their_own_latents() -> None:
     """One runs through the model while another is halfway: what it takes is not the other's."""
-    encoder, _ = cut(pico.classifier("Roberta"), pico.tokenizer())
+    encoder, _ = split_classifier(pico.classifier("Roberta"), pico.tokenizer())
     texts = pico.texts(2)
     batches = [preprocess(encoder.model, encoder.processor, [text]) for text in texts]
     alone = [encoder.latents(batch) for batch in batches]
@@ -141,7 +141,9 @@ def test_threads_that_share_a_cut_classifier_get_their_own_latents() -> None:
 
 
 def test_a_cut_classifier_may_hold_another() -> None:
-    (encoder, _), (inner, _) = (cut(pico.classifier("Bert", seed=seed), pico.tokenizer()) for seed in (0, 1))
+    (encoder, _), (inner, _) = (
+        split_classifier(pico.classifier("Bert", seed=seed), pico.tokenizer()) for seed in (0, 1)
+    )
     batch = preprocess(encoder.model, encoder.processor, pico.texts(2))
     alone = encoder.latents(batch)
 
@@ -159,7 +161,7 @@ DEVICE_MAPS = [{"roberta": "disk", "classifier": "cpu"}, {"roberta": "cpu", "cla
 def test_an_offloaded_classifier_is_cut_as_one_that_is_not(
     device_map: dict[str, str], target_folder: str, source: Encoder, target: tuple[Encoder, Head], tmp_path: Path
 ) -> None:
-    encoder, head = load_target(target_folder, device_map=device_map, offload_folder=str(tmp_path))
+    encoder, head = load_classifier(target_folder, device_map=device_map, offload_folder=str(tmp_path))
     assert any(one.is_meta for one in encoder.model.parameters())
     assert encoder.model.hf_device_map == {f"model.{name}": place for name, place in device_map.items()}
     latents = encoder.encode(pico.texts(5), progress=False)
@@ -172,7 +174,7 @@ def test_an_offloaded_classifier_is_cut_as_one_that_is_not(
 
 def test_an_offloaded_classifier_is_cut_earlier(target_folder: str, tmp_path: Path) -> None:
     options = {"device_map": {"roberta": "cpu", "classifier": "disk"}, "offload_folder": str(tmp_path)}
-    (_, expected), (_, head) = (load_target(target_folder, cut="classifier.dense", **one) for one in ({}, options))
+    (_, expected), (_, head) = (load_classifier(target_folder, cut="classifier.dense", **one) for one in ({}, options))
     latents = torch.randn(5, 16)
     assert torch.equal(head.module(latents), expected.module(latents))
 
@@ -182,12 +184,12 @@ def test_the_heads_of_an_offloaded_classifier_are_copied_from_where_they_are(tmp
 
     model = pico.classifier("Bert")
     model.classifier = TwoBranches(1 / 2).requires_grad_(False)
-    expected = cut(model, pico.tokenizer())[1].module
+    expected = split_classifier(model, pico.tokenizer())[1].module
     cpu_offload(model.classifier)
     assert model.classifier.first.weight.is_meta
     latents = torch.randn(5, 32)
-    assert torch.equal(cut(model, pico.tokenizer())[1].module(latents), expected(latents))
-    chain = Head.of(nn.Sequential(model.classifier.first, nn.Tanh(), nn.Linear(3, 3)))
+    assert torch.equal(split_classifier(model, pico.tokenizer())[1].module(latents), expected(latents))
+    chain = Head.from_module(nn.Sequential(model.classifier.first, nn.Tanh(), nn.Linear(3, 3)))
     assert not any(one.is_meta for one in chain.module.parameters())
 
 
@@ -202,7 +204,7 @@ def test_refuses_a_layer_that_is_not_the_whole_head() -> None:
     model = pico.classifier("Bert")
     model.classifier = TwoBranches(1)
     with pytest.raises(StitchError, match=r"classifier\.second gives logits that differ from the model's own.*by hand"):
-        cut(model, pico.tokenizer())
+        split_classifier(model, pico.tokenizer())
 
 
 def test_refuses_a_head_on_each_token() -> None:
@@ -210,7 +212,7 @@ def test_refuses_a_head_on_each_token() -> None:
 
     model = BertForTokenClassification(BertConfig(**pico.TINY, vocab_size=64))
     with pytest.raises(StitchError, match="other shapes, as from a head on each token"):
-        cut(model, pico.tokenizer())
+        split_classifier(model, pico.tokenizer())
 
 
 def test_refuses_a_model_that_takes_more_than_its_processor_makes() -> None:
@@ -218,14 +220,14 @@ def test_refuses_a_model_that_takes_more_than_its_processor_makes() -> None:
     with pytest.raises(
         StitchError, match="ViTForImageClassification does not run on input_ids and attention_mask alone"
     ):
-        cut(model, pico.tokenizer())
+        split_classifier(model, pico.tokenizer())
 
 
 def test_refuses_a_head_that_does_not_end_in_a_linear_layer() -> None:
     model = pico.classifier("Bert")
     model.classifier = nn.Sequential(nn.Linear(16, 3), nn.Tanh())
     with pytest.raises(StitchError, match=r"BertForSequenceClassification ends in classifier\.1, a Tanh"):
-        cut(model, pico.tokenizer())
+        split_classifier(model, pico.tokenizer())
 
 
 def test_refuses_a_target_that_is_no_classifier(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_refuses_a_target_that_is_no_classifier(tmp_path: Path) -> None:
     with pytest.raises(
         StitchError, match=r"is BertModel: the target has to be a …ForSequenceClassification, …ForImage"
     ):
-        load_target(str(tmp_path))
+        load_classifier(str(tmp_path))
 
 
 def test_refuses_a_target_whose_head_was_never_trained(tmp_path: Path) -> None:
@@ -243,20 +245,20 @@ def test_refuses_a_target_whose_head_was_never_trained(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     pico.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(StitchError, match=r"lacks trained weights for classifier\.bias, classifier\.weight"):
-        load_target(str(tmp_path))
+        load_classifier(str(tmp_path))
 
 
 def test_a_bare_layer_gets_its_labels() -> None:
     layer = nn.Linear(4, 2)
-    assert Head.of(layer).id2label == {0: "LABEL_0", 1: "LABEL_1"}
-    assert Head.of(layer, labels=["no", "yes"]).id2label == {0: "no", 1: "yes"}
+    assert Head.from_module(layer).id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert Head.from_module(layer, labels=["no", "yes"]).id2label == {0: "no", 1: "yes"}
 
 
 def test_classes_with_numbers_for_names_are_named_by_them(tmp_path: Path) -> None:
     place = pico.saved("Bert", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": {"0": 7, "1": 8, "2": 9}}))
-    assert load_target(place)[1].id2label == {0: "7", 1: "8", 2: "9"}
+    assert load_classifier(place)[1].id2label == {0: "7", 1: "8", 2: "9"}
 
 
 def test_refuses_a_head_of_another_kind_or_with_names_that_are_no_texts() -> None:
@@ -267,7 +269,7 @@ def test_refuses_a_head_of_another_kind_or_with_names_that_are_no_texts() -> Non
 
 
 def test_labels_replace_those_of_a_cut_head(target: tuple[Encoder, Head]) -> None:
-    renamed = Head.of(target[1], labels=["a", "b", "c"])
+    renamed = Head.from_module(target[1], labels=["a", "b", "c"])
     assert renamed.id2label == {0: "a", 1: "b", 2: "c"}
     assert renamed.provenance == target[1].provenance
 
@@ -281,4 +283,4 @@ def test_labels_replace_those_of_a_cut_head(target: tuple[Encoder, Head]) -> Non
 )
 def test_refuses_what_is_no_named_head(head: object, labels: list[str] | None, message: str) -> None:
     with pytest.raises(StitchError, match=message):
-        Head.of(head, labels=labels)
+        Head.from_module(head, labels=labels)

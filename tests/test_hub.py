@@ -18,7 +18,7 @@ from test_cli import run
 from torch import nn
 from transformers import AutoModelForSequenceClassification, pipeline
 
-from hf_relstitch import AnchorSet, Encoder, Head, RelativeLatents, RelativeStitcher, StitchError, load_target
+from hf_relstitch import AnchorSet, Encoder, Head, RelativeLatents, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.cli.push_pull import pull, push
 from hf_relstitch.heads.loading import load_head
 
@@ -333,8 +333,8 @@ AnchorSet.encode(encoder, json.load(open("texts.json")), progress=False).push_to
 """
     bob = """
 import json
-from hf_relstitch import AnchorSet, load_target
-encoder, head = load_target("bob/tiny-roberta")
+from hf_relstitch import AnchorSet, load_classifier
+encoder, head = load_classifier("bob/tiny-roberta")
 inputs = json.load(open("texts.json"))[::-1]
 AnchorSet.encode(encoder, inputs, progress=False).push_to_hub("bob/roberta-anchors")
 """
@@ -360,7 +360,7 @@ print(model.config.id2label)
 
 
 def test_keyed_sets_are_found_and_paired_by_who_has_the_key(source_id: str, target_id: str) -> None:
-    source, (target, head) = Encoder.from_pretrained(source_id), load_target(target_id)
+    source, (target, head) = Encoder.from_pretrained(source_id), load_classifier(target_id)
     keyed = AnchorSet.encode(source, TEXTS, key="swordfish", progress=False)
     AnchorSet.encode(target, TEXTS, key="swordfish", progress=False).push_to_hub("bob/keyed", token="hf_bob")
     AnchorSet.encode(target, TEXTS, progress=False).push_to_hub("bob/open", token="hf_bob")
@@ -374,14 +374,14 @@ def test_keyed_sets_are_found_and_paired_by_who_has_the_key(source_id: str, targ
 
 
 def test_the_head_alone_is_read_from_its_model(target_id: str, target_folder: str, tmp_path: Path) -> None:
-    encoder, head = load_target(target_id)
+    encoder, head = load_classifier(target_id)
     read = load_head(encoder.provenance)
     assert torch.equal(read.module.weight, head.module.weight)
     assert torch.equal(read.module.bias, head.module.bias)
     assert (read.id2label, read.provenance) == (head.id2label, head.provenance)
     pico.classifier("Roberta", seed=2).save_pretrained(tmp_path, max_shard_size="5KB")
     HfApi(token="hf_bob").upload_folder(repo_id=target_id, folder_path=tmp_path, delete_patterns="model.safetensors")
-    sharded = load_head(load_target(target_id)[0].provenance)
+    sharded = load_head(load_classifier(target_id)[0].provenance)
     assert torch.equal(sharded.module.weight, head.module.weight)
 
 
@@ -451,7 +451,7 @@ def test_a_folder_is_pulled_onto_itself_as_it_is(model: RelativeStitcher, tmp_pa
 def test_command_line_finds_anchor_sets(source_id: str, target_id: str, tmp_path: Path) -> None:
     for repo_id, encoder in {
         "alice/bert-anchors": Encoder.from_pretrained(source_id),
-        "alice/roberta-anchors": load_target(target_id)[0],
+        "alice/roberta-anchors": load_classifier(target_id)[0],
     }.items():
         AnchorSet.encode(encoder, TEXTS, data="salad", progress=False).save_pretrained(tmp_path / repo_id)
         run("push", tmp_path / repo_id, repo_id)

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from test_hub import logits, uploaded
 
-from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, load_target
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.hub.repo import push_folder
 
 REPO = "alice/stitched"
@@ -420,7 +420,7 @@ def test_a_search_that_fails(anchor_set: AnchorSet, hub: HubServer) -> None:
     hub.faults.clear()
 
 
-@pytest.mark.parametrize("load", [Encoder.from_pretrained, load_target])
+@pytest.mark.parametrize("load", [Encoder.from_pretrained, load_classifier])
 def test_models_that_are_not_there(hub: HubServer, load: Callable) -> None:
     with pytest.raises(StitchError, match="alice/none is no folder here"):
         load("alice/none")

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from hf_relstitch import Encoder, StitchError, load_target
+from hf_relstitch import Encoder, StitchError, load_classifier
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "GPT2", "DistilBert", "MPNet"])
 def test_a_folder_without_tokenizer_files_is_refused(architecture: str, tmp_path: Path) -> None:
     pico.classifier(architecture).save_pretrained(tmp_path)
-    for load in (Encoder.from_pretrained, load_target):
+    for load in (Encoder.from_pretrained, load_classifier):
         with pytest.raises(StitchError, match=r"lacks tokenizer.json \(or .*(vocab.txt|vocab.json)"):
             load(str(tmp_path))
 
@@ -75,7 +75,7 @@ def test_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
     tensors = load_file(file)
     tensors["bert." + LAYER] = tensors["bert." + LAYER][:, :-1].contiguous()
     save_file(tensors, file, {"format": "pt"})
-    for load in (Encoder.from_pretrained, load_target):
+    for load in (Encoder.from_pretrained, load_classifier):
         with pytest.raises(StitchError, match="cannot be loaded as a"):
             load(str(tmp_path))
     with pytest.raises(RuntimeError):

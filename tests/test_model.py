@@ -30,7 +30,7 @@ from hf_relstitch import (
     RelativeStitcher,
     RelativeStitcherConfig,
     StitchError,
-    load_target,
+    load_classifier,
 )
 from hf_relstitch.core.anchor_sampling import choose_anchors
 from hf_relstitch.core.translation import LANDMARKS, TranslationSettings, fit, fit_translation
@@ -71,7 +71,7 @@ def test_logits_are_the_head_of_translated_latents(
 
 def test_a_model_stitched_to_itself_keeps_its_answers(target_folder: str) -> None:
     """Source and target are the same space here, so that the translation has to be the identity."""
-    encoder, _ = load_target(target_folder)
+    encoder, _ = load_classifier(target_folder)
     anchors = AnchorSet.encode(encoder, pico.texts(200), progress=False)
     translation = fit_translation(anchors.latents, anchors.latents, settings=TranslationSettings(ridge=0.0))
     latents = encoder.encode(pico.texts(50, seed=4), progress=False)

@@ -10,7 +10,7 @@ from test_audio import sounds
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
-from hf_relstitch import Encoder, RelativeStitcher, StitchError, load_target
+from hf_relstitch import Encoder, RelativeStitcher, StitchError, load_classifier
 
 TEXTS = pico.texts(12, seed=11)
 
@@ -60,7 +60,7 @@ KINDS = ["bert", "gpt2", "llama", "roberta", "xlnet", "t5"]
 )
 def test_classifiers_are_cut_as_they_answer_one_text(kind: str, case: str, tmp_path: Path) -> None:
     folder = saved(kind, tmp_path, **CASES[case])
-    encoder, head = load_target(folder)
+    encoder, head = load_classifier(folder)
     own = own_logits(folder)
     torch.testing.assert_close(head.module(encoder.encode(TEXTS, progress=False)), own, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(head.module(alone(encoder)), own, rtol=1e-4, atol=1e-4)

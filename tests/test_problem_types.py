@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, pipeline
 
-from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, load_target
+from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.cli.predict import classifier
 
 MULTI = "multi_label_classification"
@@ -105,7 +105,7 @@ def test_a_head_on_each_token_says_what_is_supported(tmp_path: Path) -> None:
         "is BertForTokenClassification: the target has to be a …ForSequenceClassification.*one row of logits an input"
     )
     with pytest.raises(StitchError, match=message):
-        load_target(str(tmp_path))
+        load_classifier(str(tmp_path))
 
 
 def test_a_setfit_folder_says_that_its_pickle_is_not_read(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_setfit_folder_says_that_its_pickle_is_not_read(tmp_path: Path) -> Non
     pico.tokenizer().save_pretrained(tmp_path)
     (tmp_path / "model_head.pkl").write_bytes(b"cos\nsystem\n(S'touch here'\ntR.")
     with pytest.raises(StitchError, match=r"SetFit model whose head is a pickle.*head=model\.model_head"):
-        load_target(str(tmp_path))
+        load_classifier(str(tmp_path))
 
 
 def test_a_head_of_many_values_is_chosen_without_its_values(source: Encoder, target: tuple[Encoder, Head]) -> None:

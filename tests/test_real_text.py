@@ -201,7 +201,7 @@ def heads_of(latents: torch.Tensor, classes: list[int]) -> dict[str, Head]:
         "tanh": trained_chain(tanh, latents, classes),
         "mlp": mlp.fit(latents.numpy(), classes),
     }
-    return {name: Head.of(head) for name, head in made.items()}
+    return {name: Head.from_module(head) for name, head in made.items()}
 
 
 def right(head: Head, latents: torch.Tensor, classes: list[int]) -> float:

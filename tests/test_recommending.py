@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from hf_relstitch.cli import app
 from hf_relstitch.cli.recommend import rank, recommend
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.heads.loading import load_target
+from hf_relstitch.heads.loading import load_classifier
 
 
 def test_the_heads_own_encoder_comes_first_and_a_failing_candidate_last(
@@ -72,7 +72,7 @@ def test_real_encoders_for_a_real_head(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(assets.minilm(), num_labels=4)
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(assets.minilm()).save_pretrained(tmp_path)
-    assert load_target(str(tmp_path))[1].module.out_features == 4
+    assert load_classifier(str(tmp_path))[1].module.out_features == 4
     mpnet, minilm = str(assets.mpnet()), str(assets.minilm())
     rows = recommend(str(tmp_path), [mpnet, minilm], texts, progress=False)
     print(rows)

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel, PreTrainedModel
 
-from hf_relstitch import Encoder, RelativeStitcher, StitchError, load_target
+from hf_relstitch import Encoder, RelativeStitcher, StitchError, load_classifier
 
 TEXTS = pico.texts(48)
 
@@ -126,4 +126,4 @@ def test_an_adapter_is_merged_into_a_source_and_told_of_a_target(target_folder: 
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
     torch.testing.assert_close(loaded.predict(TEXTS), model.predict(TEXTS))
     with pytest.raises(StitchError, match=r"lora holds an adapter of PEFT .* merge it into its classifier first"):
-        load_target(str(tmp_path / "lora"))
+        load_classifier(str(tmp_path / "lora"))

@@ -270,7 +270,7 @@ def place(tmp_path: Path) -> str:
 @pytest.fixture
 def plain_target(source_folder: str) -> tuple[Encoder, Head]:
     torch.manual_seed(5)
-    return Encoder.from_pretrained(source_folder), Head.of(nn.Linear(16, 3))
+    return Encoder.from_pretrained(source_folder), Head.from_module(nn.Linear(16, 3))
 
 
 def test_a_stitched_model_keeps_them_through_save_and_load(

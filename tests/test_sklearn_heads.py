@@ -75,7 +75,7 @@ def logits(head: Head, rows: Any = X) -> Any:
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_classes_and_values_are_the_estimators_own(kind: str, scaler: str) -> None:
     fitted = SCALERS[scaler](CLASSIFIERS[kind]()).fit(X, Y)
-    head = Head.of(fitted)
+    head = Head.from_module(fitted)
     found = logits(head)
     assert list(head.id2label.values()) == NAMES.tolist()
     assert (NAMES[found.argmax(1)] == fitted.predict(X)).all()
@@ -90,7 +90,7 @@ def test_classes_and_values_are_the_estimators_own(kind: str, scaler: str) -> No
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_a_binary_classifier_has_two_logits_whose_softmax_is_its_probability(kind: str, scaler: str) -> None:
     fitted = SCALERS[scaler](CLASSIFIERS[kind]()).fit(X, BINARY)
-    head = Head.of(fitted)
+    head = Head.from_module(fitted)
     found = logits(head)
     assert head.id2label == {0: "no", 1: "yes"}
     assert (np.array(["no", "yes"])[found.argmax(1)] == fitted.predict(X)).all()
@@ -103,13 +103,13 @@ def test_a_binary_classifier_has_two_logits_whose_softmax_is_its_probability(kin
 
 def test_a_search_gives_its_best_estimator() -> None:
     search = GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=2).fit(X, SCORES[:, 0] > 0)
-    assert (logits(Head.of(search)) == logits(Head.of(search.best_estimator_))).all()
+    assert (logits(Head.from_module(search)) == logits(Head.from_module(search.best_estimator_))).all()
 
 
 @pytest.mark.parametrize("model", [RidgeClassifier(), MLPClassifier((7,), max_iter=60, random_state=0)])
 def test_several_answers_at_once_are_a_multi_label_head(model: Any) -> None:
     fitted = make_pipeline(StandardScaler(), model).fit(X, MULTI)
-    head = Head.of(fitted, labels=["a", "b", "c"])
+    head = Head.from_module(fitted, labels=["a", "b", "c"])
     assert head.multi_label
     assert head.id2label == {0: "a", 1: "b", 2: "c"}
     assert ((logits(head) > 0) == fitted.predict(X)).all()
@@ -127,7 +127,7 @@ def test_several_answers_at_once_are_a_multi_label_head(model: Any) -> None:
 def test_a_regression_gives_its_values(model: Any, outputs: int) -> None:
     wanted = SCORES[:, 0] if outputs == 1 else SCORES[:, :2]
     fitted = make_pipeline(StandardScaler(), model).fit(X, wanted)
-    head = Head.of(fitted)
+    head = Head.from_module(fitted)
     np.testing.assert_allclose(logits(head), fitted.predict(X).reshape(200, outputs), rtol=1e-4, atol=1e-4)
     assert (head.problem_type, len(head.id2label), head.answers) == ("regression", outputs, False)
 
@@ -213,13 +213,13 @@ class Contrary(LogisticRegression):
 def test_refuses_what_is_more_or_less_than_layers(model: Any, message: str) -> None:
     fitted = model.fit(X, Y)
     with pytest.raises(StitchError, match=message):
-        Head.of(fitted)
+        Head.from_module(fitted)
 
 
 def test_refuses_what_was_never_fitted() -> None:
     for model in (LogisticRegression(), make_pipeline(StandardScaler(), LogisticRegression()), MLPClassifier()):
         with pytest.raises(StitchError, match=r"that gives no weights \(.*coef.*supported are"):
-            Head.of(model)
+            Head.from_module(model)
 
 
 def test_a_head_of_another_width_than_the_target(source: Encoder, target: tuple[Encoder, Head]) -> None:
@@ -249,7 +249,7 @@ LINEAR_ON = {
 @pytest.mark.parametrize("around", LINEAR_ON)
 def test_what_is_linear_or_a_norm_around_a_classifier_is_taken(around: str) -> None:
     fitted = LINEAR_ON[around](LogisticRegression()).fit(X, Y)
-    head = Head.of(fitted)
+    head = Head.from_module(fitted)
     logits = apply_head(head.module, torch.from_numpy(X).float())
     np.testing.assert_allclose(logits, fitted.decision_function(X), rtol=1e-3, atol=1e-3)
     assert [head.id2label[row] for row in logits.argmax(1).tolist()] == fitted.predict(X).tolist()
@@ -258,7 +258,7 @@ def test_what_is_linear_or_a_norm_around_a_classifier_is_taken(around: str) -> N
 
 def test_one_against_the_rest_of_several_answers_is_multi_label() -> None:
     fitted = OneVsRestClassifier(LogisticRegression()).fit(X, MULTI)
-    head = Head.of(fitted)
+    head = Head.from_module(fitted)
     logits = apply_head(head.module, torch.from_numpy(X).float())
     assert head.problem_type == "multi_label_classification"
     np.testing.assert_array_equal((logits > 0).int(), fitted.predict(X))
@@ -268,7 +268,7 @@ def test_one_against_the_rest_of_several_answers_is_multi_label() -> None:
 @pytest.mark.parametrize("classes", [Y, BINARY], ids=["three classes", "two classes"])
 def test_a_calibrated_classifier_keeps_its_answers(classes: np.ndarray, ensemble: bool) -> None:
     fitted = CalibratedClassifierCV(LinearSVC(random_state=0), ensemble=ensemble).fit(X, classes)
-    head = Head.of(fitted)
+    head = Head.from_module(fitted)
     logits = apply_head(head.module, torch.from_numpy(X).float())
     answers = np.array([head.id2label[row] for row in logits.argmax(1).tolist()])
     assert (answers == fitted.predict(X)).mean() >= (0.97 if ensemble else 0.999)
@@ -279,10 +279,10 @@ def test_a_calibrated_classifier_keeps_its_answers(classes: np.ndarray, ensemble
 def test_a_head_of_normalised_latents_is_taken_as_it_was_trained() -> None:
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)
     fitted = LogisticRegression(C=100).fit(unit, Y)
-    head = Head.of(fitted, normalized=True)
+    head = Head.from_module(fitted, normalized=True)
     logits = apply_head(head.module, torch.from_numpy(X).float())
     np.testing.assert_allclose(logits, fitted.decision_function(unit), rtol=1e-3, atol=1e-3)
-    twice = Head.of(Head.of(torch.nn.Linear(16, 3)), normalized=True)
+    twice = Head.from_module(Head.from_module(torch.nn.Linear(16, 3)), normalized=True)
     assert [type(layer).__name__ for layer in twice.module] == ["Normalize", "Linear"]
 
 
@@ -300,7 +300,7 @@ def test_a_setfit_model_says_its_norm_and_its_names(differentiable: bool, source
         head = LogisticRegression().fit(unit, [row % 3 for row in range(60)])
     names = ["calm", "closed", "stormy"]
     setfit = SetFitModel(model_body=body, model_head=head, labels=names, normalize_embeddings=True)
-    taken = Head.of(setfit)
+    taken = Head.from_module(setfit)
     assert [*taken.id2label.values()] == names
     logits = apply_head(taken.module, torch.from_numpy(body.encode(texts)))
     torch.testing.assert_close(logits.softmax(-1), setfit.predict_proba(texts).to(logits), rtol=1e-4, atol=1e-5)
@@ -326,7 +326,7 @@ NAMED = LogisticRegression().fit(X, Y)
     ],
 )
 def test_labels_name_the_classes_that_they_mean(estimator: Any, labels: Any, expected: list[str]) -> None:
-    assert [*Head.of(estimator, labels=labels).id2label.values()] == expected
+    assert [*Head.from_module(estimator, labels=labels).id2label.values()] == expected
 
 
 @pytest.mark.parametrize(
@@ -343,9 +343,9 @@ def test_labels_name_the_classes_that_they_mean(estimator: Any, labels: Any, exp
 )
 def test_labels_that_could_swap_classes_are_refused(estimator: Any, labels: Any, message: str) -> None:
     with pytest.raises(StitchError, match=message):
-        Head.of(estimator, labels=labels)
+        Head.from_module(estimator, labels=labels)
 
 
 def test_the_labels_of_a_head_are_not_swapped(target: tuple[Encoder, Head]) -> None:
     with pytest.raises(StitchError, match="leave labels out, or give a mapping"):
-        Head.of(target[1], labels=["closed", "stormy", "calm"])
+        Head.from_module(target[1], labels=["closed", "stormy", "calm"])

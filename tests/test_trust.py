@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from hf_relstitch import Encoder, RelativeStitcher, StitchError, load_target
+from hf_relstitch import Encoder, RelativeStitcher, StitchError, load_classifier
 
 CODE = """
 from pathlib import Path
@@ -52,7 +52,7 @@ def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_code_of_a_repo_does_not_run_unless_told(custom: Path, source: Encoder) -> None:
-    for load in (Encoder.from_pretrained, load_target):
+    for load in (Encoder.from_pretrained, load_classifier):
         with pytest.raises(StitchError, match="trust_remote_code=True"):
             load(str(custom))
     with pytest.raises(StitchError, match="trust_remote_code"):
@@ -61,7 +61,7 @@ def test_code_of_a_repo_does_not_run_unless_told(custom: Path, source: Encoder) 
 
 def test_a_trusted_repo_is_source_and_target(custom: Path, tmp_path: Path) -> None:
     source = Encoder.from_pretrained(str(custom), trust_remote_code=True)
-    target, head = load_target(str(custom), trust_remote_code=True)
+    target, head = load_classifier(str(custom), trust_remote_code=True)
     assert type(source.model).__name__ == "OwnModel"
     assert type(target.processor).__name__ == "OwnTokenizer"
     model = RelativeStitcher.from_parts(source, target, pico.texts(40), head=head, progress=False)

@@ -140,7 +140,7 @@ def test_a_side_is_a_target_with_class_names_for_its_head(tmp_path: Path, source
     """Zero-shot: pictures' features against those of class names, and another text encoder in front."""
     place = saved("CLIP", tmp_path)
     pictures, texts = (Encoder.from_pretrained(place, pooling=f"{side}_features") for side in ("image", "text"))
-    head = Head.of_class_names(texts, ["storm", "bread"], template="a quiet {}")
+    head = Head.from_class_names(texts, ["storm", "bread"], template="a quiet {}")
     pairs = list(zip(pico.texts(40), inputs("image", 40), strict=True))
     model = RelativeStitcher.from_parts(source, pictures, pairs, head=head, progress=False)
     order = input_ids(pairs).argsort()

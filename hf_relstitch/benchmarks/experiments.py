@@ -57,7 +57,7 @@ def _reconstructed(latents: Tensor, *, count: int, settings: TranslationSettings
     centre = to_working(anchors).mean(0)
     unit = directions(to_working(anchors), centre=centre)
     subsets = draw_subsets(unit, settings)
-    frame = Frame.of(unit[subsets[0]], precision=precision_of(anchors))
+    frame = Frame.from_directions(unit[subsets[0]], precision=precision_of(anchors))
     return {
         "num_anchors": count,
         "pruning": settings.pruning,

@@ -24,8 +24,8 @@ from hf_relstitch.data.provenance import NOT_KNOWN, Provenance
 from hf_relstitch.encoders.devices import accelerate_state, placement
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head
-from hf_relstitch.heads.loading import load_target
-from hf_relstitch.hub.files import whole_file
+from hf_relstitch.heads.loading import load_classifier
+from hf_relstitch.hub.files import atomic_write
 from hf_relstitch.hub.repo import locate
 from hf_relstitch.model.anchors import first_of_each
 
@@ -118,7 +118,7 @@ def load(name: str, spec: EncoderSpec, document: Document, given: Mapping[str, E
         return given[name], None
     try:
         if spec.classifier:
-            return load_target(spec.classifier, revision=spec.revision)
+            return load_classifier(spec.classifier, revision=spec.revision)
         return Encoder.from_pretrained(str(spec.model), pooling=spec.pooling, revision=spec.revision), None
     except (StitchError, OSError, ValueError) as error:
         raise _unloadable(name, spec, document, error) from error
@@ -173,7 +173,7 @@ def _space_of(
         if unnamed:
             return Space(latents, model.provenance, _digest_of(latents))
         if state.is_main_process:
-            with whole_file(file) as written:
+            with atomic_write(file) as written:
                 save_file({"latents": latents}, written, {"encoder": name, "data": rows.name})
         state.wait_for_everyone()
     return Space(load_file(file)["latents"], model.provenance, key)

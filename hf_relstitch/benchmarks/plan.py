@@ -31,7 +31,7 @@ from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.core.relative import relative_projection
 from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.heads.head import Head
-from hf_relstitch.layers import layers_of
+from hf_relstitch.layers import flatten_layers
 from hf_relstitch.model.anchors import AnchorSet
 
 KINDS = ("cells", "raw_inputs", "experiments", "models")
@@ -266,7 +266,7 @@ class Bench:
             else:
                 latents, labels = space.latents[rows.heads], rows.labels[rows.heads]
                 linear = train_head(kind, latents, labels, classes=len(rows.classes))
-                self.heads[key] = Head.of(linear, labels=rows.classes)
+                self.heads[key] = Head.from_module(linear, labels=rows.classes)
         return self.heads[key]
 
     def decoder(self, cell: Cell, anchors: Tensor) -> Any:
@@ -313,7 +313,7 @@ class Bench:
             return []
         count = min(max(self.suite.anchors), len(self.pools[data]))
         latents = self.spaces[data, encoder].latents[self.anchors(data, count, self.suite.seeds[0])]
-        return Frame.of_anchors(latents).singular_values.tolist()
+        return Frame.from_anchors(latents).singular_values.tolist()
 
 
 def _versions() -> dict[str, str]:
@@ -326,7 +326,7 @@ def _reordered(head: Head, first: Sequence[int]) -> Head:
     if order == list(head.id2label):
         return head
     module = deepcopy(head.module)
-    last = layers_of(module)[-1]
+    last = flatten_layers(module)[-1]
     for parameter in last.parameters():
         parameter.data = parameter.data[order]
     labels = {number: head.id2label[old] for number, old in enumerate(order)}

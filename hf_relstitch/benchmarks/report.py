@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.hub.files import check_format, read_json, whole_file
+from hf_relstitch.hub.files import atomic_write, check_format, read_json
 
 FORMAT_VERSION = 1
 RESULTS_NAME = "results.json"
@@ -42,7 +42,7 @@ def write_report(folder: str | Path) -> Path:
 
     results, report = read_results(folder), Path(folder, REPORT_NAME)
     pictures = draw_all(results, Path(folder))
-    with whole_file(report) as written:
+    with atomic_write(report) as written:
         written.write_text(_markdown(results, pictures), encoding="utf-8")
     return report
 

@@ -16,9 +16,9 @@ from hf_relstitch.benchmarks.report import FORMAT_VERSION, RESULTS_NAME
 from hf_relstitch.benchmarks.rows import read_rows
 from hf_relstitch.benchmarks.suite import check_suite, load_suite
 from hf_relstitch.benchmarks.yaml_schema import Document
-from hf_relstitch.encoders.devices import accelerate_state, gathered
+from hf_relstitch.encoders.devices import accelerate_state, gather
 from hf_relstitch.encoders.encoder import Encoder
-from hf_relstitch.hub.files import check_output, only_run, read_json, whole_file, write_json
+from hf_relstitch.hub.files import atomic_write, check_output, read_json, run_lock, write_json
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
@@ -66,7 +66,7 @@ def run_suite(
     }
     folder.mkdir(parents=True, exist_ok=True)
     state, results = accelerate_state(), folder / RESULTS_NAME
-    lock = only_run(folder / ".lock", doing=f"writing to {folder}", instead="give another folder")
+    lock = run_lock(folder / ".lock", doing=f"writing to {folder}", instead="give another folder")
     with lock if state.is_main_process else nullcontext():
         spaces = all_spaces(plan, document, tables, folder / "latents", given=given, progress=progress)
         bench = Bench(plan, tables, spaces, Sources(plan, document, given), found)
@@ -74,10 +74,10 @@ def run_suite(
         def write_results() -> None:
             numbers, failures = compute(bench.tasks(), folder / "cells", progress=progress)
             content = {"format_version": FORMAT_VERSION, **bench.about(), **numbers, "failures": failures}
-            with whole_file(results) as written:
+            with atomic_write(results) as written:
                 write_json(written, content)
 
-        gathered(lambda: _by_first(write_results, FileLock(folder / ".computing")))
+        gather(lambda: _by_first(write_results, FileLock(folder / ".computing")))
     return read_json(results)
 
 
@@ -101,7 +101,7 @@ def compute(tasks: Iterable[Task], folder: Path, *, progress: bool) -> tuple[dic
     for task in logging.tqdm(todo, desc="cells", unit="cell", disable=not progress):
         try:
             content = task.measure()
-            with whole_file(files[task]) as written:
+            with atomic_write(files[task]) as written:
                 write_json(written, content)
         except Exception as error:
             failures[task] = f"{type(error).__name__}: {error}"

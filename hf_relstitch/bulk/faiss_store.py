@@ -15,7 +15,7 @@ from transformers.utils import logging
 from hf_relstitch.bulk.moves import check_metric, document_translator, tell_zeros
 from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.hub.files import read_json, whole_file
+from hf_relstitch.hub.files import atomic_write, read_json
 
 if TYPE_CHECKING:
     import faiss
@@ -64,7 +64,7 @@ def move_index(
         index = faiss.read_index(str(old))
     except RuntimeError as error:
         raise StitchError(f"{old} cannot be read as an index of FAISS ({error})") from error
-    with whole_file(file) as written:
+    with atomic_write(file) as written:
         faiss.write_index(_translate(index, translator, str(old), progress=progress), str(written))
         Path(f"{new}.json").write_text(json.dumps({NOTE: note_of(translator)}), encoding="utf-8")
     return int(index.ntotal)

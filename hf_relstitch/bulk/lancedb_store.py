@@ -23,7 +23,7 @@ from hf_relstitch.bulk.moves import (
 from hf_relstitch.bulk.tables import translated_batches, translated_schema
 from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.hub.files import only_run
+from hf_relstitch.hub.files import run_lock
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
@@ -82,7 +82,7 @@ def move_table(
     translator = document_translator(model, column, batch_size)
     check_not_translated(table.schema.metadata, translator, f"table {old}")
     _tell_indexes(table, translator, new)
-    with only_run(folder / f".{new}.lock", doing=f"making {new}", instead="give another name"):
+    with run_lock(folder / f".{new}.lock", doing=f"making {new}", instead="give another name"):
         partial, version = _begin(db, table, f"{new}{PARTIAL}", translator)
         with explain(f"table {old}", ValueError, OSError, RuntimeError):
             table.checkout(version)

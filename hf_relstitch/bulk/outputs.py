@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.hub.files import checksum, only_run, whole_file
+from hf_relstitch.hub.files import atomic_write, checksum, run_lock
 
 LOCK_NAME = ".translation.lock"
 
@@ -79,7 +79,7 @@ class Output:
         if self.is_local:
             file = Path(self.path, name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(file) as written:
+            with atomic_write(file) as written:
                 yield written
             return
         with tempfile.TemporaryDirectory(prefix="hf_relstitch-") as folder:
@@ -103,7 +103,7 @@ class Output:
         self.files.mv(partial, path)
 
     @contextmanager
-    def only_run(self) -> Iterator[None]:
+    def run_lock(self) -> Iterator[None]:
         """Lock a local folder for this run, and create it if it does not exist.
 
         Raises:
@@ -116,7 +116,7 @@ class Output:
             try:
                 Path(self.path).mkdir(parents=True, exist_ok=True)
                 lock = Path(self.path, LOCK_NAME)
-                held.enter_context(only_run(lock, doing=f"writing to {self}", instead="give another output folder"))
+                held.enter_context(run_lock(lock, doing=f"writing to {self}", instead="give another output folder"))
             except OSError as error:
                 raise StitchError(f"{self} cannot be written ({error}): give another output folder") from error
             yield

@@ -120,7 +120,7 @@ def translate_files(
         faults = "; ".join(f"{source.name}: {fault}" for source, fault in missing.items())
         raise StitchError(f"{folder} is not what was translated: {faults}: run again without verify to mend it")
     if missing:  # what is done needs no lock, and may be where nobody can write
-        with folder.only_run():
+        with folder.run_lock():
             if folder.is_local:  # another run may have written until now
                 manifest, missing = look(read=True)
             for source, fault in missing.items():

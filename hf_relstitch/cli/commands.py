@@ -121,13 +121,13 @@ def card_command(
     """Show the card of a stitched model or an anchor set, with the edits of the README.md that is there."""
     from hf_relstitch.cli.describe import card
     from hf_relstitch.hub.cards import CARD_NAME
-    from hf_relstitch.hub.files import whole_file
+    from hf_relstitch.hub.files import atomic_write
 
     if write and not Path(place).is_dir():
         raise typer.BadParameter(f"{place} is no folder here, so its README.md cannot be written: pull it first")
     content = card(place, repo_id=repo_id)
     if write:
-        with whole_file(Path(place, CARD_NAME)) as written:
+        with atomic_write(Path(place, CARD_NAME)) as written:
             written.write_text(content, encoding="utf-8")
     else:
         typer.echo(content, nl=False)

@@ -53,7 +53,7 @@ def _describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
         "inputs": anchors.inputs,
         "keyed": anchors.key is not None,
         "provenance": asdict(anchors.provenance),
-        "conditioning": describe_frame(Frame.of_anchors(anchors.latents)),
+        "conditioning": describe_frame(Frame.from_anchors(anchors.latents)),
     }
 
 

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub.card_edits import edits
 from hf_relstitch.hub.cards import CARD_NAME, read_card
-from hf_relstitch.hub.files import PARTIAL, check_kind, read_json, whole_folder, write_json
+from hf_relstitch.hub.files import PARTIAL, atomic_folder, check_kind, read_json, write_json
 from hf_relstitch.hub.repo import Repo, locate, push_folder
 from hf_relstitch.model.anchors import CONFIG_NAME, LATENTS_NAME, AnchorSet
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
@@ -100,7 +100,7 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None, force: bool
     load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
     load(repo.place, revision=repo.commit)
     last, owned = (CONFIG_NAME, [LATENTS_NAME]) if is_anchor_set else ("config.json", OWNED)
-    with whole_folder(folder, last=last, owned=owned) as written:
+    with atomic_folder(folder, last=last, owned=owned) as written:
         shutil.copytree(repo.folder(), written, ignore=shutil.ignore_patterns(f"{PARTIAL}*"), dirs_exist_ok=True)
         (written / SHARED).parent.mkdir(parents=True, exist_ok=True)
         write_json(written / SHARED, {repo.name: edits(card)})

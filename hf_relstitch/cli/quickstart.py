@@ -30,7 +30,7 @@ from hf_relstitch.core.translation import TranslationSettings, fit_translation
 from hf_relstitch.data.reading import read_columns
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head
-from hf_relstitch.heads.loading import load_target
+from hf_relstitch.heads.loading import load_classifier
 from hf_relstitch.hub.files import check_output
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
@@ -191,7 +191,7 @@ def quickstart(
     console.print(
         f"Stitching through {len(inputs.anchors)} anchors: one closed-form translation, no labels, no training …"
     )
-    encoder, (target_encoder, head) = Encoder.from_pretrained(source), load_target(target)
+    encoder, (target_encoder, head) = Encoder.from_pretrained(source), load_classifier(target)
     stitched = RelativeStitcher.from_parts(
         encoder, target_encoder, inputs.anchors, head=head, data=data or "handwritten digits"
     )
@@ -242,7 +242,7 @@ def _require_extra() -> None:
 def _own_accuracy(source: str, inputs: Data) -> float | None:
     """Accuracy of the source with a head of its own, if it has one for these classes."""
     try:
-        encoder, head = load_target(source)
+        encoder, head = load_classifier(source)
     except StitchError:
         return None
     return accuracy(head, encoder.encode(inputs.test), torch.tensor(inputs.test_labels))

@@ -7,10 +7,10 @@ from typing import Any
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.inputs import check_kinds, inputs_at, side_of, sides_of
-from hf_relstitch.encoders.devices import gathered
+from hf_relstitch.encoders.devices import gather
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head
-from hf_relstitch.heads.loading import load_target
+from hf_relstitch.heads.loading import load_classifier
 from hf_relstitch.model.anchors import AnchorSet
 from hf_relstitch.model.stitching import stitch
 
@@ -42,7 +42,7 @@ def recommend(
     """
     if not candidates:
         raise StitchError("there are no candidates: name at least one encoder")
-    encoder, head = load_target(target, cut=cut, revision=revision)
+    encoder, head = load_classifier(target, cut=cut, revision=revision)
     sides = sides_of(anchors)
     check_kinds(side_of(anchors, sides[1]), modality=encoder.modality, who="target")
     ids = input_ids(anchors)
@@ -83,7 +83,7 @@ def loaded(candidate: str) -> Encoder:
         made.append(Encoder.from_pretrained(candidate))
         return []
 
-    gathered(load)
+    gather(load)
     return made[0]
 
 

@@ -58,7 +58,7 @@ def stitch_command(
     from hf_relstitch.data.reading import STDIN, read_inputs
     from hf_relstitch.encoders.devices import accelerate_state
     from hf_relstitch.encoders.encoder import Encoder
-    from hf_relstitch.heads.loading import load_target
+    from hf_relstitch.heads.loading import load_classifier
     from hf_relstitch.hub.files import check_kind, check_output
     from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
@@ -74,7 +74,7 @@ def stitch_command(
     if pooling or revision:
         parts["source"] = Encoder.from_pretrained(source, pooling=pooling or "auto", revision=revision)
     if target_revision:
-        encoder, head = load_target(target, cut=cut, revision=target_revision)
+        encoder, head = load_classifier(target, cut=cut, revision=target_revision)
         parts |= {"target": encoder, "head": head, "cut": None}
     data = None if anchors == STDIN else anchors
     model = RelativeStitcher.from_parts(

@@ -80,7 +80,7 @@ class Split:
     precisions: tuple[float, float]
 
     @classmethod
-    def of(
+    def from_rows(
         cls, x: Tensor, y: Tensor, held_out: Bool[Tensor, " k"], *, norm: Norm, precisions: tuple[float, float]
     ) -> "Split":
         """Decompose the anchors that are not held out."""
@@ -193,7 +193,7 @@ def make_splits(
     x, y = pair_anchors(source_anchors, target_anchors)
     precisions = precision_of(source_anchors), precision_of(target_anchors)
     split_of = _assign_splits(len(x), seed=seed, splits=splits).to(x.device)
-    return [Split.of(x, y, split_of == split, norm=norm, precisions=precisions) for split in range(splits)]
+    return [Split.from_rows(x, y, split_of == split, norm=norm, precisions=precisions) for split in range(splits)]
 
 
 def translate_views(

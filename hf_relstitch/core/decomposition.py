@@ -26,7 +26,7 @@ class Frame:
     vh: Float[Tensor, "r d"]
 
     @classmethod
-    def of(cls, unit_anchors: Float[Tensor, "k d"], *, precision: float) -> "Frame":
+    def from_directions(cls, unit_anchors: Float[Tensor, "k d"], *, precision: float) -> "Frame":
         """Decompose centred and normalised anchors that are known to a relative `precision`.
 
         For many anchors the triangular factor `(d, d)` is decomposed, which is faster on accelerators.
@@ -39,10 +39,10 @@ class Frame:
         return cls(u[:, kept], s[kept], _without_silent(vh[kept], unit_anchors))
 
     @classmethod
-    def of_anchors(cls, anchors: Float[Tensor, "k d"]) -> "Frame":
+    def from_anchors(cls, anchors: Float[Tensor, "k d"]) -> "Frame":
         """Decompose the directions of anchors from their mean."""
         latents = to_working(anchors)
-        return cls.of(directions(latents, centre=latents.mean(0)), precision=precision_of(anchors))
+        return cls.from_directions(directions(latents, centre=latents.mean(0)), precision=precision_of(anchors))
 
     @property
     def rank(self) -> int:
@@ -77,7 +77,7 @@ def shrinkage(eigenvalues: Float[Tensor, " r"], *, exponent: float, ridge: float
 
 
 def quick_frame(unit_anchors: Float[Tensor, "k d"], *, precision: float) -> Frame:
-    """Decompose like `Frame.of`, by the Gram matrix of the smaller side: faster, blind below √eps of the largest."""
+    """Decompose like `Frame.from_directions`, by the smaller Gram matrix: faster, blind below √eps of the largest."""
     wide = unit_anchors.shape[0] < unit_anchors.shape[1]
     gram = unit_anchors @ unit_anchors.T if wide else unit_anchors.T @ unit_anchors
     values, vectors = torch.linalg.eigh(gram)

@@ -39,7 +39,7 @@ def encode_relative(
         frames = [kernel_frame(unit, gamma=settings.gamma, landmarks=settings.landmarks)]
     else:
         precision = precision_of(source_anchors)
-        frames = [Frame.of(unit[rows], precision=precision) for rows in subsets]
+        frames = [Frame.from_directions(unit[rows], precision=precision) for rows in subsets]
     powers = _powers(frames, side="source", settings=settings).T
     marks = unit[: settings.landmarks]
 
@@ -61,7 +61,7 @@ def decode_relative(
     anchors = to_working(target_anchors)
     unit = directions(anchors, centre=anchors.mean(0))
     subsets, precision = draw_subsets(unit, settings), precision_of(target_anchors)
-    frames = [Frame.of(unit[rows], precision=precision) for rows in subsets]
+    frames = [Frame.from_directions(unit[rows], precision=precision) for rows in subsets]
     return _powers(frames, side="target", settings=settings) / len(frames)
 
 

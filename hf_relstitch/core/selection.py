@@ -81,7 +81,7 @@ def choose_settings(
     prediction. If the spaces have the same dimension, leaving latents unchanged is a candidate too.
 
     `prefer="auto"` compares both, `"linear"` only translations that are one matrix. `output_scale` of the choice gives
-    held-out latents the mean norm of the target anchors. `source_frame` is the source's `Frame.of_anchors`, if the
+    held-out latents the mean norm of the target anchors. `source_frame` is the source's `Frame.from_anchors`, if the
     caller has it.
 
     Raises:
@@ -92,7 +92,7 @@ def choose_settings(
     x, y = pair_anchors(source_anchors, target_anchors)
     centre, target_centre = x.mean(0), y.mean(0)
     unit, true = directions(x, centre=centre), directions(y, centre=target_centre)
-    frames = {0.0: source_frame or Frame.of_anchors(source_anchors)}
+    frames = {0.0: source_frame or Frame.from_anchors(source_anchors)}
     if prefer == "auto":
         frames[GAMMA] = kernel_frame(unit, gamma=GAMMA, landmarks=LANDMARKS)
     scores: dict[TranslationSettings, Tensor] = {}

@@ -162,7 +162,7 @@ def fit_translation(
     and the anchors span it. It is computed and returned in float64 without gradients, on the device of the anchors if
     that has float64. It can be no better than the anchors: directions that they do not span are lost, and with a small
     `ridge` the weak directions of the target anchors are amplified by their condition number. `frames` are both sides'
-    `Frame.of_anchors`, if the caller has them.
+    `Frame.from_anchors`, if the caller has them.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
@@ -173,14 +173,17 @@ def fit_translation(
     x_centre, y_centre = x.mean(0), y.mean(0)
     x_unit, y_unit = directions(x, centre=x_centre), directions(y, centre=y_centre)
     if settings.pruning is None:
-        frames = frames or (Frame.of_anchors(source_anchors), Frame.of_anchors(target_anchors))
+        frames = frames or (Frame.from_anchors(source_anchors), Frame.from_anchors(target_anchors))
         weight = compose(*frames, settings=settings)
     else:
         precisions = precision_of(source_anchors), precision_of(target_anchors)
         weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype, device=x.device)
         subsets = draw_subsets(y_unit, settings)
         for rows in subsets:
-            pair = Frame.of(x_unit[rows], precision=precisions[0]), Frame.of(y_unit[rows], precision=precisions[1])
+            pair = (
+                Frame.from_directions(x_unit[rows], precision=precisions[0]),
+                Frame.from_directions(y_unit[rows], precision=precisions[1]),
+            )
             weight += compose(*pair, settings=settings) / len(subsets)
 
     inputs = x - x_centre if settings.norm == "keep" else x_unit
@@ -297,7 +300,7 @@ def fit_kernel_translation(
 
     `G = κ(XXᵀ)` is the kernel matrix of the source anchors, its ridge relative to its mean eigenvalue. α = 1, β = 0 is
     kernel ridge regression; `settings.gamma` towards 0 is the linear family. It is computed and returned in float64.
-    `frames` are the source's `kernel_frame` and the target's `Frame.of_anchors`, if the caller has them.
+    `frames` are the source's `kernel_frame` and the target's `Frame.from_anchors`, if the caller has them.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
@@ -307,7 +310,7 @@ def fit_kernel_translation(
     unit = directions(x, centre=centre)
     frames = frames or (
         kernel_frame(unit, gamma=settings.gamma, landmarks=settings.landmarks),
-        Frame.of_anchors(target_anchors),
+        Frame.from_anchors(target_anchors),
     )
     marks = unit[: settings.landmarks]
     translation = KernelTranslation(len(marks), x.shape[1], y.shape[1], gamma=settings.gamma, norm=settings.norm)

@@ -22,7 +22,7 @@ def accelerate_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def gathered(make: Callable[[], list[Item]]) -> list[Item]:
+def gather(make: Callable[[], list[Item]]) -> list[Item]:
     """Gather the items that every process makes, in every process; if one process fails, all fail, so that none waits.
 
     Raises:

@@ -15,13 +15,13 @@ from transformers.utils import logging
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import inputs_at, probe_inputs, row_names
 from hf_relstitch.data.provenance import Provenance
-from hf_relstitch.encoders.devices import accelerate_state, fingerprint, gathered, placement, prefetched
+from hf_relstitch.encoders.devices import accelerate_state, fingerprint, gather, placement, prefetched
 from hf_relstitch.encoders.dual_encoders import FEATURES, LEFT_OUT, features, keep_side, leave_out
 from hf_relstitch.encoders.padding import choose_batching, unpadded
 from hf_relstitch.encoders.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.encoders.processors import (
     MODALITIES,
-    batched,
+    batch_rows,
     check_vocabulary,
     load_processor,
     main_modality,
@@ -31,12 +31,12 @@ from hf_relstitch.encoders.processors import (
 )
 from hf_relstitch.encoders.sentence_transformers_repo import read_sentence_modules, transformer_folder
 from hf_relstitch.hub.repo import hub_options, locate
-from hf_relstitch.layers import describe_chain, layers_of
+from hf_relstitch.layers import describe_chain, flatten_layers
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 
-WITH_PROCESSOR = "give Encoder(model, processor), or as a target cut(model, processor)"
+WITH_PROCESSOR = "give Encoder(model, processor), or as a target split_classifier(model, processor)"
 
 
 class Encoder:
@@ -71,7 +71,9 @@ class Encoder:
         self.pooling = resolve_pooling(pooling, model=model)
         if self.pooling in FEATURES and self.pooling != f"{self.modality}_features":
             raise StitchError(f"pooling is {self.pooling!r} and the processor is for {self.modality}: give that side's")
-        self.after_pooling = nn.Sequential(*layers_of(after_pooling or nn.Sequential())).eval().requires_grad_(False)
+        self.after_pooling = (
+            nn.Sequential(*flatten_layers(after_pooling or nn.Sequential())).eval().requires_grad_(False)
+        )
         name = model_id or type(model).__name__
         if isinstance(processor, PreTrainedTokenizerBase):
             check_vocabulary(processor, model, name=name)
@@ -168,13 +170,13 @@ class Encoder:
         Raises:
             StitchError: there are no inputs, an input is of another kind than the encoder takes, or a process failed.
         """
-        return in_order(gathered(lambda: self._share(inputs, batch_size=batch_size, progress=progress)))
+        return in_order(gather(lambda: self._share(inputs, batch_size=batch_size, progress=progress)))
 
     def _share(self, inputs: Sequence[Any], *, batch_size: int, progress: bool) -> list[tuple[list[int], Tensor]]:
         """Latents on the CPU of what this process encodes, if it is anything, and their rows."""
         state = accelerate_state()
         self.to_device(state.device)
-        batches = batched(inputs, processor=self.processor, batch_size=batch_size)
+        batches = batch_rows(inputs, processor=self.processor, batch_size=batch_size)
         mine = batches[state.process_index :: state.num_processes]
         bar = logging.tqdm(mine, desc="encoding", unit="batch", disable=not (progress and state.is_main_process))
         encoded = [*encode_batches(inputs, bar, self.latents, model=self.model, processor=self.processor)]

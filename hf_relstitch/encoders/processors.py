@@ -147,7 +147,7 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
     return {name: on_device(tensor, device, dtype) for name, tensor in batch.items()}
 
 
-def batched(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[list[int]]:
+def batch_rows(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> list[list[int]]:
     """Group the rows of the inputs into batches by length, so that little of a batch is padding.
 
     Sounds of different lengths come together only if the processor pads on its own account: in many speech models the

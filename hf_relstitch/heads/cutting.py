@@ -17,9 +17,9 @@ from hf_relstitch.layers import (
     activation_between,
     activation_name,
     built_activation,
+    copy_head,
     describe_layer,
     linear_of,
-    own_copy,
 )
 
 THEN = " then "
@@ -61,7 +61,7 @@ def find_chain(model: PreTrainedModel, at: str, probe: Mapping[str, Tensor]) -> 
     for rows in ROWS if runs[0][0][names[0]][0].ndim == 3 else ("pooled",):
         seen = {name: _picked([run[name] for run, _ in runs], rows, probe, pad_token_id(model)) for name in names}
         chain = _chain_of(model, names, seen)
-        head = own_copy(nn.Sequential(*(layer for _, layer in chain))).requires_grad_(False)
+        head = copy_head(nn.Sequential(*(layer for _, layer in chain))).requires_grad_(False)
         differences[rows] = _distance(head, seen[names[0]][0], logits)
         if differences[rows] <= TOLERANCE * max(1.0, float(logits.abs().max())):
             return [name for name, _ in chain], rows, head

@@ -18,9 +18,9 @@ from hf_relstitch.layers import (
     CHAIN,
     Normalize,
     Prototypes,
+    copy_head,
     describe_head,
-    layers_of,
-    own_copy,
+    flatten_layers,
     widths_of,
 )
 
@@ -68,7 +68,7 @@ class Head:
         return self.multi_label or (len(self.id2label) > 1 and self.problem_type != "regression")
 
     @classmethod
-    def of(
+    def from_module(
         cls,
         head: Any,
         *,
@@ -107,18 +107,18 @@ class Head:
         elif isinstance(head, nn.Module):
             many = getattr(head, "multitarget", False)  # of SetFit's own head
             head = _setfit_layer(head) if type(head).__name__ == "SetFitHead" else head
-            module = own_copy(head) if describe_head(head) else deepcopy(head).eval()
+            module = copy_head(head) if describe_head(head) else deepcopy(head).eval()
             made = cls(
                 module, dict(enumerate(_plain_names(num_logits(module, dim=dim)))), PROBLEM_TYPES[1] if many else None
             )
         else:
             raise StitchError(f"the head is a {type(head).__name__}: expected a Head, {CHAIN}; any nn.Module in memory")
         if normalized:
-            made = replace(made, module=nn.Sequential(Normalize(), *layers_of(made.module)))
+            made = replace(made, module=nn.Sequential(Normalize(), *flatten_layers(made.module)))
         return made if labels is None else replace(made, id2label=_named(labels, known, count=len(made.id2label)))
 
     @classmethod
-    def of_class_names(
+    def from_class_names(
         cls,
         encoder: Encoder,
         names: Sequence[str],
@@ -144,17 +144,17 @@ class Head:
             raise StitchError(f"{len(names)} class names and {len(set(names))} different ones: name each class once")
         inputs = [one.replace("{}", name) for name in names for one in templates]
         latents = encoder.encode(inputs, progress=False)
-        return cls.of_examples(dict(zip(names, latents.split(len(templates)), strict=True)), temperature=temperature)
+        return cls.from_examples(dict(zip(names, latents.split(len(templates)), strict=True)), temperature=temperature)
 
     @classmethod
-    def of_examples(cls, latents: Mapping[str, Any], *, temperature: float = 0.01) -> "Head":
+    def from_examples(cls, latents: Mapping[str, Any], *, temperature: float = 0.01) -> "Head":
         """Build a head of class prototypes: the mean of a few normalised target latents `(n, d_target)` of each class.
 
         Raises:
             StitchError: there are fewer than two classes, a class has no latents or none with a direction, or the
                 latents differ in width.
         """
-        module = Prototypes.of(_class_means(latents), temperature=temperature)
+        module = Prototypes.from_vectors(_class_means(latents), temperature=temperature)
         return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")
 
 

@@ -88,10 +88,10 @@ def load_head(provenance: Provenance, **options: Any) -> Head:
     return Head(module.requires_grad_(False), class_names(config), config.problem_type, provenance)
 
 
-def load_target(
+def load_classifier(
     model_id: str, *, revision: str | None = None, cut: str | None = None, **model_kwargs: Any
 ) -> tuple[Encoder, Head]:
-    """Load a text, image or audio classifier from a folder or the Hub and cut it, as `hf_relstitch.cut` does.
+    """Load a text, image or audio classifier from a folder or the Hub, and split it as `split_classifier` does.
 
     Raises:
         StitchError: the model is missing, is not a classifier that can be cut, or its head was never trained.
@@ -129,7 +129,7 @@ def load_target(
     processor = load_processor(repo, modality=main_modality(model))
     if isinstance(processor, PreTrainedTokenizerBase):
         prepare_tokenizer(processor, None, model=model)
-    return take_apart(model, processor, at=cut, repo=repo)
+    return split_classifier(model, processor, at=cut, repo=repo)
 
 
 def to_target(target: Any, *, at: str | None = None) -> tuple[Encoder, Head]:
@@ -139,11 +139,11 @@ def to_target(target: Any, *, at: str | None = None) -> tuple[Encoder, Head]:
         StitchError: the target is not a classifier, or its processor is not known.
     """
     if isinstance(target, str | Path):
-        return load_target(str(target), cut=at)
+        return load_classifier(str(target), cut=at)
     if hasattr(target, "model_body") and hasattr(target, "model_head"):
         if at is not None:
             raise StitchError(f"cut is {at!r} and the target is a SetFit model, which is apart already: leave it out")
-        return to_encoder(target.model_body), Head.of(target)
+        return to_encoder(target.model_body), Head.from_module(target)
     if not isinstance(target, PreTrainedModel):
         raise StitchError(
             f"a target is wanted and what came is a {type(target).__name__}: give a classifier (a folder, a Hub id, a "
@@ -153,7 +153,7 @@ def to_target(target: Any, *, at: str | None = None) -> tuple[Encoder, Head]:
         raise StitchError(
             f"the target is a {type(target).__name__}: expected a …{', …'.join(TASKS)} model, or an encoder with head="
         )
-    return take_apart(target, processor_beside(target), at=at)
+    return split_classifier(target, processor_beside(target), at=at)
 
 
 def _architecture_of(repo: Repo) -> str:
@@ -182,7 +182,7 @@ def _auto_class(architecture: str) -> Any:
 
 
 @torch.no_grad()
-def cut(
+def split_classifier(
     model: PreTrainedModel, processor: Any, *, at: str | None = None, repo: Repo | None = None
 ) -> tuple[Encoder, Head]:
     """Split a classifier into the encoder of its latents and its head, and prove it.
@@ -221,7 +221,3 @@ def cut(
         license=repo.license() if repo else None,
     )
     return encoder, Head(head, class_names(model.config), model.config.problem_type, encoder.provenance)
-
-
-take_apart = cut
-"""Its name where `cut` is the name of a module."""

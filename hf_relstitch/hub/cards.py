@@ -31,7 +31,7 @@ def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: 
     Raises:
         StitchError: the metadata of `existing` cannot be read, or a result lacks its value or names.
     """
-    bases = [Base.of(config.get(side, {})) for side in ("source", "target")]
+    bases = [Base.from_provenance(config.get(side, {})) for side in ("source", "target")]
     license_keys, license_note = _licensing(bases)
     results = eval_results(config)
     hub_ids = [base.name for base in bases if base.on_hub]
@@ -63,7 +63,7 @@ def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id:
     Raises:
         StitchError: the metadata of `existing` cannot be read.
     """
-    base = Base.of(config.get("provenance", {}))
+    base = Base.from_provenance(config.get("provenance", {}))
     license_keys, license_note = _licensing([base])
     metadata = ModelCardData(
         library_name="hf_relstitch",
@@ -198,13 +198,13 @@ class Base:
     def call(self) -> str:
         """Write the call that loads the encoder of the latents, or cuts it from a classifier."""
         if self.pooling.startswith("input of "):
-            return f"load_target({self.arguments})[0]"
+            return f"load_classifier({self.arguments})[0]"
         if ", " in self.pooling:  # the repo's own modules, which are read without being named
             return f"Encoder.from_pretrained({self.arguments})"
         return f"Encoder.from_pretrained({self.arguments}, pooling={self.pooling!r})"
 
     @classmethod
-    def of(cls, provenance: Mapping[str, Any]) -> "Base":
+    def from_provenance(cls, provenance: Mapping[str, Any]) -> "Base":
         """Read the fields of a `Provenance`."""
         model_id, revision = str(provenance.get("model_id", "")), str(provenance.get("revision", ""))
         on_hub = is_commit(revision) and re.fullmatch(f"({NAMESPACE})?{NAME}", model_id) is not None

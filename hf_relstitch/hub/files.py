@@ -27,7 +27,7 @@ PARTIAL = ".partial-"
 
 
 @contextmanager
-def whole_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
+def atomic_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
     """Yield a temporary folder, and move its files into `folder` when the block ends without an error.
 
     The temporary folder lies in `folder`, which can be a volume of its own, or in the nearest existing folder above.
@@ -113,7 +113,7 @@ def _give_usual_modes(*places: Path) -> None:
 
 
 @contextmanager
-def whole_file(file: str | Path) -> Iterator[Path]:
+def atomic_write(file: str | Path) -> Iterator[Path]:
     """Yield a temporary file beside `file`: without an error in the block it replaces `file`, else it is deleted."""
     file = Path(file)
     if not file.parent.is_dir():
@@ -129,7 +129,7 @@ def whole_file(file: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def only_run(lock: Path, *, doing: str, instead: str) -> Iterator[None]:
+def run_lock(lock: Path, *, doing: str, instead: str) -> Iterator[None]:
     """Keep a lock file for one run; the lock of a killed run is released.
 
     Raises:
@@ -238,7 +238,7 @@ def write_tensors(
         "hf_relstitch_version": __version__,
         kind: json.dumps(content, sort_keys=True),
     }
-    with whole_file(file) as written:
+    with atomic_write(file) as written:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, written, metadata)
 
 

@@ -25,13 +25,13 @@ from hf_relstitch.data.reading import data_name
 from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.hub.cards import ANCHORS_TAG, inputs_tag, write_card
 from hf_relstitch.hub.files import (
+    atomic_folder,
     check_format,
     check_kind,
     checksum,
     read_json,
     read_tensors,
     verify_checksum,
-    whole_folder,
     write_json,
     write_tensors,
 )
@@ -283,7 +283,7 @@ class AnchorSet:
         check_kind(folder, model_type=None)
         if not accelerate_state().is_main_process:
             return
-        with whole_folder(folder, last=CONFIG_NAME, owned=[LATENTS_NAME]) as written:
+        with atomic_folder(folder, last=CONFIG_NAME, owned=[LATENTS_NAME]) as written:
             save_file({"latents": self.latents, "ids": self.ids}, written / LATENTS_NAME, {"format": "pt"})
             config = {
                 "format_version": FORMAT_VERSION,

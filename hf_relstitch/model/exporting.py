@@ -16,7 +16,7 @@ from hf_relstitch.encoders.padding import BATCHINGS
 from hf_relstitch.encoders.processors import preprocess
 from hf_relstitch.heads.cutting import calls
 from hf_relstitch.heads.loading import TASKS
-from hf_relstitch.hub.files import whole_file
+from hf_relstitch.hub.files import atomic_write
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher, fuse
 from hf_relstitch.model.persistence import AUTO_CLASSES
 
@@ -160,7 +160,7 @@ def to_onnx(model: RelativeStitcher, file: str | Path) -> Path:
     traced = preprocess(model, model.processor, [*inputs, *inputs[:1]])
     file, free = Path(file), torch.export.Dim.DYNAMIC
     axes = {name: {0: free} if model.config.modality == "image" else {0: free, 1: free} for name in traced}
-    with whole_file(file) as written:
+    with atomic_write(file) as written:
         torch.onnx.export(
             Logits(model).eval(),
             (),

@@ -31,11 +31,11 @@ from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
 from hf_relstitch.encoders.devices import accelerate_state, placement
 from hf_relstitch.encoders.dual_encoders import as_configured
 from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_batches, in_order, modality_at, to_encoder
-from hf_relstitch.encoders.processors import LOADERS, batched, check_inputs
+from hf_relstitch.encoders.processors import LOADERS, batch_rows, check_inputs
 from hf_relstitch.heads.head import Head
 from hf_relstitch.heads.loading import is_classifier, load_head, to_target
 from hf_relstitch.hub.repo import push_folder
-from hf_relstitch.layers import build_head, describe_chain, describe_head, own_copy
+from hf_relstitch.layers import build_head, copy_head, describe_chain, describe_head
 from hf_relstitch.model.anchors import AnchorSet, RelativeLatents, check_count
 from hf_relstitch.model.persistence import (
     OWNED,
@@ -168,9 +168,9 @@ class RelativeStitcher(PreTrainedModel):
             anchors: unlabeled inputs that both models take: texts, PIL images, numpy arrays of sound, or Paths of
                 images or sounds. Or pairs, with the source's input first, like (image, text), (German, English).
             head: the map from target latents to logits, if `target` is an encoder: a `Head`, a module, or a fitted
-                scikit-learn estimator; see `Head.of`.
-            cut: the module of `target` to cut at, if it is not the last linear layer; see `hf_relstitch.cut`.
-            labels: the names of the head's classes, or a mapping from its own names; see `Head.of`.
+                scikit-learn estimator; see `Head.from_module`.
+            cut: the module of `target` to cut at, if it is not the last linear layer; see `split_classifier`.
+            labels: the names of the head's classes, or a mapping from its own names; see `Head.from_module`.
             num_anchors: how many of the anchor inputs to keep, chosen by `choose_anchors`; None keeps all.
             inputs: some unlabeled inputs that the model is for: the report then says whether the anchors are like them.
             data: the name of the data that the anchors come from, for the record.
@@ -263,7 +263,7 @@ class RelativeStitcher(PreTrainedModel):
             for one in (source_anchors, target_anchors)
         )
         found = load_head(target_anchors.provenance) if head is None else head
-        named_head = Head.of(found, labels=labels, dim=target_anchors.dim)
+        named_head = Head.from_module(found, labels=labels, dim=target_anchors.dim)
         described = describe_head(named_head.module)
         if source is None:
             source = absent_encoder(source_anchors.provenance)
@@ -299,10 +299,10 @@ class RelativeStitcher(PreTrainedModel):
         exact = torch.promote_types(dtype, torch.float32)
         model.translation = made.translation.to(device, exact)
         model.readout = made.readout and made.readout.to(device, exact)
-        head_module = own_copy(named_head.module) if described else deepcopy(named_head.module)
+        head_module = copy_head(named_head.module) if described else deepcopy(named_head.module)
         model.head = head_module.to(device, dtype)
         model.config.head = described or {"kind": "module", "type": type(head_module).__name__}
-        model.anchors = AnchorPair.of(made.source_anchors, made.target_anchors).to(device)
+        model.anchors = AnchorPair.from_sets(made.source_anchors, made.target_anchors).to(device)
         model.attach(encoder.model)
         model._processor = encoder.processor
         model.config.fingerprints = part_fingerprints(model)
@@ -447,7 +447,7 @@ class RelativeStitcher(PreTrainedModel):
         self.eval()
         if isinstance(self.encoder, Function):
             return self.encoder.latents(inputs, batch_size=batch_size).to(self.anchors.source.device)
-        batches = batched(inputs, processor=self.processor, batch_size=batch_size)
+        batches = batch_rows(inputs, processor=self.processor, batch_size=batch_size)
         parts = {"model": self.encoder, "processor": self.processor}
         encoded = encode_batches(inputs, batches, lambda batch: self.encode_batch(batch)[0], **parts)
         return in_order([*encoded]).to(self.anchors.source.device)

@@ -22,7 +22,7 @@ from hf_relstitch.encoders.devices import accelerate_state, fingerprint, placeme
 from hf_relstitch.encoders.dual_encoders import LEFT_OUT, as_configured
 from hf_relstitch.heads.loading import ADAPTER
 from hf_relstitch.hub.cards import RESULTS_NAME, write_card
-from hf_relstitch.hub.files import check_kind, checksum, read_json, verify_checksum, weight_map, whole_folder
+from hf_relstitch.hub.files import atomic_folder, check_kind, checksum, read_json, verify_checksum, weight_map
 from hf_relstitch.hub.repo import HUB_OPTIONS, hub_options, is_commit, locate
 from hf_relstitch.layers import CHAIN
 
@@ -363,7 +363,7 @@ def save_model(
     if (timm := getattr(model.config.source_config, "pretrained_cfg", None)) is not None:
         model.config.pretrained_cfg = timm  # timm's image processor has no file of its own
         model.config.image_processor_type = type(model.processor).__name__
-    with whole_folder(folder, last="config.json", owned=OWNED) as written:
+    with atomic_folder(folder, last="config.json", owned=OWNED) as written:
         model.processor.save_pretrained(written)
         model.config.processor_files = sorted(file.name for file in written.iterdir() if file.is_file())
         PreTrainedModel.save_pretrained(model, written, **kwargs)

@@ -78,7 +78,7 @@ class AnchorPair(nn.Module):
         self.register_buffer("ids", torch.empty(num_anchors, dtype=torch.int64))
 
     @classmethod
-    def of(cls, source: AnchorSet, target: AnchorSet) -> "AnchorPair":
+    def from_sets(cls, source: AnchorSet, target: AnchorSet) -> "AnchorPair":
         """Return the anchors of two paired sets."""
         pair = cls(0, 0, 0)
         pair.source, pair.target, pair.ids = source.latents, target.latents, source.ids
@@ -123,7 +123,7 @@ def stitch(
     true = apply_head(head.module, target)
     if not true.isfinite().all():
         raise StitchError("the head gives logits that are not finite for the target's anchors: look at its weights")
-    frames = Frame.of_anchors(x), Frame.of_anchors(y)
+    frames = Frame.from_anchors(x), Frame.from_anchors(y)
     if settings.keys() - FREE:
         translated = translate_held_out(x, y, settings=how)
         translation = fit(x, y, settings=how, frames=None if how.gamma else frames)
@@ -289,14 +289,14 @@ def write_call(
     """
     cut = head.provenance if isinstance(head, Head) else None
     code = {
-        "source": Base.of(asdict(source)).call,
-        "target": target and ("target" if cut else Base.of(asdict(target)).call),
+        "source": Base.from_provenance(asdict(source)).call,
+        "target": target and ("target" if cut else Base.from_provenance(asdict(target)).call),
         **arguments,
         "head": None if head is None else "head",
         **{name: repr(value) for name, value in asdict(settings).items()},
     }
     given = [f"    {name}={value}," for name, value in code.items() if value is not None]
-    loaded = [f"target, head = load_target({Base.of(asdict(cut)).arguments})"] if cut else []
+    loaded = [f"target, head = load_classifier({Base.from_provenance(asdict(cut)).arguments})"] if cut else []
     return "\n".join([*loaded, f"RelativeStitcher.{method}(", *given, ")"])
 
 

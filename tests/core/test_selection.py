@@ -39,7 +39,7 @@ def test_every_score_is_that_of_refits_without_the_anchor(noisy, prefer):
     x, y = noisy
     unit, true = directions(x, centre=x.mean(0)), directions(y, centre=y.mean(0))
     gram = torch.exp(-GAMMA * torch.cdist(unit, unit).square()) - torch.exp(torch.tensor(-2 * GAMMA))
-    eigenvalues = {0.0: Frame.of_anchors(x), GAMMA: kernel_frame(unit, gamma=GAMMA, landmarks=len(x))}
+    eigenvalues = {0.0: Frame.from_anchors(x), GAMMA: kernel_frame(unit, gamma=GAMMA, landmarks=len(x))}
     for candidate in choose_settings(x, y, prefer=prefer).candidates[::3]:
         if candidate.settings.identity:
             continue
@@ -148,14 +148,14 @@ def test_the_frame_that_a_choice_hands_on_gives_the_fit_that_is_made_without_it(
     frame = choose_settings(x, y, prefer="linear").source_frame if not gamma else None
     if frame is None:
         frame = kernel_frame(directions(x, centre=x.mean(0)), gamma=gamma, landmarks=how.landmarks)
-    assert_close(fit(x, y, settings=how, frames=(frame, Frame.of_anchors(y)))(x), fit(x, y, settings=how)(x))
+    assert_close(fit(x, y, settings=how, frames=(frame, Frame.from_anchors(y)))(x), fit(x, y, settings=how)(x))
 
 
 @pytest.mark.parametrize("count", [10, 400])
 def test_a_quick_frame_spans_what_a_frame_does(count):
     x, _ = clusters(count=400)
     unit = directions(x[:count], centre=x[:count].mean(0))
-    quick, slow = quick_frame(unit, precision=1e-7), Frame.of(unit, precision=1e-7)
+    quick, slow = quick_frame(unit, precision=1e-7), Frame.from_directions(unit, precision=1e-7)
     assert_close(quick.singular_values, slow.singular_values)
     assert_close((quick.u * quick.singular_values) @ quick.vh, unit)
 
@@ -168,9 +168,9 @@ def test_splits_are_even_and_every_anchor_is_in_one():
 def test_a_split_knows_nothing_of_what_it_holds_out():
     x, y = gaussian(0, 50, 6), gaussian(1, 50, 4)
     held_out = torch.arange(50) < 10
-    known = Split.of(x, y, held_out, norm="keep", precisions=(1e-7, 1e-7))
+    known = Split.from_rows(x, y, held_out, norm="keep", precisions=(1e-7, 1e-7))
     y[:10] += 100
-    other = Split.of(x, y, held_out, norm="keep", precisions=(1e-7, 1e-7))
+    other = Split.from_rows(x, y, held_out, norm="keep", precisions=(1e-7, 1e-7))
     for field in ("centre", "target_norm"):
         assert torch.equal(getattr(known, field), getattr(other, field))
     assert torch.equal(known.target.vh, other.target.vh)

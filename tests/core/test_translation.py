@@ -36,7 +36,7 @@ def unit_anchors(seed, k, d):
 
 
 def frame(unit):
-    return Frame.of(unit, precision=float64_eps)
+    return Frame.from_directions(unit, precision=float64_eps)
 
 
 def family(source_unit, target_unit, **settings):
