@@ -21,7 +21,7 @@ options = parser.parse_args()
 
 anchors = read_inputs(options.anchors)
 model = RelativeStitcher.from_parts(options.source, options.target, anchors, data=options.anchors)
-print("foretold agreement with the head's own answers:", round(model.report["agreement"], 3))
+print("expected agreement with the head's own answers:", round(model.report["agreement"], 3))
 model.save_pretrained(options.out)
 
 for answer in pipeline("image-classification", model=options.out)(options.classify, top_k=3):

@@ -56,7 +56,7 @@ answers = {"the old index, queries translated": nearest("documents", to_old(aske
 
 to_new = translation_between(known, fresh, translates="documents")
 told = to_new.report
-print(f"foretold: {told['recall']:.3f} of the nearest, by the old encoder {told['recall_untranslated']:.3f}")
+print(f"expected: {told['recall']:.3f} of the nearest, by the old encoder {told['recall_untranslated']:.3f}")
 move_table(to_new, db, "documents", "moved")
 answers["the index moved"] = nearest("moved", asked)
 

@@ -39,7 +39,7 @@ labels = [str(name) for name in fitted.classes_]
 model = RelativeStitcher.from_parts(
     options.source, target, unlabeled["text"], head=head, labels=labels, data=options.data
 )
-print("foretold agreement with the head's own answers:", round(model.report["agreement"], 3))
+print("expected agreement with the head's own answers:", round(model.report["agreement"], 3))
 model.save_pretrained(options.out)
 
 answers = pipeline("text-classification", model=options.out)(list(test["text"]), truncation=True, batch_size=32)

@@ -44,7 +44,7 @@ def mapping(kind, x, y):
 
 
 def one(old, new, queries, pairs, documents):
-    """What is found, and what was foretold, of one change of encoder."""
+    """What is found, and what was expected, of one change of encoder."""
     wanted = nearest(new[queries], new[documents])
     row = {"the old encoder": recall(old[queries], old[documents], wanted)}
     for role, (x, y) in {"documents": (old, new), "queries": (new, old)}.items():
@@ -68,7 +68,7 @@ def one(old, new, queries, pairs, documents):
             if isinstance(way, str):
                 some = documents[: made.report["documents"]]
                 found = ask(some, nearest(new[queries], new[some], made.report["nearest"]))
-                row[f"foretold − found, mean absolute: {name}"] = abs(made.report["recall"] - found)
+                row[f"expected − found, mean absolute: {name}"] = abs(made.report["recall"] - found)
     return row
 
 

@@ -268,7 +268,7 @@ def test_many_classes_are_cut_short() -> None:
 def test_a_head_of_one_output_and_an_older_config_say_so() -> None:
     report = CONFIG["report"] | {"agreement": None}
     card = model_card(changed(report=report))
-    assert "| foretold agreement | not known |" in card
+    assert "| expected agreement | not known |" in card
     assert "Verdict" not in card
     bare = {name: CONFIG[name] for name in ("model_type", "source", "target", "num_anchors")}
     bare["source"] = {name: SOURCE[name] for name in ("model_id", "revision", "pooling", "data")}
@@ -637,5 +637,5 @@ def test_a_card_gives_the_verdict_and_the_interval() -> None:
     report = CONFIG["report"] | {"verdict": verdict, "agreement_interval": [0.8, 0.95]}
     card = model_card(CONFIG | {"report": report, "selection": {"prefer": "auto", "candidates": []}})
     assert "**Verdict: usable.** The head &#124; answers alike. What would help: more anchors." in card
-    assert "| foretold agreement | 0.912 (0.800 to 0.950) |" in card
+    assert "| expected agreement | 0.912 (0.800 to 0.950) |" in card
     assert 'chosen on the anchors, without labels, with `prefer="auto"`' in card

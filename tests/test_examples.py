@@ -38,7 +38,7 @@ def test_text(tmp_path: Path, hub: HubServer) -> None:
 @pytest.mark.slow
 def test_images(tmp_path: Path, hub: HubServer) -> None:
     lines, arguments = run("images.py", tmp_path, hub)
-    assert lines[0].startswith("foretold agreement")
+    assert lines[0].startswith("expected agreement")
     assert {line.split()[1] for line in lines[1:4]} <= set("0123456789")
     images, classes = shuffled_digits()
     answers = pipeline("image-classification", model="alice/lite0-digits")(images[1000:1030], top_k=1)
@@ -63,8 +63,8 @@ def test_index(tmp_path: Path, hub: HubServer) -> None:
     recalls = {line.split(": recall@10 ")[0]: float(line.split()[-1]) for line in lines if "recall@10" in line}
     assert recalls.keys() == {"the old index, queries translated", "the index moved", "the old index, the old encoder"}
     assert min(recalls.values()) > 0.3
-    (foretold,) = (line for line in lines if line.startswith("foretold: "))
-    assert 0 < float(foretold.split()[1]) <= 1
+    (expected,) = (line for line in lines if line.startswith("expected: "))
+    assert 0 < float(expected.split()[1]) <= 1
     moved = lancedb.connect(arguments["out"]).open_table("moved")
     assert (moved.count_rows(), moved.schema.field("vector").type.list_size) == (160, 768)
 

@@ -144,7 +144,7 @@ def test_a_regression_is_stitched_to_values_that_are_not_spread_too_far(
     of_values, of_length = unexplained(translated), unexplained(centre + length * (translated - centre))
     told = 1 - model.report["values_explained"]
     print(
-        f"{source} → {target}: unexplained {of_values:.3f}, foretold {told:.3f}; at the target's length {of_length:.3f}"
+        f"{source} → {target}: unexplained {of_values:.3f}, expected {told:.3f}; at the target's length {of_length:.3f}"
     )
     assert of_values < 0.75 * of_length
     assert abs(of_values - told) < 0.1

@@ -56,8 +56,8 @@ def _markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         parts += [f"## Accuracy, {count} anchors", _pair_table([cell for cell in cells if cell["anchors"] == count])]
     if cells:
         parts += ["## Mean over pairs, heads and seeds", _method_table(cells)]
-    if foretold := [cell for cell in cells if cell.get("expected_agreement") is not None]:
-        parts += ["## Agreement with the head on its own encoder: foretold and found", _foretold_table(foretold)]
+    if expected := [cell for cell in cells if cell.get("expected_agreement") is not None]:
+        parts += ["## Agreement with the head on its own encoder: expected and found", _agreement_table(expected)]
     if raw := results.get("raw_inputs"):
         parts += ["## From raw inputs, driven by `evaluate`", _raw_table(raw)]
     for name, (title, shown) in EXPERIMENTS.items():
@@ -100,16 +100,16 @@ def _method_table(cells: Sequence[Mapping[str, Any]]) -> str:
     return table(["method", *titles, "stitching index", "F1", "agreement", "ECE", "native ECE"], rows)
 
 
-def _foretold_table(cells: Sequence[Mapping[str, Any]]) -> str:
+def _agreement_table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Tabulate, by method and number of anchors, how near the forecast is and how often its interval holds."""
     rows = []
     for (method, count), group in _grouped(cells, ("method", "anchors")).items():
         off = [abs(cell["expected_agreement"] - cell["agreement"]) for cell in group]
         intervals = [(*cell["expected_interval"], cell["agreement"]) for cell in group if cell.get("expected_interval")]
         inside = [low <= found <= high for low, high, found in intervals]
-        foretold, found = (fmean(cell[name] for cell in group) for name in ("expected_agreement", "agreement"))
-        rows.append([method, str(count), *map(_decimal, (foretold, found, fmean(off))), f"{fmean(inside):.0%}"])
-    return table(["method", "anchors", "foretold", "found", "mean difference", "inside its interval"], rows)
+        expected, found = (fmean(cell[name] for cell in group) for name in ("expected_agreement", "agreement"))
+        rows.append([method, str(count), *map(_decimal, (expected, found, fmean(off))), f"{fmean(inside):.0%}"])
+    return table(["method", "anchors", "expected", "found", "mean difference", "inside its interval"], rows)
 
 
 def _raw_table(cells: Sequence[Mapping[str, Any]]) -> str:

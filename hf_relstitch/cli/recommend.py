@@ -1,4 +1,4 @@
-"""Which encoder to put in front of a head: candidates ranked by foretold agreement, speed and size, without labels."""
+"""Which encoder to put in front of a head: candidates ranked by expected agreement, speed and size, without labels."""
 
 import time
 from collections.abc import Sequence

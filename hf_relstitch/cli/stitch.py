@@ -107,7 +107,7 @@ def recommend_command(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank encoders for a head by foretold agreement, speed and size, from unlabeled inputs alone."""
+    """Rank encoders for a head by expected agreement, speed and size, from unlabeled inputs alone."""
     from hf_relstitch.cli.recommend import recommend
     from hf_relstitch.data.reading import read_inputs
     from hf_relstitch.encoders.devices import accelerate_state

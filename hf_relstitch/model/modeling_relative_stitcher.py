@@ -21,6 +21,7 @@ from transformers.utils import can_return_tuple
 
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.projection import encode_relative
 from hf_relstitch.core.relative import check_latents, to_working
 from hf_relstitch.core.translation import KernelTranslation, Translation, empty_translation
@@ -157,6 +158,7 @@ class RelativeStitcher(PreTrainedModel):
         key: str | None = None,
         batch_size: int = 32,
         progress: bool = True,
+        prefer: Prefer | None = None,
         **settings: Any,
     ) -> "RelativeStitcher":
         """Stitch a source encoder to a target's head over anchor inputs, which both models encode here.
@@ -177,14 +179,15 @@ class RelativeStitcher(PreTrainedModel):
             key: a secret for the anchors' ids, see `AnchorSet.encode`.
             batch_size: inputs to encode at a time.
             progress: True to show progress bars.
-            **settings: fields of `TranslationSettings`, used unchanged; without any (`norm` and `seed`
-                aside) they are chosen on the anchors, by `choose_settings`, with `prefer="auto"` (the default) or
-                `prefer="linear"` (one matrix, which fuses with a linear head).
+            prefer: "auto" (the default) chooses among linear and kernel translations; "linear" keeps to one matrix,
+                which fuses with a linear head. See `choose_settings`.
+            **settings: fields of `TranslationSettings`, used unchanged. Without any (`norm` and `seed` aside) they are
+                chosen on the anchors.
 
         Raises:
             StitchError: the parts cannot be loaded, cut, or stitched to each other.
         """
-        check_settings(**settings)
+        check_settings(prefer=prefer, **settings)
         if num_anchors is not None:
             check_count(num_anchors)
         options: dict[str, Any] = {"data": data, "key": key, "batch_size": batch_size, "progress": progress}
@@ -215,7 +218,9 @@ class RelativeStitcher(PreTrainedModel):
         rows = target_anchors.rows_of(ids)
         kept = inputs_at(anchors, rows)
         source_anchors = AnchorSet.encode(source, kept, side=sides[0], ids=ids[rows], **options)
-        model = cls.from_anchor_sets(source, source_anchors, target_anchors, head, labels=labels, **settings)
+        model = cls.from_anchor_sets(
+            source, source_anchors, target_anchors, head, labels=labels, prefer=prefer, **settings
+        )
         if inputs is not None:
             model.config.report = model.check(inputs)
         model.config.call = write_call(
@@ -241,6 +246,7 @@ class RelativeStitcher(PreTrainedModel):
         head: Any = None,
         *,
         labels: Sequence[str] | Mapping[Any, str] | None = None,
+        prefer: Prefer | None = None,
         **settings: Any,
     ) -> "RelativeStitcher":
         """Stitch a source encoder to a head through two anchor sets; the target model is not loaded.
@@ -252,7 +258,7 @@ class RelativeStitcher(PreTrainedModel):
         Raises:
             StitchError: the anchors differ in model or width from the encoder or the head, or share too few inputs.
         """
-        check_settings(**settings)
+        check_settings(prefer=prefer, **settings)
         written: dict[str, Any] = {
             "source_anchors": write_anchors(source_anchors, name="source_anchors"),
             "target_anchors": write_anchors(target_anchors, name="target_anchors"),
@@ -269,7 +275,7 @@ class RelativeStitcher(PreTrainedModel):
             source = absent_encoder(source_anchors.provenance)
         encoder = to_encoder(source)
         encoder.to_device(accelerate_state().device)
-        made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, **settings)
+        made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, prefer=prefer, **settings)
         config = RelativeStitcherConfig(
             getattr(encoder.model, "config", None),
             modality=encoder.modality,

@@ -67,7 +67,7 @@ def test_a_head_is_applied_as_its_layer():
     assert_close(apply_head(bare, gaussian(0, 5, 4)).float(), bare(gaussian(0, 5, 4).float()))
 
 
-def test_a_foretelling_by_hand():
+def test_an_estimate_by_hand():
     true = torch.eye(4).repeat(25, 1)
     told = estimate_agreement(true, true)
     assert told.agreement == pytest.approx(1)
@@ -83,7 +83,7 @@ def test_kappa_is_scikit_learns(logits):
     assert estimate_agreement(other, logits).kappa(share) == pytest.approx(expected)
 
 
-def test_a_foretelling_is_right_about_new_inputs_and_less_noisy_than_the_share():
+def test_an_estimate_is_right_about_new_inputs_and_less_noisy_than_the_share():
     """A hundred draws of 150 anchors of the same noisy answers, against the share among very many."""
     true = 2 * gaussian(0, 50_000, 6)
     translated = true + 1.5 * gaussian(1, 50_000, 6)

@@ -109,7 +109,7 @@ def test_the_recall_of_the_old_encoder_is_that_of_its_own_search(noisy):
 
 
 @roles
-def test_what_is_foretold_is_found_by_new_queries_among_new_documents(translates):
+def test_what_is_expected_is_found_by_new_queries_among_new_documents(translates):
     """Told from 1,000 pairs, measured among as many other documents as one is told for."""
     mixed, noise = isometry(5, 24), gaussian(6, 2200, 24)
     x = gaussian(1, 2200, 24) * torch.linspace(0.3, 3, 24).double()
