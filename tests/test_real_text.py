@@ -239,5 +239,6 @@ def test_heads_that_are_not_linear_keep_what_a_linear_head_keeps(
         assert factors["3.0"] > 0.95 * own
         assert factors["0.1"] < own, "near its centre a head answers with its biases"
         assert model.report["scale_invariance"]["0.1"] < model.report["scale_invariance"]["3.0"]
-    assert min(shares.values()) >= shares["linear"] - 0.05
+    kept = {name: min(1.0, share) for name, share in shares.items()}  # above 1 the source is better than the target
+    assert min(kept.values()) >= kept["linear"] - 0.05
     assert min(losses["linear"], losses["mlp"]) > 0.05

@@ -39,6 +39,8 @@ from hf_relstitch.layers import widths_of
 from hf_relstitch.model.anchors import AnchorSet
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
+READOUT_WEIGHT = 0.5
+"""Weight of the readout's log-probabilities beside the translation's: it knows the head by its answers to anchors only."""
 FREE = {"norm", "seed"}
 """Settings that may be given while the others are chosen."""
 
@@ -149,13 +151,13 @@ def stitch(
 def _add_readout(x: Tensor, logits: Tensor, true: Tensor) -> tuple[Translation | None, Tensor]:
     """Add a readout of source latents to held-out logits of the translation, unless it is better alone.
 
-    The sum of the two is the mean of their log-probabilities, up to the temperature that is matched later. The
-    translation is better alone where its cross-entropy with the head's answers is lower by more than one standard
+    The sum is a weighted mean of log-probabilities, up to the temperature that is matched later. The translation is
+    better alone where its cross-entropy with the head's answers is lower by more than one standard
     error of the difference.
     """
     answers = probabilities(true)
     readout = fit_readout(x, answers)
-    scale = matching_temperature(logits, answers)
+    scale = READOUT_WEIGHT * matching_temperature(logits, answers)
     both = logits + scale * readout.held_out
 
     def losses(logits: Tensor) -> Tensor:
