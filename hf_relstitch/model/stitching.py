@@ -40,7 +40,7 @@ from hf_relstitch.model.anchors import AnchorSet
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 READOUT_WEIGHT = 0.5
-"""Weight of the readout's log-probabilities beside the translation's: it knows the head by its answers to anchors only."""
+"""Weight of the readout beside the translation: it knows the head by its answers to the anchors only."""
 FREE = {"norm", "seed"}
 """Settings that may be given while the others are chosen."""
 
