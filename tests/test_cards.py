@@ -543,12 +543,18 @@ def test_save_writes_a_card_that_keeps_edits(stitched: RelativeStitcher, tmp_pat
     assert str(tmp_path.parent) not in card.read_text()
 
 
-def test_the_call_makes_the_same_model(source_folder: str, target_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    anchors = pico.texts(60)
-    options: dict[str, Any] = {"alpha": 0.5, "ridge": 0.1, "pruning": 0.9, "subspaces": 2, "progress": False}
+@pytest.mark.parametrize(
+    "options",
+    [{"alpha": 0.5, "ridge": 0.1, "pruning": 0.9, "subspaces": 2}, {}, {"prefer": "linear"}],
+    ids=["given", "chosen", "linear"],
+)
+def test_the_call_makes_the_same_model(
+    options: dict[str, Any], source_folder: str, target_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchors = pico.texts(100)
     encoder = Encoder.from_pretrained(source_folder, pooling="cls")
     model = RelativeStitcher.from_parts(
-        encoder, target_folder, anchors, data="salad", labels=["a", "b", "c"], **options
+        encoder, target_folder, anchors, data="salad", labels=["a", "b", "c"], progress=False, **options
     )
     monkeypatch.chdir(Path(source_folder).parent)
     if not Path("tiny-roberta").exists():
@@ -560,7 +566,8 @@ def test_the_call_makes_the_same_model(source_folder: str, target_folder: str, m
     again = eval(call, names)
     assert again.config.call == model.config.call
     assert again.config.translation == model.config.translation
-    assert again.translation.weight.equal(model.translation.weight)
+    assert again.config.readout == model.config.readout == ("alpha" not in options)
+    assert again.predict(anchors[:9]).equal(model.predict(anchors[:9]))
 
 
 def test_the_call_from_anchor_sets(

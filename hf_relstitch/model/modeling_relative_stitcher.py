@@ -228,6 +228,7 @@ class RelativeStitcher(PreTrainedModel):
             source.provenance,
             head,
             settings=model.config.translation_settings,
+            prefer=(model.config.selection or {}).get("prefer"),
             target=target_anchors.provenance,
             anchors="anchors",
             num_anchors=None if num_anchors is None else repr(num_anchors),
@@ -293,7 +294,14 @@ class RelativeStitcher(PreTrainedModel):
             source=asdict(made.source_anchors.provenance),
             target=asdict(made.target_anchors.provenance),
             report=made.report,
-            call=write_call("from_anchor_sets", encoder.provenance, head, settings=made.settings, **written),
+            call=write_call(
+                "from_anchor_sets",
+                encoder.provenance,
+                head,
+                settings=made.settings,
+                prefer=(made.selection or {}).get("prefer"),
+                **written,
+            ),
             id2label=named_head.id2label,
             label2id={label: index for index, label in named_head.id2label.items()},
             problem_type=named_head.problem_type if named_head.answers else "regression",  # no softmax over one

@@ -282,20 +282,23 @@ def write_call(
     head: Any,
     *,
     settings: TranslationSettings,
+    prefer: str | None,
     target: Provenance | None = None,
     **arguments: str | None,
 ) -> str:
-    """Write the call that builds a stitched model, as Python with every setting, and with no path of this machine.
+    """Write the call that builds a stitched model, as Python, and with no path of this machine.
 
-    `arguments` are Python too; None stands for an argument that was not passed.
+    Settings that were chosen by `prefer` are left to be chosen again; others are all written. `arguments` are Python
+    too; None stands for an argument that was not passed.
     """
+    values = asdict(settings) if prefer is None else {"prefer": prefer, "norm": settings.norm, "seed": settings.seed}
     cut = head.provenance if isinstance(head, Head) else None
     code = {
         "source": Base.from_provenance(asdict(source)).call,
         "target": target and ("target" if cut else Base.from_provenance(asdict(target)).call),
         **arguments,
         "head": None if head is None else "head",
-        **{name: repr(value) for name, value in asdict(settings).items()},
+        **{name: repr(value) for name, value in values.items()},
     }
     given = [f"    {name}={value}," for name, value in code.items() if value is not None]
     loaded = [f"target, head = load_classifier({Base.from_provenance(asdict(cut)).arguments})"] if cut else []
