@@ -46,11 +46,11 @@ def test_the_same_trains_after_stitching_and_after_loading(stitched: RelativeSti
 @pytest.mark.parametrize("loaded", [False, True])
 def test_the_card_says_that_the_head_was_trained(loaded: bool, stitched: RelativeStitcher, tmp_path: Path) -> None:
     stitched.save_pretrained(tmp_path / "before")
-    assert "Nothing was trained and no label was seen" in (tmp_path / "before" / "README.md").read_text()
+    assert "Neither model was trained, and no label was seen" in (tmp_path / "before" / "README.md").read_text()
     model = RelativeStitcher.from_pretrained(tmp_path / "before") if loaded else stitched
     train(model, tmp_path / "after")
     card = (tmp_path / "after" / "README.md").read_text()
-    assert "Nothing was trained" not in card
+    assert "Neither model was trained" not in card
     assert "Verdict" not in card
     assert "Its head was trained further after that." in card
     assert "it was measured before the head was trained further" in card
@@ -79,7 +79,7 @@ def test_anchors_of_an_encoder_that_was_trained_are_not_used(stitched: RelativeS
 
 def test_half_precision_is_no_training(stitched: RelativeStitcher, tmp_path: Path) -> None:
     stitched.half().save_pretrained(tmp_path)
-    assert "Nothing was trained and no label was seen" in (tmp_path / "README.md").read_text()
+    assert "Neither model was trained, and no label was seen" in (tmp_path / "README.md").read_text()
 
 
 def test_arguments_that_cannot_be_meant_are_one_clear_line(stitched: RelativeStitcher, tmp_path: Path) -> None:
