@@ -158,6 +158,23 @@ def test_choice_is_stored_with_its_candidates(stitched: RelativeStitcher) -> Non
     assert chosen.items() <= stitched.config.translation.items()
 
 
+def test_the_order_of_the_anchors_changes_nothing(source: Encoder, target: tuple[Encoder, Head]) -> None:
+    encoder, head = target
+    sides = [AnchorSet.encode(one, pico.texts(100), progress=False) for one in (source, encoder)]
+    plain = RelativeStitcher.from_anchor_sets(source, *sides, head)
+    orders = [torch.randperm(100, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    shuffled = [
+        AnchorSet(side.latents[order], side.ids[order], side.provenance)
+        for side, order in zip(sides, orders, strict=True)
+    ]
+    model = RelativeStitcher.from_anchor_sets(source, *shuffled, head)
+    assert model.report == plain.report
+    assert model.config.translation == plain.config.translation
+    assert model.readout is not None
+    expected = plain.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
 def test_logits_are_as_sure_as_the_head_on_its_own_latents(stitched: RelativeStitcher) -> None:
     assert stitched.config.logit_temperature != 1
     tempered = logits(stitched)
