@@ -1,0 +1,56 @@
+"""The snippets of the README and the docs: they compile, and every name and option in them is there."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+import hf_relstitch
+from hf_relstitch.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLASSES = {name: getattr(hf_relstitch, name) for name in hf_relstitch.__all__ if name[0].isupper()}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_snippets_name_what_is_there(page: Path) -> None:
+    for code in blocks(page, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_relstitch"):
+                exec(ast.unparse(node), {})  # no name that is not there
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in CLASSES:
+                assert hasattr(CLASSES[node.value.id], node.attr), f"{node.value.id}.{node.attr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shell_snippets_name_commands_and_options_that_are_there(page: Path) -> None:
+    commands = typer.main.get_group(app).commands
+    for code in [*blocks(page, "bash"), *re.findall(r"`(hf-relstitch [^`]*)`", page.read_text())]:
+        for line in code.splitlines():
+            if line.startswith("hf-relstitch "):
+                words = shlex.split(line, comments=True)
+                options = {name for each in commands[words[1]].params for name in each.opts} | {"--help"}
+                given = {word for word in words[2:] if re.fullmatch(r"--?[a-z-]+", word)}
+                assert given <= options, f"{words[1]} has no {given - options}"
+
+
+def test_the_pages_have_snippets() -> None:
+    """What would make the two above pass on nothing."""
+    assert sum(len(blocks(page, "python")) for page in PAGES) >= 6
+    assert len(blocks(ROOT / "README.md", "bash")) >= 4
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        place = re.sub(r"^https://github\.com/OWNER/hf-relstitch/(blob|tree)/main/", f"{ROOT}/", link)
+        if not place.startswith("http"):
+            assert (page.parent / place).exists(), link
