@@ -6,8 +6,9 @@ from sklearn.model_selection import GridSearchCV
 from torch.nn.functional import mse_loss
 
 from hf_relstitch.benchmarks.baselines import PEERS as BASELINES
+from hf_relstitch.benchmarks.baselines import at_mean_norm
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.translation import TranslationSettings, fit_translation, mean_norm
+from hf_relstitch.core.translation import TranslationSettings, fit_translation
 
 KERNEL_ROWS = 1500
 """Anchors up to which scikit-learn's kernel ridge is cross-validated in minutes."""
@@ -15,11 +16,6 @@ KERNEL_ROWS = 1500
 
 def family_member(**settings):
     return lambda x, y, q: fit_translation(x.float(), y.float(), settings=TranslationSettings(**settings))(q)
-
-
-def at_mean_norm(away, y):
-    """Latents seen from the target's centre, brought to the mean norm of the target anchors."""
-    return y.mean(0) + away * (mean_norm(y - y.mean(0)) / mean_norm(away))
 
 
 def kernel_ridge(x, y, q):

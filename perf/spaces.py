@@ -19,6 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import RidgeCV
 
 from hf_relstitch import Encoder
+from hf_relstitch.benchmarks.latent_cache import distinct
 from hf_relstitch.benchmarks.methods import train_head
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -73,21 +74,12 @@ class Spaces:
         return train_head("logistic", self.latents[name][: self.heads], labels, classes=int(self.labels.max()) + 1)
 
 
-def without_copies(latents):
-    """Rows, in order, whose latents no earlier row has, by every encoder."""
-    kept = np.ones(len(next(iter(latents.values()))), dtype=bool)
-    for latent in latents.values():
-        first = np.unique(latent.numpy(), axis=0, return_index=True)[1]
-        kept &= np.isin(np.arange(len(latent)), first)
-    return torch.from_numpy(kept)
-
-
 def stored(file, *, heads, tests, pairs=None):
     tensors = load_file(file)
     labels = tensors.pop("labels")
     labels = labels.double() if labels.is_floating_point() else labels.long()
-    latents = {name: latent.float() for name, latent in tensors.items() if not name.endswith("earlier layers")}
-    kept = without_copies(latents)
+    latents = {name: latent.float() for name, latent in tensors.items()}
+    kept = distinct(list(latents.values()))
     labels, latents = labels[kept], {name: latent[kept] for name, latent in latents.items()}
     pairs = pairs or list(itertools.permutations(latents, 2))
     return Spaces(Path(file).stem, latents, labels, heads, tests, pairs)

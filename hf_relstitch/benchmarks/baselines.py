@@ -50,7 +50,12 @@ def _ridge(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
     centre, target_centre = x.mean(0), y.mean(0)
     model = RidgeCV(alphas=PENALTIES).fit(directions(x, centre=centre).numpy(), y.numpy())
     away = torch.tensor(model.predict(directions(q, centre=centre).numpy())) - target_centre
-    return target_centre + away * (mean_norm(y - target_centre) / mean_norm(away))
+    return at_mean_norm(away, y)
+
+
+def at_mean_norm(away: Tensor, y: Tensor) -> Tensor:
+    """Bring latents that are measured from the target's centre to the mean norm of the target anchors `y`."""
+    return y.mean(0) + away * (mean_norm(y - y.mean(0)) / mean_norm(away))
 
 
 def _ortho(x: Tensor, y: Tensor, q: Tensor) -> Tensor:

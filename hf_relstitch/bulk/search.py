@@ -13,7 +13,6 @@ from torch.nn import functional
 from transformers.utils import logging
 
 from hf_relstitch.bulk.pairs import mismatched, pair_by_ids, read_side
-from hf_relstitch.bulk.search_metric import MetricSearch, choose_norms
 from hf_relstitch.configuration_relative_stitcher import rename_settings
 from hf_relstitch.core.cross_validation import make_splits
 from hf_relstitch.core.errors import StitchError
@@ -37,6 +36,8 @@ FEW_PAIRS = 300
 """With fewer pairs the old encoder finds more than a translation does."""
 MOST_MISMATCHED, TOLD_MISMATCHED, SURE = 0.2, 0.1, 2.5
 """Share of pairs that do not correspond which is refused, once it is sure by so many standard errors, and said."""
+FACTORS = (1.0, 0.7, 1.4, 0.5, 2.0)
+"""Norms that translated latents may get, relative to the mean norm of the target."""
 UNIT = 1e-2
 """Largest distance from 1 of the norms of normalised latents, which may be in bfloat16."""
 
@@ -218,12 +219,11 @@ def translation_between(
     recall, error, untranslated = choice.score, choice.standard_error, scorer.untranslated()
     factor, row_norm = 1.0, 1.0 if unit else None
     if metric != "cosine" and not unit:
-        counts = [len(wanted) for wanted in scorer.wanted]
-        search = MetricSearch(metric, translates, splits[0].x, splits[0].y, scorer.rows, counts, scorer.num_nearest)
+        scorer = RecallScorer.from_splits(splits, translates, metric=metric)
         norm = float(y.norm(dim=1).mean())
-        factor, is_level, found = choose_norms(search, held_out * (norm / held_out.norm(dim=1).mean()))
+        factor, is_level, found = _choose_norms(scorer, held_out * (norm / held_out.norm(dim=1).mean()))
         row_norm = factor * norm if is_level else None
-        recall, error, untranslated = float(found.mean()), float(found.std()) / len(found) ** 0.5, search.untranslated()
+        recall, error, untranslated = float(found.mean()), float(found.std()) / len(found) ** 0.5, scorer.untranslated()
     report = {
         "recall": recall,
         "standard_error": error,
@@ -241,6 +241,20 @@ def translation_between(
         )
     made = _with_norms_of(factor * y, fit(x, y, settings=choice.settings), x)
     return SearchTranslation(made.float(), translates=translates, row_norm=row_norm, metric=metric, report=report)
+
+
+def _choose_norms(scorer: RecallScorer, translated: Tensor) -> tuple[float, bool, Tensor]:
+    """Choose a factor for translated latents of the target's mean norm, and whether all rows get the same norm.
+
+    Returns:
+        The factor, whether all rows get that norm, and the recall of each query with it.
+    """
+    norm = float(translated.norm(dim=1).mean())
+    level = functional.normalize(translated, dim=1) * norm
+    ways = [(factor, is_level) for is_level in (False, True) for factor in FACTORS]
+    found = {way: scorer.recalls(way[0] * (level if way[1] else translated)) for way in ways}
+    factor, is_level = max(ways, key=lambda way: float(found[way].mean()))
+    return factor, is_level, found[factor, is_level]
 
 
 def _check_pairs(held_out: Tensor, target: Tensor, groups: Sequence[Tensor]) -> float:

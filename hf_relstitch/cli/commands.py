@@ -6,8 +6,6 @@ from shlex import quote
 from typing import Annotated
 
 import typer
-from rich.table import Column as _Column
-from rich.table import Table
 
 from hf_relstitch.cli.printing import AsJson, Device, print_json, print_table, show, use_device
 from hf_relstitch.cli.stitch import Column, Force, recommend_command, stitch_command
@@ -90,10 +88,8 @@ def predict_command(
     if as_json:
         print_json(rows)
         return
-    table = Table(*(_Column(name, overflow="fold") for name in ("input", "label", "score")))
-    for row in rows:
-        table.add_row(row["input"], row["label"], f"{row['score']:.3f}")
-    print_table(table)
+    cells = [(row["input"], row["label"], f"{row['score']:.3f}") for row in rows]
+    print_table(("input", "label", "score"), cells)
 
 
 @app.command()
@@ -180,10 +176,7 @@ def find_command(
         print_json(rows)
         return
     columns = ["repo", "model_id", "pooling", "data", "anchors", "dim"]
-    table = Table(*(_Column(name, overflow="fold") for name in columns))
-    for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
-    print_table(table)
+    print_table(columns, [[str(row[column]) for column in columns] for row in rows])
 
 
 @app.command("pair")

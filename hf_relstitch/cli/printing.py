@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from shlex import quote
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[
@@ -90,11 +91,14 @@ def _plain(value: Any) -> str:
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def print_table(table: Table) -> None:
-    """Print a table with its cells unchanged: text in brackets is not markup.
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table with its cells unchanged: text in brackets is not markup, and long cells are folded, not cut.
 
     Without a terminal, lines are as long as the cells.
     """
+    table = Table(*(Column(name, overflow="fold") for name in columns))
+    for row in rows:
+        table.add_row(*row)
     console = Console(markup=False)
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)

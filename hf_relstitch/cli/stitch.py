@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from hf_relstitch.cli.printing import AsJson, Device, print_json, print_table, show, use_device
 from hf_relstitch.core.options import Prefer
@@ -130,21 +129,21 @@ def recommend_command(
 
 def _show_ranking(stitched: list[dict[str, Any]], *, failed: list[dict[str, Any]]) -> None:
     """The candidates that could be stitched as a table, and under it why the others could not."""
-    table = Table()
-    for name in ("candidate", "agreement", "95 %", "verdict", "inputs/s", "parameters", "MB"):
-        table.add_column(name, overflow="fold")
+    cells = []
     for row in stitched:
         low, high = row["agreement_interval"] or (None, None)
-        table.add_row(
-            row["candidate"],
-            "–" if row["agreement"] is None else f"{row['agreement']:.3f}",
-            "–" if low is None else f"{low:.3f}–{high:.3f}",
-            row["verdict"] or "–",
-            f"{row['inputs_per_second']:.1f}",
-            f"{row['parameters']:,}",
-            f"{row['megabytes']:.1f}",
+        cells.append(
+            (
+                row["candidate"],
+                "–" if row["agreement"] is None else f"{row['agreement']:.3f}",
+                "–" if low is None else f"{low:.3f}–{high:.3f}",
+                row["verdict"] or "–",
+                f"{row['inputs_per_second']:.1f}",
+                f"{row['parameters']:,}",
+                f"{row['megabytes']:.1f}",
+            )
         )
-    if stitched:
-        print_table(table)
+    if cells:
+        print_table(("candidate", "agreement", "95 %", "verdict", "inputs/s", "parameters", "MB"), cells)
     for row in failed:
         typer.echo(f"{row['candidate']} could not be stitched: {row['error']}", err=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_relstitch.core.cross_validation import Split, View, centres_of, translate_views
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.measures import translate_held_out
-from hf_relstitch.core.options import Role
+from hf_relstitch.core.options import Metric, Role
 from hf_relstitch.core.relative import directions
 from hf_relstitch.core.translation import TranslationSettings
 
@@ -31,16 +31,17 @@ class RecallScorer:
     """Score translated latents by recall: the share of the documents nearest to a query that a search finds.
 
     The held-out anchors of a split are documents and queries, each for the others, so that the fit knows none of them;
-    near means a high cosine. The documents to find are those that the new encoder finds, which has encoded both sides:
-    the target if documents are translated into the space of its queries, the source if its queries are translated into
-    the space of the documents.
+    the metric says what is near. The documents to find are those that the new encoder finds, which has encoded both
+    sides: the target if documents are translated into the space of its queries, the source if its queries are
+    translated into the space of the documents.
 
     Attributes:
-        source: directions of the source latents, measured from 0.
-        target: directions of the true latents, measured from 0.
+        source: the source latents as the metric compares them: for cosine their directions, measured from 0.
+        target: the true latents, likewise.
         translates: whether the translated latents are documents or queries.
         rows: the held-out anchors of each split; the search is for the first of them.
         wanted: the documents that each query should find, as positions in `rows`.
+        metric: the measure of how near two latents are.
     """
 
     source: Float[Tensor, "k d_source"]
@@ -48,23 +49,24 @@ class RecallScorer:
     translates: Role
     rows: Sequence[Int[Tensor, " _"]]
     wanted: Sequence[Int[Tensor, "_ near"]]
-    criterion: Literal["recall"] = "recall"
+    metric: Metric = "cosine"
 
     @classmethod
-    def from_splits(cls, splits: Sequence[Split], translates: Role) -> "RecallScorer":
+    def from_splits(cls, splits: Sequence[Split], translates: Role, *, metric: Metric = "cosine") -> "RecallScorer":
         """Draw the anchors to search for, and find the documents that each should find.
 
         Raises:
             StitchError: `translates` is neither "documents" nor "queries".
         """
         check_role(translates)
-        source, target = _from_zero(splits[0].x), _from_zero(splits[0].y)
+        source, target = (_as_compared(side, metric) for side in (splits[0].x, splits[0].y))
         new = target if translates == "documents" else source
         generator = torch.Generator().manual_seed(0)  # whatever order the anchors came in
         rows = [split.held_out.nonzero()[:, 0] for split in splits]
         rows = [each[torch.randperm(len(each), generator=generator).to(each.device)] for each in rows]
         count = max(1, round(NEAREST * (min(map(len, rows)) - 1)))
-        return cls(source, target, translates, rows, [search(new[each[:QUERIES]], new[each], count) for each in rows])
+        wanted = [search(new[each[:QUERIES]], new[each], count, metric=metric) for each in rows]
+        return cls(source, target, translates, rows, wanted, metric)
 
     @property
     def num_documents(self) -> int:
@@ -108,16 +110,16 @@ class RecallScorer:
 
     def recalls(self, translated: Float[Tensor, "k d_target"]) -> Float[Tensor, " q"]:
         """Return the recall of each query with these latents instead of the true latents."""
-        directions_found = _from_zero(translated)
+        translated = _as_compared(translated, self.metric)
         if self.translates == "documents":
-            return self.shares(self.target, directions_found)
-        return self.shares(directions_found, self.target)
+            return self.shares(self.target, translated)
+        return self.shares(translated, self.target)
 
     def shares(self, queries: Float[Tensor, "k d"], documents: Float[Tensor, "k d"]) -> Float[Tensor, " q"]:
         """Return the share of the wanted documents that each query finds with these latents."""
         shares = []
         for rows, wanted in zip(self.rows, self.wanted, strict=True):
-            found = search(queries[rows[: len(wanted)]], documents[rows], self.num_nearest)
+            found = search(queries[rows[: len(wanted)]], documents[rows], self.num_nearest, metric=self.metric)
             shares.append((wanted[:, :, None] == found[:, None, :]).any(-1).to(queries.dtype).mean(1))
         return torch.cat(shares)
 
@@ -128,14 +130,18 @@ def check_role(translates: str) -> None:
         raise StitchError(f"translates is {translates!r}: it has to be 'documents' or 'queries'")
 
 
-def _from_zero(latents: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Return directions as a search by cosine sees them."""
-    return directions(latents, centre=torch.zeros_like(latents[0]))
+def _as_compared(latents: Float[Tensor, "n d"], metric: Metric) -> Float[Tensor, "n d"]:
+    """Return latents as a search compares them: for cosine their directions."""
+    return directions(latents, centre=torch.zeros_like(latents[0])) if metric == "cosine" else latents
 
 
-def search(queries: Float[Tensor, "q d"], documents: Float[Tensor, "n d"], count: int) -> Int[Tensor, "q count"]:
-    """Return the documents with the highest dot products to each query, without the one in the query's own row."""
+def search(
+    queries: Float[Tensor, "q d"], documents: Float[Tensor, "n d"], count: int, *, metric: Metric
+) -> Int[Tensor, "q count"]:
+    """Return the documents nearest to each query, without the one in the query's own row; cosine takes directions."""
     similarity = queries @ documents.T
+    if metric == "l2":
+        similarity = 2 * similarity - documents.square().sum(1)
     similarity.fill_diagonal_(-torch.inf)
     return similarity.topk(count).indices
 

@@ -140,34 +140,33 @@ def stitch(
             translated = target.mean(0) + scale * (translated - target.mean(0))
         translation = fit(x, y, settings=how, frames=(choice.source_frame, frames[1]))
     logits, readout = apply_head(head.module, translated), None
-    if selection is not None and head.answers and not head.multi_label and how.norm == "keep" and not how.identity:
-        readout, logits = _add_readout(x, logits, true)
-    report = _make_report(translated, target, logits, head, frames=frames)
     answers = probabilities(true, multi_label=head.multi_label)
+    if selection is not None and head.answers and not head.multi_label and how.norm == "keep" and not how.identity:
+        readout, logits = _add_readout(x, logits, answers)
+    report = _make_report(translated, target, logits, true, head, frames=frames)
     temperature = matching_temperature(logits, answers, multi_label=head.multi_label) if head.answers else 1.0
     return Stitch(source_anchors, target_anchors, how, selection, translation, readout, temperature, report)
 
 
-def _add_readout(x: Tensor, logits: Tensor, true: Tensor) -> tuple[Translation | None, Tensor]:
+def _add_readout(x: Tensor, logits: Tensor, answers: Tensor) -> tuple[Translation | None, Tensor]:
     """Add a readout of source latents to held-out logits of the translation, unless it is better alone.
 
     The sum is a weighted mean of log-probabilities, up to the temperature that is matched later. The translation is
     better alone where its cross-entropy with the head's answers is lower by more than one standard
     error of the difference.
     """
-    answers = probabilities(true)
     readout = fit_readout(x, answers)
-    scale = READOUT_WEIGHT * matching_temperature(logits, answers)
+    temperature = matching_temperature(logits, answers)
+    scale = READOUT_WEIGHT * temperature
     both = logits + scale * readout.held_out
 
-    def losses(logits: Tensor) -> Tensor:
-        scaled = logits / matching_temperature(logits, answers)
-        return -(answers * scaled.log_softmax(-1)).sum(-1)
+    def losses(logits: Tensor, temperature: float) -> Tensor:
+        return -(answers * (logits / temperature).log_softmax(-1)).sum(-1)
 
-    worse = losses(both) - losses(logits)
+    worse = losses(both, matching_temperature(both, answers)) - losses(logits, temperature)
     if worse.mean() > worse.std() / len(worse) ** 0.5:
         return None, logits
-    layer = Translation(x.shape[1], true.shape[1], norm="keep")
+    layer = Translation(x.shape[1], answers.shape[1], norm="keep")
     layer.weight, layer.bias = scale * readout.weight.T, scale * readout.bias
     layer.centre = to_working(x).mean(0)
     return layer, both
@@ -215,7 +214,7 @@ def _check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> No
 
 
 def _make_report(
-    translated: Tensor, target: Tensor, logits: Tensor, head: Head, *, frames: tuple[Frame, Frame]
+    translated: Tensor, target: Tensor, logits: Tensor, true_logits: Tensor, head: Head, *, frames: tuple[Frame, Frame]
 ) -> dict[str, Any]:
     """Describe a stitched model by anchors held out of its fit; see `RelativeStitcher.report` for the fields."""
     centre = target.mean(0)
@@ -228,7 +227,6 @@ def _make_report(
     }
     if not head.answers:
         return report | {"agreement": None, "values_explained": values_explained(head.module, translated, target)}
-    true_logits = apply_head(head.module, target)
     estimate = estimate_agreement(logits, true_logits, multi_label=head.multi_label)
     report |= {
         "agreement": estimate.agreement,
