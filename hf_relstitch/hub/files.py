@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import xxhash
 import yaml
 from filelock import FileLock, Timeout
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,41 +22,99 @@ from hf_relstitch.version import __version__
 WINDOW = 1 << 24
 """Bytes of a file that are mapped at a time."""
 PARTIAL = ".partial-"
-"""What the name of that which is not whole yet begins with."""
+"""Prefix of what is not whole yet."""
+NEW, WHOLE, MOVING = (f"{PARTIAL}{stage}" for stage in ("new", "whole", "moving"))
+"""Folders, inside the folder to save to, of files that are being written, that are all there, and that are moved."""
+LOCK = f"{PARTIAL}lock"
+PATIENCE = 30
+"""Seconds to wait for a save that is being finished."""
 
 
 @contextmanager
 def atomic_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
     """Yield a temporary folder, and move its files into `folder` when the block ends without an error.
 
-    The temporary folder lies in `folder`, which can be a volume of its own, or in the nearest existing folder above.
-    Files of the same name are replaced, then older files that match a glob of `owned` are removed, and other files
-    stay. The file named `last` (which says that the rest is complete) is moved after all others.
+    The temporary folder lies in `folder`, which can be a volume of its own. Files of the same name are replaced, older
+    files that match a glob of `owned` are removed, and other files stay. The file named `last` (which says that the
+    rest is complete) is moved after all others.
+
+    A save that is cut off before all files are written leaves the old files. After that, `finish_save` or the next save
+    moves the others. The next save also removes what was left.
 
     Raises:
-        StitchError: the folder, or anything in the block, cannot be written.
+        StitchError: the folder, or anything in the block, cannot be written; or another save into it is running.
     """
     folder = Path(folder)
-    with _written_to(folder), tempfile.TemporaryDirectory(dir=check_output(folder), prefix=PARTIAL) as temporary:
-        written = Path(temporary, "whole")
-        written.mkdir(mode=0o755)
-        yield written
-        _give_usual_modes(written)
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            written.rename(folder)
-            return
-        new = sorted(written.iterdir(), key=lambda entry: entry.name == last)
-        made = {folder / file.relative_to(written) for file in written.rglob("*")}
-        old = {file for glob in owned for file in folder.glob(glob)} - made
-        for entry in new:
-            if entry.name == last:
-                for file in old:
-                    file.unlink()
+    with _written_to(folder):
+        check_output(folder)
+        made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with _save_lock(folder):
+                _move_new_files(folder, last=last, owned=owned)
+                new = folder / NEW
+                shutil.rmtree(new, ignore_errors=True)
+                new.mkdir()
+                try:
+                    yield new
+                    _give_usual_modes(new)
+                    new.rename(folder / WHOLE)
+                except BaseException:
+                    shutil.rmtree(new, ignore_errors=True)
+                    raise
+                _move_new_files(folder, last=last, owned=owned)
+        except BaseException:
+            with suppress(OSError):  # not empty
+                for parent in made:
+                    parent.rmdir()
+            raise
+
+
+def finish_save(folder: Path, *, last: str, owned: Sequence[str]) -> bool:
+    """Finish a save into a folder that was cut off while it moved the new files, and tell if there was one.
+
+    Raises:
+        StitchError: the folder cannot be written, or the save is still running.
+    """
+    if not any(_is_own_folder(folder / name) for name in (WHOLE, MOVING)):
+        return False
+    with _written_to(folder), _save_lock(folder, wait=PATIENCE):
+        _move_new_files(folder, last=last, owned=owned)
+    return True
+
+
+def _move_new_files(folder: Path, *, last: str, owned: Sequence[str]) -> None:
+    """Move the files of `WHOLE` or `MOVING` to their folder; each step can be cut off, and is done again."""
+    whole, moving = folder / WHOLE, folder / MOVING
+    if _is_own_folder(whole):
+        new = {folder / file.relative_to(whole) for file in whole.rglob("*")}
+        for file in {file for glob in owned for file in folder.glob(glob)} - new:
+            file.unlink()
+        whole.rename(moving)
+    if _is_own_folder(moving):
+        for entry in sorted(moving.iterdir(), key=lambda entry: entry.name == last):
             if entry.is_dir():
                 shutil.copytree(entry, folder / entry.name, dirs_exist_ok=True)
+                shutil.rmtree(entry)
             else:
                 entry.replace(folder / entry.name)
+        moving.rmdir()
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Whether a path is a folder, and no link to one elsewhere."""
+    return path.is_dir() and not path.is_symlink()
+
+
+@contextmanager
+def _save_lock(folder: Path, *, wait: float = 0) -> Iterator[None]:
+    """Keep other saves out of a folder, and leave no lock file."""
+    with run_lock(folder / LOCK, doing=f"saving to {folder}", instead="give another folder", wait=wait):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                (folder / LOCK).unlink()
 
 
 @contextmanager
@@ -65,7 +122,7 @@ def _written_to(folder: Path) -> Iterator[None]:
     """Say of an OSError which folder could not be written, and what to do."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise StitchError(f"saving to {folder} failed ({error}): make it writable, or give another folder") from error
 
 
@@ -79,8 +136,11 @@ def check_output(folder: Path) -> Path:
         there = next(one for one in (folder, *folder.parents) if one.exists())
         if not there.is_dir():
             raise StitchError(f"{there} is a file: give a folder to save to")
-        with tempfile.TemporaryDirectory(dir=there, prefix=PARTIAL):
-            return there
+        probe = there / f"{PARTIAL}probe"
+        probe.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # removed by another process that checks
+            probe.rmdir()
+        return there
 
 
 def check_kind(folder: str | Path, *, model_type: str | None) -> None:
@@ -129,14 +189,14 @@ def atomic_write(file: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def run_lock(lock: Path, *, doing: str, instead: str) -> Iterator[None]:
-    """Keep a lock file for one run; the lock of a killed run is released.
+def run_lock(lock: Path, *, doing: str, instead: str, wait: float = 0) -> Iterator[None]:
+    """Keep a lock file for one run; the lock of a killed run is released. `wait` for another run is in seconds.
 
     Raises:
         StitchError: another run has it; `doing` says what that run does, and `instead` what else to do.
     """
     try:
-        held = FileLock(lock, timeout=0).acquire()
+        held = FileLock(lock, timeout=wait).acquire()
     except Timeout as error:
         raise StitchError(f"another run is {doing}: let it end, or {instead}") from error
     with held:
@@ -180,7 +240,9 @@ def read_json(file: Path) -> dict[str, Any]:
         StitchError: the file is missing, or does not hold a JSON object.
     """
     if not file.is_file():
-        raise StitchError(f"{file.parent} has no file {file.name}: is it the right folder?")
+        is_cut_off = (file.parent / NEW).is_dir()
+        remedy = "a save to it was cut off, so save again" if is_cut_off else "is it the right folder?"
+        raise StitchError(f"{file.parent} has no file {file.name}: {remedy}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -29,6 +29,7 @@ from hf_relstitch.hub.files import (
     check_format,
     check_kind,
     checksum,
+    finish_save,
     read_json,
     read_tensors,
     verify_checksum,
@@ -351,6 +352,8 @@ class AnchorSet:
         """
         repo = locate(place, config=CONFIG_NAME, revision=revision, subfolder=subfolder, **options)
         folder = Path(repo.place, subfolder)
+        if repo.commit is None:
+            finish_save(folder, last=CONFIG_NAME, owned=[LATENTS_NAME])
         files = {name: repo.file(name) or folder / name for name in (CONFIG_NAME, LATENTS_NAME)}
         config = read_json(files[CONFIG_NAME])
         check_format(

@@ -22,10 +22,19 @@ from hf_relstitch.encoders.devices import accelerate_state, fingerprint, placeme
 from hf_relstitch.encoders.dual_encoders import LEFT_OUT, as_configured
 from hf_relstitch.heads.loading import ADAPTER
 from hf_relstitch.hub.cards import RESULTS_NAME, write_card
-from hf_relstitch.hub.files import atomic_folder, check_kind, checksum, read_json, verify_checksum, weight_map
+from hf_relstitch.hub.files import (
+    atomic_folder,
+    check_kind,
+    checksum,
+    finish_save,
+    read_json,
+    verify_checksum,
+    weight_map,
+)
 from hf_relstitch.hub.repo import HUB_OPTIONS, hub_options, is_commit, locate
 from hf_relstitch.layers import CHAIN
 
+CONFIG = "config.json"
 OWNED = ["model*.safetensors*", RESULTS_NAME]
 """Files of a stitched model that go when a newer one is saved over it without them."""
 ENCODER_OPTIONS = ("device_map", "max_memory", "offload_folder", "quantization_config", "attn_implementation")
@@ -363,7 +372,7 @@ def save_model(
     if (timm := getattr(model.config.source_config, "pretrained_cfg", None)) is not None:
         model.config.pretrained_cfg = timm  # timm's image processor has no file of its own
         model.config.image_processor_type = type(model.processor).__name__
-    with atomic_folder(folder, last="config.json", owned=OWNED) as written:
+    with atomic_folder(folder, last=CONFIG, owned=OWNED) as written:
         model.processor.save_pretrained(written)
         model.config.processor_files = sorted(file.name for file in written.iterdir() if file.is_file())
         PreTrainedModel.save_pretrained(model, written, **kwargs)
@@ -384,6 +393,8 @@ def load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: boo
     options = hub_options(kwargs)
     repo = locate(place, revision=kwargs.get("revision"), **options)
     folder = repo.folder()
+    if repo.commit is None and finish_save(folder, last=CONFIG, owned=OWNED) and kwargs.get("config") is not None:
+        raise StitchError(f"a save to {folder} had been cut off and is finished now: load the model again")
     if (folder / ADAPTER).is_file() or kwargs.get("_adapter_model_path"):
         raise StitchError(
             f"{repo.name} has an {ADAPTER} beside the stitched model, by which PEFT would change its weights: take "
