@@ -111,7 +111,7 @@ def test_wheel_holds_all_that_the_package_needs(tmp_path: Path) -> None:
     assert wheel.name.startswith(f"hf_relstitch-{hf_relstitch.__version__}-")
     names = set(ZipFile(wheel).namelist())
     assert {str(file.relative_to(project)) for file in PACKAGE.rglob("*.py")} <= names
-    templates = {f"hf_relstitch/hub/templates/{name}.md" for name in ("model_card", "anchor_card")}
+    templates = {f"hf_relstitch/hub/templates/{name}.md" for name in ("model_card", "anchor_card", "encoder_card")}
     suites = {str(file.relative_to(project)) for file in PACKAGE.glob("benchmarks/suites/*.yaml")}
     assert {"hf_relstitch/py.typed", *templates, *suites} <= names
     assert not any(name.startswith("tests/") for name in names)

@@ -1,6 +1,7 @@
 """Translations for a vector index, of its documents or of its queries, and the expected recall of searches."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,9 +23,12 @@ from hf_relstitch.core.relative import check_latents
 from hf_relstitch.core.scoring import RecallScorer, check_role
 from hf_relstitch.core.selection import check_prefer, choose_for_search
 from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, empty_translation, fit
+from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
 from hf_relstitch.encoders.devices import fingerprint
+from hf_relstitch.encoders.encoder import to_encoder
+from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.hub.files import read_tensors, write_tensors
-from hf_relstitch.model.anchors import MIN_ANCHORS
+from hf_relstitch.model.anchors import MIN_ANCHORS, AnchorSet
 
 FORMAT_VERSION = 2
 """Format 1 had other names of settings."""
@@ -56,6 +60,7 @@ class SearchTranslation(nn.Module):
             translations finds, with its `standard_error`; `recall_untranslated` is the share that the old encoder
             finds; `recall_by_chance` is the share by chance. `mismatched` is the share of pairs that seem not to
             correspond. Among more documents recall is lower, and with translations it falls further.
+        source, target: the encoders whose latents it translates from and to; None if they are not known.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class SearchTranslation(nn.Module):
         row_norm: float | None = None,
         metric: Metric = "cosine",
         report: dict[str, Any],
+        source: Provenance | None = None,
+        target: Provenance | None = None,
     ) -> None:
         super().__init__()
         self.translation = translation
@@ -74,6 +81,8 @@ class SearchTranslation(nn.Module):
         self.row_norm = 1.0 if unit else row_norm
         self.metric = metric
         self.report = report
+        self.source = source
+        self.target = target
 
     @property
     def unit(self) -> bool:
@@ -102,6 +111,49 @@ class SearchTranslation(nn.Module):
         wide = self.translation(x.to(torch.promote_types(x.dtype, torch.float32)))
         return (self.row_norm * functional.normalize(wide, dim=-1)).to(x.dtype)
 
+    def after(self, encoder: Any, *, folder: str | Path | None = None, repo_id: str | None = None) -> Any:
+        """Return a SentenceTransformer that encodes and then translates; write it to `folder` too if one is given.
+
+        It gives this translation of the encoder's latents and runs without this package. The folder has a card, which
+        shows `repo_id`.
+
+        Args:
+            encoder: the source's encoder: a folder, a Hub id, an `Encoder`, a transformers model or a
+                SentenceTransformer.
+            folder: where to write the model.
+            repo_id: the repo id that the card shows.
+
+        Raises:
+            StitchError: the encoder is not the one that the translation was fitted to, or its latents have another
+                width; the translation has a kernel (fit it with `prefer="linear"`); sentence-transformers has no module
+                for a part of the encoder, or the `sentence-transformers` extra is not installed.
+
+        Example:
+            >>> to_old = translation_between(new_anchors, old_anchors, translates="queries")
+            >>> to_old.after("me/new-encoder", folder="new-in-old-space").encode(["a query"]).shape
+            (1, 384)
+        """
+        encoder = to_encoder(encoder)
+        known = self.source if self.source and self.source.revision != NOT_KNOWN else None
+        if known is not None and (difference := known.difference(encoder.provenance)):
+            raise StitchError(f"the translation was fitted to latents of another encoder ({difference}): give that one")
+        return to_sentence_transformer(
+            folder,
+            model=encoder.model,
+            processor=encoder.processor,
+            pooling=encoder.pooling,
+            layers=[encoder.after_pooling, *translation_layers(self.translation, row_norm=self.row_norm)],
+            batching=encoder.batching,
+            facts={
+                "source": asdict(known or encoder.provenance),
+                "target": self.target and asdict(self.target),
+                "translates": self.translates,
+                "report": self.report,
+            },
+            metric=self.metric,
+            repo_id=repo_id,
+        )
+
     def save(self, file: str | Path) -> None:
         """Write a safetensors file, whole or not at all, which `load`, `move_table` and `translate_files` take."""
         content = {
@@ -110,6 +162,8 @@ class SearchTranslation(nn.Module):
             "row_norm": self.row_norm,
             "metric": self.metric,
             "report": self.report,
+            "source": self.source and asdict(self.source),
+            "target": self.target and asdict(self.target),
             "norm": self.translation.norm,
             "gamma": gamma_of(self.translation),
             "fingerprint": fingerprint(self.translation),
@@ -144,6 +198,7 @@ class SearchTranslation(nn.Module):
                 row_norm=content.get("row_norm"),
                 metric=content.get("metric", "cosine"),  # which files of before had not
                 report=content["report"],
+                **{side: Provenance(**content[side]) for side in ("source", "target") if content.get(side)},
             )
         except StitchError:
             raise
@@ -159,13 +214,14 @@ def gamma_of(translation: Translation | KernelTranslation) -> float:
 
 
 def translation_between(
-    source: ArrayLike,
-    target: ArrayLike,
+    source: ArrayLike | AnchorSet,
+    target: ArrayLike | AnchorSet,
     *,
     ids: tuple[Sequence[Any], Sequence[Any]] | None = None,
     translates: Role = "documents",
     prefer: Prefer = "linear",
     metric: Metric = "cosine",
+    models: tuple[str | Provenance, str | Provenance] | None = None,
 ) -> SearchTranslation:
     """Fit a translation between two encoders' latents `(k, d_source)` and `(k, d_target)` of the same k inputs.
 
@@ -178,7 +234,8 @@ def translation_between(
     translation holds the expected recall.
 
     Args:
-        source: latents to translate; with `translates="documents"`, the old encoder's latents.
+        source: latents to translate; with `translates="documents"`, the old encoder's latents. Two anchor sets are
+            paired by their ids, and the translation then knows its encoders.
         target: latents of the space to translate to.
         ids: the ids of the source's rows and of the target's rows, which pair them; without ids, pairs are row for row.
         translates: "documents", stored vectors into the space of the new encoder's queries; "queries", the new
@@ -186,6 +243,7 @@ def translation_between(
         prefer: "linear", one matrix; "auto", also with a kernel, which finds more and costs `k·(d_source + d_target)`
             a row.
         metric: the metric of the index's searches; for LanceDB and Chroma it is "l2" by default.
+        models: the names of the source's and the target's encoder, for the record; or their `provenance`.
 
     Raises:
         StitchError: the two sides have different numbers of rows, too few rows, rows that are not finite or all the
@@ -195,6 +253,12 @@ def translation_between(
     check_prefer(prefer)
     if metric not in get_args(Metric):
         raise StitchError(f"metric is {metric!r}: it has to be one of {', '.join(get_args(Metric))}")
+    if isinstance(source, AnchorSet) and isinstance(target, AnchorSet):
+        source, target = source.sorted_by_id().intersect(target)
+        models = models or (source.provenance, target.provenance)
+        source, target = source.latents, target.latents
+    elif isinstance(source, AnchorSet) or isinstance(target, AnchorSet):
+        raise StitchError("one side only is an anchor set: give two anchor sets, or the latents of both sides")
     x, y = read_side(source, "source"), read_side(target, "target")
     if ids is not None:
         x, y = pair_by_ids(x, y, ids)
@@ -240,7 +304,16 @@ def translation_between(
             f"{len(x)} pairs are few, and what is expected of them is known to ± {2 * error:.2f}: encode 1,000 or more"
         )
     made = _with_norms_of(factor * y, fit(x, y, settings=choice.settings), x)
-    return SearchTranslation(made.float(), translates=translates, row_norm=row_norm, metric=metric, report=report)
+    origins = [each if isinstance(each, Provenance) else Provenance(each, NOT_KNOWN, STORED) for each in models or ()]
+    return SearchTranslation(
+        made.float(),
+        translates=translates,
+        row_norm=row_norm,
+        metric=metric,
+        report=report,
+        source=origins[0] if origins else None,
+        target=origins[1] if origins else None,
+    )
 
 
 def _choose_norms(scorer: RecallScorer, translated: Tensor) -> tuple[float, bool, Tensor]:

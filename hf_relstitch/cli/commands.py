@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hf_relstitch.cli.export import export_command
 from hf_relstitch.cli.printing import AsJson, Device, print_json, print_table, show, use_device
 from hf_relstitch.cli.stitch import Column, Force, recommend_command, stitch_command
 from hf_relstitch.core.options import Metric, Prefer, Role
@@ -66,6 +67,7 @@ def quickstart_command(
 
 app.command("stitch")(stitch_command)
 app.command("recommend")(recommend_command)
+app.command("export")(export_command)
 
 
 @app.command("predict")

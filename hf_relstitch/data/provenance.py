@@ -5,6 +5,9 @@ from dataclasses import dataclass
 NOT_KNOWN = "not known"
 """The revision of a model that nobody named one for: another may go by the same `model_id`."""
 
+STORED = "stored"
+"""The pooling of latents that were computed elsewhere."""
+
 
 @dataclass(frozen=True)
 class Provenance:

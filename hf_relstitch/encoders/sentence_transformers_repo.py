@@ -17,6 +17,7 @@ from hf_relstitch.hub.repo import Repo
 from hf_relstitch.layers import Normalize, linear_of
 
 MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
 POOLING_MODES = {  # sentence-transformers' name, old and new, and ours
     "mean": "mean",
     "mean_tokens": "mean",
@@ -125,7 +126,7 @@ def _inside(path: str) -> str:
 
 def _truncation(repo: Repo, pooling: str, layers: list[list[nn.Module]]) -> list[nn.Module]:
     """The first numbers of each vector, where the repo says how many it is truncated to, as a linear layer."""
-    truncate_dim = _read(repo, "config_sentence_transformers.json").get("truncate_dim")
+    truncate_dim = _read(repo, SETTINGS).get("truncate_dim")
     config = _read(repo, f"{pooling}/config.json")
     widths = [layer.out_features for some in layers for layer in some if isinstance(layer, nn.Linear)]
     width = [config.get("embedding_dimension", config.get("word_embedding_dimension")), *widths][-1]
@@ -147,7 +148,7 @@ def _refused(repo: Repo, what: str) -> StitchError:
 
 def _check_prompt(repo: Repo) -> None:
     """Refuse a text that is put before every input, since pipelines would leave it out."""
-    config = _read(repo, "config_sentence_transformers.json")
+    config = _read(repo, SETTINGS)
     if prompt := (config.get("prompts") or {}).get(config.get("default_prompt_name")):
         raise _refused(repo, f"puts the prompt {prompt!r} before each text")
 

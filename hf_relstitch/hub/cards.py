@@ -1,4 +1,4 @@
-"""Cards: the README.md of a stitched model or an anchor set, written from its config file alone."""
+"""Cards: the README.md of a stitched model, an exported encoder or an anchor set, written from its config alone."""
 
 import mimetypes
 import re
@@ -19,6 +19,8 @@ RESULTS_NAME = ".eval_results/hf_relstitch.yaml"
 TEMPLATES = Path(__file__).with_name("templates")
 TASKS = {"text": "text-classification", "image": "image-classification", "audio": "audio-classification"}
 ANCHORS_TAG = "relative-anchors"
+FACTS = "hf_relstitch"
+"""Field of an exported encoder's config for what its card says."""
 TAGS = ["model-stitching", "relative-representations"]
 NAMESPACE, NAME = "[A-Za-z0-9][A-Za-z0-9._-]*/", "[A-Za-z0-9._-]+"
 
@@ -77,13 +79,46 @@ def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id:
     return _render("anchor_card.md", metadata, template, config=config, existing=existing)
 
 
+def encoder_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
+    """Write the card of an exported encoder, from the content of its `config_sentence_transformers.json`.
+
+    For `existing` see `model_card`.
+
+    Raises:
+        StitchError: the metadata of `existing` cannot be read.
+    """
+    facts = config[FACTS]
+    bases = [Base.from_provenance(facts.get(side) or {}) for side in ("source", "target")]
+    license_keys, license_note = _licensing(bases)
+    hub_ids = [base.name for base in bases if base.on_hub]
+    metadata = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        base_model=list(dict.fromkeys(hub_ids)) or None,
+        base_model_relation="merge" if hub_ids else None,
+        datasets=_dataset_ids(bases),
+        tags=["sentence-transformers", "feature-extraction", *TAGS],
+        **license_keys,
+    )
+    report = facts.get("report", {})
+    template = {
+        "bases": bases,
+        "license_note": license_note,
+        "facts": facts,
+        "report": report,
+        "pairs": report.get("pairs", report.get("num_anchors")),
+        "repo_id": repo_id,
+    }
+    return _render("encoder_card.md", metadata, template, config=config, existing=existing)
+
+
 def write_card(config: dict[str, Any], written: Path, *, folder: str | Path, repo_id: str | None = None) -> None:
     """Write card and results into `written`, which later becomes `folder`, whose own card may hold edits to keep.
 
     Raises:
         StitchError: as in `model_card`.
     """
-    make = anchor_card if "provenance" in config else model_card
+    make = anchor_card if "provenance" in config else encoder_card if FACTS in config else model_card
     card = make(config, existing=read_card(Path(folder)), repo_id=repo_id)
     (written / CARD_NAME).write_text(card, encoding="utf-8")
     for name, content in _eval_result_files(config).items():

@@ -20,7 +20,7 @@ from hf_relstitch.core.translation import TranslationSettings
 from hf_relstitch.data.ids import ids_fingerprint, input_ids, key_fingerprint
 from hf_relstitch.data.inputs import Side, inputs_at, side_of
 from hf_relstitch.data.latents import as_latents
-from hf_relstitch.data.provenance import NOT_KNOWN, Provenance
+from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
 from hf_relstitch.data.reading import data_name
 from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.hub.cards import ANCHORS_TAG, inputs_tag, write_card
@@ -196,7 +196,7 @@ class AnchorSet:
         found, ids = as_latents(latents, column=column), input_ids(inputs, key=key)
         if len(found) != len(ids):
             raise StitchError(f"there are {len(found)} latents and {len(ids)} inputs: give them row for row")
-        origin = model if isinstance(model, Provenance) else Provenance(model, NOT_KNOWN, "stored")
+        origin = model if isinstance(model, Provenance) else Provenance(model, NOT_KNOWN, STORED)
         rows = sorted(_row_of_each(ids).values())
         return cls._distinct(found[rows], ids, rows, replace(origin, data=data_name(data)), key=key)
 

@@ -33,6 +33,7 @@ from hf_relstitch.encoders.devices import accelerate_state, placement
 from hf_relstitch.encoders.dual_encoders import as_configured
 from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_batches, in_order, modality_at, to_encoder
 from hf_relstitch.encoders.processors import LOADERS, batch_rows, check_inputs
+from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.heads.head import Head
 from hf_relstitch.heads.loading import is_classifier, load_head, to_target
 from hf_relstitch.hub.repo import push_folder
@@ -474,6 +475,32 @@ class RelativeStitcher(PreTrainedModel):
         """
         self.fused = fuse(self.translation, self.head, self.readout)
         return self
+
+    def to_sentence_transformer(self, folder: str | Path | None = None, *, repo_id: str | None = None) -> Any:
+        """Return a SentenceTransformer that encodes into the target's space; write it to `folder` too if one is given.
+
+        It gives `translate` of the source's latents, `(n, d_target)`, and runs without this package. Head and readout
+        are left out: they make logits. The folder has a card, which shows `repo_id`.
+
+        Raises:
+            StitchError: the translation has a kernel (stitch with `prefer="linear"`), sentence-transformers has no
+                module for a part of the source, or the `sentence-transformers` extra is not installed.
+
+        Example:
+            >>> model.to_sentence_transformer("exported").encode(["A storm hits the coast"]).shape
+            (1, 768)
+        """
+        self._check_encoder()
+        return to_sentence_transformer(
+            folder,
+            model=self.encoder,
+            processor=self._processor if isinstance(self.encoder, Function) else self.processor,
+            pooling=self.config.pooling,
+            layers=[self.after_pooling, *translation_layers(self.translation)],
+            batching=self.config.batching,
+            facts={"source": self.config.source, "target": self.config.target, "report": self.config.report},
+            repo_id=repo_id,
+        )
 
     @property
     def report(self) -> dict[str, Any]:

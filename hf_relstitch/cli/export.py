@@ -1,0 +1,56 @@
+"""The command that writes a model for runtimes without this package."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hf_relstitch.cli.printing import AsJson, print_json
+
+Format = Literal["sentence-transformers", "onnx", "classifier"]
+
+
+def export_command(
+    model: Annotated[str, typer.Argument(help="A stitched model: folder or Hub id; or a translation's file.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; for ONNX, the file.")],
+    to: Annotated[
+        Format,
+        typer.Option(
+            help="sentence-transformers encodes into the target's space; onnx and classifier give logits, classifier "
+            "as a model of the source's own architecture."
+        ),
+    ],
+    encoder: Annotated[
+        str | None, typer.Option(help="With a translation's file: the encoder of what it translates, folder or Hub id.")
+    ] = None,
+    repo_id: Annotated[str | None, typer.Option(help="The repo id that the card is to show.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for use without this package."""
+    from hf_relstitch.bulk import SearchTranslation
+    from hf_relstitch.core.errors import StitchError
+    from hf_relstitch.model.exporting import plain_classifier, to_onnx
+    from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
+
+    if Path(model).is_file():
+        if to != "sentence-transformers" or encoder is None:
+            raise StitchError(
+                f"{model} is a translation's file: export it with --to sentence-transformers --encoder ENCODER"
+            )
+        SearchTranslation.load(model).after(encoder, folder=out, repo_id=repo_id)
+    else:
+        if encoder is not None:
+            raise StitchError("a stitched model has its own encoder: leave --encoder out")
+        stitched = RelativeStitcher.from_pretrained(model, revision=revision)
+        if to == "sentence-transformers":
+            stitched.to_sentence_transformer(out, repo_id=repo_id)
+        elif to == "onnx":
+            to_onnx(stitched, out)
+        else:
+            plain_classifier(stitched).save_pretrained(out)
+            stitched.processor.save_pretrained(out)
+    if as_json:
+        print_json({"format": to, "path": str(out)})
+    else:
+        typer.echo(f"Written to {out}")
