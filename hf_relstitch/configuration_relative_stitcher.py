@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,8 +16,11 @@ from hf_relstitch.hub.repo import without_kernels
 from hf_relstitch.layers import build_chain, build_head
 from hf_relstitch.version import __version__
 
-FORMAT_VERSION = 4
-"""1 had nothing after the pooling, 2 no earlier layers, 3 no readout and other names of settings."""
+if TYPE_CHECKING:
+    from hf_relstitch.encoders.pairs import PairLayout
+
+FORMAT_VERSION = 5
+"""1 had nothing after the pooling, 2 no earlier layers, 3 no readout and other names of settings, 4 no pairs."""
 OLD_NAMES = {"scale": "norm", "stretch": "output_scale", "sharpness": "gamma"}
 """Settings of a translation as formats 1 to 3 named them; `scale` was "carry" or "mean"."""
 LARGEST, MOST_LAYERS = 10_000_000, 1_000
@@ -33,6 +36,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         pooling: how the source encoder's output becomes a latent; one of `hf_relstitch.encoders.pooling.POOLINGS`.
         after_pooling: the layers that turn a pooled vector into a latent, as data; see `layers.py`.
         batching: which inputs may share a batch; one of `hf_relstitch.encoders.padding.BATCHINGS`.
+        pairs: None for single inputs; for pairs of texts `how` they are read, one of
+            `hf_relstitch.encoders.pairs.PAIRS`, and for composed ones the `layout` by which they are split.
         d_source: width of the source latents.
         d_target: width of the target latents, which the head takes.
         num_anchors: how many anchors are stored for each side.
@@ -75,6 +80,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         pooling: str = "mean",
         after_pooling: list[dict[str, Any]] | None = None,
         batching: str = "padded",
+        pairs: dict[str, Any] | None = None,
         d_source: int = 1,
         d_target: int = 1,
         num_anchors: int = 0,
@@ -109,6 +115,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.pooling = pooling
         self.after_pooling = after_pooling or []
         self.batching = batching
+        self.pairs = pairs
         self.d_source = d_source
         self.d_target = d_target
         self.num_anchors = num_anchors
@@ -142,6 +149,7 @@ class RelativeStitcherConfig(PretrainedConfig):
     def _check(self) -> None:
         # Imported here, since they import the Auto classes, which may be what is being imported (see registration.py).
         from hf_relstitch.encoders.padding import BATCHINGS
+        from hf_relstitch.encoders.pairs import PAIRS
         from hf_relstitch.encoders.pooling import POOLINGS
 
         if self.pooling not in POOLINGS:
@@ -151,6 +159,9 @@ class RelativeStitcherConfig(PretrainedConfig):
             raise StitchError(f"the config's logit_temperature is {temperature!r}: expected a number above 0")
         if self.batching not in BATCHINGS:
             raise StitchError(f"the config's batching is {self.batching!r}: expected one of {', '.join(BATCHINGS)}")
+        if self.pairs is not None and (not isinstance(self.pairs, dict) or self.pairs.get("how") not in PAIRS):
+            raise StitchError(f"the config's pairs are {self.pairs!r}: expected how to be one of {', '.join(PAIRS)}")
+        self.pair_layout()
         with torch.device("meta"):
             self.empty_after_pooling()
             build_head(self.head, d_target=self.d_target, num_labels=self.num_labels)
@@ -172,7 +183,22 @@ class RelativeStitcherConfig(PretrainedConfig):
         Raises:
             StitchError: the layers do not fit each other or the width of the latents.
         """
-        return build_chain(self.after_pooling, gives=self.d_source)
+        from hf_relstitch.encoders.pairs import PARTS
+
+        width = self.d_source if self.pair_layout() is None else self.d_source // PARTS
+        return build_chain(self.after_pooling, gives=width)
+
+    def pair_layout(self) -> "PairLayout | None":
+        """Return how a tokenizer's pairs are split into their texts; None if they are not.
+
+        Raises:
+            StitchError: the layout is not of this version.
+        """
+        from hf_relstitch.encoders.pairs import PairLayout
+
+        if self.pairs is None or self.pairs.get("how") != "compose":
+            return None
+        return PairLayout.from_data(self.pairs.get("layout"))
 
     @property
     def translation_settings(self) -> TranslationSettings:

@@ -12,6 +12,7 @@ from hf_relstitch import AnchorSet, RelativeStitcher
 from hf_relstitch.bulk.search import SearchTranslation
 
 GOLDEN = Path(__file__).parent / "golden" / "format-3"
+FORMAT_4 = GOLDEN.with_name("format-4")
 EXPECTED = load_file(GOLDEN / "expected.safetensors")
 
 
@@ -29,6 +30,20 @@ def test_a_stitched_model_of_format_3_gives_its_logits(name: str, tmp_path: Path
     assert_close(model.predict(texts(5)), EXPECTED[name], rtol=1e-5, atol=1e-6)
     model.save_pretrained(tmp_path)
     assert_close(RelativeStitcher.from_pretrained(tmp_path).predict(texts(5)), EXPECTED[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_stitched_model_of_format_4_with_a_readout_gives_its_logits(tmp_path: Path) -> None:
+    model, expected = (
+        RelativeStitcher.from_pretrained(FORMAT_4 / "readout"),
+        load_file(FORMAT_4 / "expected.safetensors"),
+    )
+    assert model.readout is not None
+    assert model.config.pairs is None
+    assert_close(model.predict(texts(5)), expected["readout"], rtol=1e-5, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    assert_close(
+        RelativeStitcher.from_pretrained(tmp_path).predict(texts(5)), expected["readout"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_search_translation_of_format_1_gives_its_latents() -> None:

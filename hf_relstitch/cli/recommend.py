@@ -6,13 +6,13 @@ from typing import Any
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.ids import input_ids
-from hf_relstitch.data.inputs import check_kinds, inputs_at, side_of, sides_of
+from hf_relstitch.data.inputs import are_text_pairs, check_kinds, inputs_at, side_of, sides_of
 from hf_relstitch.encoders.devices import gather
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head
 from hf_relstitch.heads.loading import load_classifier
 from hf_relstitch.model.anchors import AnchorSet
-from hf_relstitch.model.stitching import stitch
+from hf_relstitch.model.stitching import check_head_inputs, expected_score, stitch
 
 WARM_UP = 2
 """Inputs encoded before the clock starts, so that what a first call costs is not counted."""
@@ -45,6 +45,7 @@ def recommend(
     encoder, head = load_classifier(target, cut=cut, revision=revision)
     sides = sides_of(anchors)
     check_kinds(side_of(anchors, sides[1]), modality=encoder.modality, who="target")
+    check_head_inputs(head, anchors)
     ids = input_ids(anchors)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     target_anchors = AnchorSet.encode(encoder, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
@@ -97,18 +98,24 @@ def _measured(
     """
     source = loaded(candidate)
     check_kinds(inputs, modality=source.modality, who="source")
-    source.encode(inputs[:WARM_UP], batch_size=batch_size, progress=False)
-    start = time.perf_counter()
-    source_anchors = AnchorSet.encode(source, inputs, ids=target_anchors.ids, batch_size=batch_size, progress=progress)
-    seconds = time.perf_counter() - start
-    report = stitch(source_anchors, target_anchors, head, source=source.provenance).report
+    found = []
+    for encoder in source.ways_to_read_pairs() if are_text_pairs(inputs) else [source]:
+        encoder.encode(inputs[:WARM_UP], batch_size=batch_size, progress=False)
+        start = time.perf_counter()
+        source_anchors = AnchorSet.encode(
+            encoder, inputs, ids=target_anchors.ids, batch_size=batch_size, progress=progress
+        )
+        seconds = time.perf_counter() - start
+        report = stitch(source_anchors, target_anchors, head, source=encoder.provenance).report
+        found.append((report, len(source_anchors) / seconds))
+    report, speed = max(found, key=lambda each: expected_score(each[0]))
     weights = list(source.model.parameters())
     return {
         "agreement": report["agreement"],
         "agreement_interval": report.get("agreement_interval"),
         "verdict": report["verdict"]["grade"] if "verdict" in report else None,
         "cosine": report["cosine"],
-        "inputs_per_second": len(source_anchors) / seconds,
+        "inputs_per_second": speed,
         "parameters": sum(each.numel() for each in weights),
         "megabytes": sum(each.numel() * each.element_size() for each in weights) / 1e6,
     }

@@ -79,6 +79,39 @@ def agreement(
     return float((translated_logits.argmax(-1) == target_logits.argmax(-1)).double().mean())
 
 
+def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
+    """Return Spearman's correlation of two lists of values; NaN if the values of a list are all the same."""
+    ranks = [_ranks(each) for each in (a, b)]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Return the rank of each value, of equal values the mean of theirs."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).to(values.dtype)[inverse]
+
+
+def discounted_gain(
+    scores: Float[Tensor, " n"], relevance: Float[Tensor, " n"], groups: Int[Tensor, " n"]
+) -> float | None:
+    """Return the mean nDCG of groups ranked by `scores`; None if no group has two rows of different relevance.
+
+    The gain of a row is its relevance less the least of all, so that a shift and a factor change nothing; a row at rank
+    r counts 1/log2(r + 1) (Järvelin and Kekäläinen 2002).
+    """
+    gains = relevance - relevance.min()
+    found = []
+    for group in groups.unique():
+        rows = (groups == group).nonzero().flatten()
+        gain = gains[rows]
+        if gain.max() == gain.min():
+            continue
+        discounts = 1 / torch.arange(2, len(rows) + 2, dtype=gain.dtype, device=gain.device).log2()
+        order = scores[rows].argsort(descending=True, stable=True)
+        found.append(float((gain[order] @ discounts) / (gain.sort(descending=True).values @ discounts)))
+    return sum(found) / len(found) if found else None
+
+
 def angle_correlation(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
     """Return the Pearson correlation, over all pairs of rows, of the pair's cosine in one space and in the other.
 

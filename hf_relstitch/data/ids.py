@@ -11,14 +11,23 @@ from PIL import Image
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import SOUNDS, encoded, load_audio, load_image
+from hf_relstitch.data.inputs import (
+    SOUNDS,
+    TEXT_PAIR,
+    are_text_pairs,
+    check_text_pair,
+    encoded,
+    is_text_pair,
+    load_audio,
+    load_image,
+)
 
 
 def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
     """Return a 64-bit id for each input, `(n,)` int64.
 
     An id is the BLAKE2b of a text's UTF-8, of an image's size and RGB pixels, or of a sound's float32 samples; the id
-    of a pair is the hash of both ids.
+    of a pair is the hash of both ids, and differs for a tuple and for a pair of texts that is one input.
 
     The same input has the same id everywhere, so two people can pair their anchor sets without showing the inputs.
     Anyone who has an input can compute its id, and so can find out whether it is in a set; with a secret `key` only
@@ -29,6 +38,11 @@ def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
     """
     secret = _secret(key)
     return torch.tensor([_input_id(one, secret, row) for row, one in enumerate(inputs)], dtype=torch.int64)
+
+
+def first_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor | None:
+    """Return the id of each pair's first text, `(n,)` int64, by which pairs are groups; None for other inputs."""
+    return input_ids([one[TEXT_PAIR[0]] for one in inputs], key=key) if are_text_pairs(inputs) else None
 
 
 def ids_fingerprint(ids: Tensor) -> str:
@@ -51,15 +65,23 @@ def _secret(key: str | None) -> bytes:
 def _input_id(one: Any, secret: bytes, row: int) -> int:
     if isinstance(one, str):
         content = b"text:" + encoded(one, row=row)
+    elif is_text_pair(one):
+        check_text_pair(one, row=row)
+        content = b"text pair:" + _both([one[name] for name in TEXT_PAIR], secret, row)
     elif isinstance(one, np.ndarray | dict) or (isinstance(one, Path) and one.suffix.lower() in SOUNDS):
         content = b"audio:" + load_audio(one).tobytes()
     elif isinstance(one, Path | Image.Image):
         image = load_image(one)
         content = b"image:%dx%d:" % image.size + image.tobytes()
     elif isinstance(one, tuple) and len(one) == 2:
-        content = b"pair:" + b"".join(_input_id(part, secret, row).to_bytes(8, "little", signed=True) for part in one)
+        content = b"pair:" + _both(one, secret, row)
     else:
         raise StitchError(
             f"an input is a {type(one).__name__}: expected a text, a PIL image, a numpy array of sound, or a Path"
         )
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=secret).digest(), "little", signed=True)
+
+
+def _both(parts: Sequence[Any], secret: bytes, row: int) -> bytes:
+    """The ids of both parts of a pair."""
+    return b"".join(_input_id(part, secret, row).to_bytes(8, "little", signed=True) for part in parts)

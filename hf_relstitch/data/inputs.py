@@ -20,6 +20,10 @@ INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
 }
 
 
+TEXT_PAIR = ("text", "text_pair")
+"""The keys of a pair of texts that is one input, by transformers' own names."""
+
+
 def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
     """Refuse an empty list, a text or a generator instead of a list, and empty batches.
 
@@ -60,6 +64,63 @@ def row_names(rows: Sequence[int]) -> str:
     return f"row {rows[0]} (counted from 0){others}"
 
 
+def is_text_pair(one: Any) -> bool:
+    """Tell whether an input is meant as a pair of texts, by the keys of a dict."""
+    return isinstance(one, dict) and not one.keys().isdisjoint(TEXT_PAIR)
+
+
+def check_text_pair(one: Mapping[Any, Any], *, row: int) -> None:
+    """Refuse a dict that is not a pair of texts, `{"text": …, "text_pair": …}`.
+
+    Raises:
+        StitchError: it has other keys, or a value is not a text.
+    """
+    wanted = 'a pair of texts is {"text": …, "text_pair": …}, with both and nothing else'
+    if one.keys() != {*TEXT_PAIR}:
+        raise StitchError(
+            f"the input in {row_names([row])} is a dict of {', '.join(map(str, one)) or 'nothing'}: {wanted}"
+        )
+    for name in TEXT_PAIR:
+        if not isinstance(one[name], str):
+            raise StitchError(f"the {name} in {row_names([row])} is a {type(one[name]).__name__}: expected a text")
+
+
+def are_text_pairs(inputs: Sequence[Any]) -> bool:
+    """Tell whether inputs are pairs of texts, each of them one input: `{"text": …, "text_pair": …}`.
+
+    Raises:
+        StitchError: some are and some are not, or a dict has other keys or values that are not texts.
+    """
+    pairs = {row: one for row, one in enumerate(inputs) if isinstance(one, dict) and "array" not in one}
+    for row, one in pairs.items():
+        check_text_pair(one, row=row)
+    if pairs and len(pairs) < len(inputs):
+        raise StitchError(
+            f"{len(pairs)} of {len(inputs)} inputs are pairs of texts, row {next(iter(pairs))} is one: give pairs "
+            "only, or none"
+        )
+    return bool(pairs)
+
+
+def check_pairs(inputs: Sequence[Any], *, pairs: bool | None) -> None:
+    """Refuse single inputs where pairs of texts are wanted, and pairs where single inputs are; None allows both.
+
+    Raises:
+        StitchError: the inputs are of the other kind.
+    """
+    if pairs is None or not len(inputs) or are_text_pairs(inputs) == pairs:
+        return
+    if pairs:
+        raise StitchError(
+            "the model takes pairs of texts and what came in row 0 (counted from 0) is a "
+            f'{type(inputs_at(inputs, [0])[0]).__name__}: give {{"text": …, "text_pair": …}}'
+        )
+    raise StitchError(
+        "the model takes single inputs and what came in row 0 (counted from 0) is a pair of texts: give one of the "
+        "texts, or stitch the model over anchors that are pairs"
+    )
+
+
 def encoded(text: str, *, row: int) -> bytes:
     """Encode a text as UTF-8.
 
@@ -84,9 +145,11 @@ def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "mode
     """
     check_filled(inputs, what=f"the {who}'s inputs are")
     expected, kinds = INPUTS.get(modality or "", ("anything", (object,)))
-    strange = {row: one for row, one in enumerate(inputs) if not isinstance(one, kinds)}
+    if modality in (None, "text") and are_text_pairs(inputs):
+        return
+    strange = {row: one for row, one in enumerate(inputs) if not isinstance(one, kinds) or is_text_pair(one)}
     if strange:
-        names = sorted({type(one).__name__ for one in strange.values()})
+        names = sorted({"pair of texts" if is_text_pair(one) else type(one).__name__ for one in strange.values()})
         came = " or ".join(f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}" for name in names)
         known = tuple(kind for _, kinds in INPUTS.values() for kind in kinds)
         anchors = who != "model" and any(isinstance(one, known) for one in strange.values())
@@ -152,7 +215,10 @@ def load_audio(audio: Path | np.ndarray | dict[str, Any], *, sampling_rate: int 
         samples = audio
     elif isinstance(audio, dict):
         if not {"array", "sampling_rate"} <= audio.keys():
-            raise StitchError(f"a sound is a dict of {', '.join(map(str, audio))}: expected array and sampling_rate")
+            raise StitchError(
+                f"a sound is a dict of {', '.join(map(str, audio))}: expected array and sampling_rate; a pair of texts "
+                "has text and text_pair"
+            )
         samples, rate = np.asarray(audio["array"]), audio["sampling_rate"]
     else:
         with _open_sound(audio) as opened:
@@ -219,12 +285,14 @@ def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:
 
 
 def length_of(one: Any, *, modality: str, sampling_rate: int | None = None) -> int:
-    """Count characters of a text or samples of a sound; 0 for an image, and for anything not of this kind."""
+    """Count characters of a text or of both of a pair, or samples of a sound; 0 for anything else."""
     if modality == "audio" and isinstance(one, Path):
         with _open_sound(one) as opened:
             return resampled_length(opened.frames, opened.samplerate, sampling_rate or opened.samplerate)
     if modality == "audio" and isinstance(one, dict):
         return len(load_audio(one, sampling_rate=sampling_rate))
+    if is_text_pair(one):
+        return sum(map(len, one.values()))
     return len(one) if isinstance(one, str | np.ndarray) else 0
 
 

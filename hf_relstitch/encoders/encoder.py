@@ -1,6 +1,7 @@
 """Encoder: a frozen model with its processor and pooling, which turns inputs into latents."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,11 +14,12 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel, 
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import inputs_at, probe_inputs, row_names
+from hf_relstitch.data.inputs import check_pairs, inputs_at, probe_inputs, row_names
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, gather, placement, prefetched
 from hf_relstitch.encoders.dual_encoders import FEATURES, LEFT_OUT, features, keep_side, leave_out
 from hf_relstitch.encoders.padding import choose_batching, unpadded
+from hf_relstitch.encoders.pairs import PAIRS, PairLayout, compose
 from hf_relstitch.encoders.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.encoders.processors import (
     MODALITIES,
@@ -49,6 +51,9 @@ class Encoder:
         pooling: one of `hf_relstitch.encoders.pooling.POOLINGS`, already resolved.
         after_pooling: the layers that turn a pooled vector into a latent; often none.
         batching: which inputs may share a batch, one of `hf_relstitch.encoders.padding.BATCHINGS`.
+        pairs: how pairs of texts are read, one of `hf_relstitch.encoders.pairs.PAIRS`; None reads them jointly, unless
+            stitching finds that composing them agrees better.
+        layout: how a tokenizer's pairs are split into their texts, if they are composed.
         provenance: the model, and the module at which `cut` split it, if any; anchors carry it, stitching compares it.
     """
 
@@ -61,6 +66,7 @@ class Encoder:
         after_pooling: nn.Module | None = None,
         cut: str | None = None,
         batching: str | None = None,
+        pairs: str | None = None,
         model_id: str | None = None,
         revision: str | None = None,
         license: str | None = None,  # noqa: A002  (the name that it has on the Hub)
@@ -85,14 +91,61 @@ class Encoder:
             pooling=cut or ", ".join([self.pooling, *layers]),
             license=license,
         )
+        self.pairs: str | None = None
+        self.layout: PairLayout | None = None
+        if pairs is not None:
+            self._read_pairs(pairs)
 
     def __repr__(self) -> str:
         made_by = self.provenance
         return f"{type(self).__name__}({made_by.model_id!r}, {made_by.pooling!r}, {self.modality}, {self.batching})"
 
+    def _read_pairs(self, how: str) -> None:
+        """Set how pairs of texts are read.
+
+        Raises:
+            StitchError: there is no such way, the encoder takes no texts, or its tokenizer's pairs cannot be split.
+        """
+        if how not in PAIRS:
+            raise StitchError(f"pairs is {how!r}: expected one of {', '.join(PAIRS)}")
+        if self.modality != "text":
+            raise StitchError(f"pairs is {how!r} and the encoder takes {self.modality}: leave it out")
+        if how == "joint" and self.pooling in FEATURES:
+            raise StitchError("a dual encoder reads single texts only: use pairs='compose'")
+        self.pairs = how
+        if how == "compose":
+            self.layout = PairLayout.from_tokenizer(self.processor)
+            self.provenance = replace(self.provenance, pooling=f"{self.provenance.pooling}, composed pairs")
+
+    def ways_to_read_pairs(self) -> list["Encoder"]:
+        """Return the encoder with each way in which it can read pairs of texts; alone, if its way is set.
+
+        Raises:
+            StitchError: there is no such way.
+        """
+        if self.pairs is not None or not isinstance(self.processor, PreTrainedTokenizerBase):
+            return [self]
+        ways, errors = [], []
+        for how in PAIRS:
+            encoder = copy(self)
+            try:
+                encoder._read_pairs(how)
+                ways.append(encoder)
+            except StitchError as error:
+                errors.append(error)
+        if not ways:
+            raise errors[-1]
+        return ways
+
     @classmethod
     def from_pretrained(
-        cls, model_id: str, *, pooling: str = "auto", revision: str | None = None, **model_kwargs: Any
+        cls,
+        model_id: str,
+        *,
+        pooling: str = "auto",
+        pairs: str | None = None,
+        revision: str | None = None,
+        **model_kwargs: Any,
     ) -> "Encoder":
         """Load the encoder of a folder or a Hub repo through `AutoModel`, with its processor.
 
@@ -134,6 +187,7 @@ class Encoder:
             processor,
             pooling=chosen,
             after_pooling=after,
+            pairs=pairs,
             model_id=repo.name,
             revision=repo.commit or fingerprint(model, after, without=untrained),
             license=repo.license(),
@@ -154,7 +208,7 @@ class Encoder:
                 continue
             kept = tensor.clone()
             tensor.fill_(torch.nan)
-            latents = self.latents(preprocess(self.model, self.processor, probe_inputs(self.modality)))
+            latents = self._padded(preprocess(self.model, self.processor, probe_inputs(self.modality)))
             tensor.copy_(kept)
             if latents.isnan().any():
                 return name
@@ -177,6 +231,7 @@ class Encoder:
         state = accelerate_state()
         self.to_device(state.device)
         batches = batch_rows(inputs, processor=self.processor, batch_size=batch_size)
+        check_pairs(inputs, pairs=True if self.layout else False if self.pooling in FEATURES else None)
         mine = batches[state.process_index :: state.num_processes]
         bar = logging.tqdm(mine, desc="encoding", unit="batch", disable=not (progress and state.is_main_process))
         encoded = [*encode_batches(inputs, bar, self.latents, model=self.model, processor=self.processor)]
@@ -185,7 +240,12 @@ class Encoder:
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return latents `(n, d)` of one batch from the processor."""
         latents, _ = encode_batch(
-            self.model, batch, pooling=self.pooling, after_pooling=self.after_pooling, batching=self.batching
+            self.model,
+            batch,
+            pooling=self.pooling,
+            after_pooling=self.after_pooling,
+            batching=self.batching,
+            layout=self.layout,
         )
         return latents
 
@@ -368,12 +428,18 @@ def encode_batch(
     pooling: str,
     after_pooling: nn.Module,
     batching: str = "padded",
+    layout: PairLayout | None = None,
     **options: Any,
 ) -> tuple[Tensor, Any]:
     """Return latents `(n, d)` of one batch, and the output behind them; for an encoder-decoder, its encoder's output.
 
-    A batch that `batching` splits has an output of its own only if it has one part.
+    A batch that `batching` splits has an output of its own only if it has one part; pairs that are composed, which
+    `layout` splits, have none.
     """
+    if layout is not None:
+        options |= {"pooling": pooling, "after_pooling": after_pooling, "batching": batching}
+        latents, _ = encode_batch(model, layout.split(batch), **options)
+        return compose(*latents.chunk(2)), None
     if batching != "padded":
         options |= {"pooling": pooling, "after_pooling": after_pooling}
         parts = [(rows, *encode_batch(model, part, **options)) for rows, part in unpadded(batch, batching=batching)]

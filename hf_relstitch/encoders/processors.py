@@ -11,7 +11,16 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.image_processing_base import ImageProcessingMixin
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import INPUTS, check_kinds, check_some, length_of, load_audio, load_image
+from hf_relstitch.data.inputs import (
+    INPUTS,
+    TEXT_PAIR,
+    are_text_pairs,
+    check_kinds,
+    check_some,
+    length_of,
+    load_audio,
+    load_image,
+)
 from hf_relstitch.encoders.devices import on_device, placement
 from hf_relstitch.encoders.sentence_transformers_repo import SentenceModules
 from hf_relstitch.hub.repo import Repo
@@ -124,7 +133,7 @@ def modality_of(processor: Any) -> str:
 
 
 def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[str, Tensor]:
-    """Turn a batch of texts, images or sounds into tensors on the model's device and in its dtype.
+    """Turn a batch of texts, pairs of texts, images or sounds into tensors on the model's device and in its dtype.
 
     Raises:
         StitchError: an input is of another kind than the processor takes.
@@ -132,7 +141,8 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
     modality = modality_of(processor)
     check_kinds(inputs, modality=modality)
     if modality == "text":
-        batch = processor(list(inputs), padding=True, truncation=True, return_tensors="pt")
+        texts = [[one[name] for one in inputs] for name in TEXT_PAIR] if are_text_pairs(inputs) else [list(inputs)]
+        batch = processor(*texts, padding=True, truncation=True, return_tensors="pt")
         _check_tokens(batch, model)
     elif modality == "image":
         channels = getattr(getattr(model, "config", None), "num_channels", 3)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import apply_head
+from hf_relstitch.data.inputs import are_text_pairs, inputs_at
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.from_sklearn import is_estimator, layers_of_estimator
@@ -25,6 +26,11 @@ from hf_relstitch.layers import (
 )
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+PAIR_CLASSES = {
+    "entailment", "contradiction", "not entailment", "duplicate", "not duplicate", "paraphrase", "not paraphrase",
+    "equivalent", "not equivalent",
+}  # fmt: skip
+"""Names of classes that only pairs of texts have, in lower case, with spaces."""
 SETFIT_HEAD = "model_head.pkl"
 """Where SetFit pickles a head; the file's being there is all that is looked at."""
 
@@ -39,6 +45,9 @@ class Head:
         id2label: the name of each class.
         problem_type: as in a transformers config; with None the loss decides.
         provenance: the target model and where it was cut; None for a layer without a model.
+        reads: what the head was trained on, `texts` or `pairs` of texts; None if it is not known.
+        activation: what sentence-transformers' CrossEncoder makes of the logits, as it writes it down; None if the head
+            is not of one.
 
     Raises:
         StitchError: the problem type is unknown, or a class name is not a text.
@@ -48,12 +57,16 @@ class Head:
     id2label: dict[int, str]
     problem_type: str | None = None
     provenance: Provenance | None = None
+    reads: Literal["texts", "pairs"] | None = None
+    activation: str | None = None
 
     def __post_init__(self) -> None:
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise StitchError(f"problem_type is {self.problem_type!r}: expected one of {', '.join(PROBLEM_TYPES)}")
         if strange := [name for name in self.id2label.values() if not isinstance(name, str)]:
             raise StitchError(f"a class is named {strange[0]!r}, a {type(strange[0]).__name__}: give names as texts")
+        if not {name.lower().replace("_", " ") for name in self.id2label.values()}.isdisjoint(PAIR_CLASSES):
+            object.__setattr__(self, "reads", "pairs")
         if any(each.training for each in self.module.modules()):
             object.__setattr__(self, "module", deepcopy(self.module).eval())
 
@@ -66,6 +79,30 @@ class Head:
     def answers(self) -> bool:
         """Tell whether the logits are answers; a regression has values, and so has a single logit without yes or no."""
         return self.multi_label or (len(self.id2label) > 1 and self.problem_type != "regression")
+
+    def check_inputs(self, inputs: Sequence[Any]) -> None:
+        """Refuse inputs of another kind than the head was trained on, single texts or pairs of texts.
+
+        `inputs` are those of the anchors, tuples included.
+
+        Raises:
+            StitchError: the head's classes or config say that it reads pairs, and the inputs are not; or the reverse.
+        """
+        first = inputs_at(inputs, [0])[0]
+        tuples = isinstance(first, tuple)
+        if self.reads == "texts" and not tuples and are_text_pairs(inputs):
+            raise StitchError("the head was trained on single texts and the anchors are pairs of texts: give texts")
+        if self.reads != "pairs" or not all(isinstance(one, str) for one in (first if tuples else [first])):
+            return
+        classes = ", ".join(self.id2label.values())
+        advice = 'give each pair as one input, {"text": …, "text_pair": …}'
+        if not tuples:
+            raise StitchError(f"the head tells pairs of texts apart ({classes}) and the anchors are texts: {advice}")
+        raise StitchError(
+            f"the head tells pairs of texts apart ({classes}) and the anchors are tuples, of which the source reads "
+            f"the first text and the target the second: {advice}; if the tuples are meant, encode each side by "
+            "AnchorSet.encode(…, side=…) and use from_anchor_sets"
+        )
 
     @classmethod
     def from_module(
@@ -89,6 +126,7 @@ class Head:
         if hasattr(head, "model_head") and labels is None:
             labels = _setfit_labels(head)
         normalized = normalized or bool(getattr(head, "normalize_embeddings", False))
+        setfit = hasattr(head, "model_head")
         head = getattr(head, "model_head", head)  # of a SetFit model
         head = getattr(head, "best_estimator_", head)  # of a search over scikit-learn's settings
         known: list[Any] | None = None
@@ -115,6 +153,8 @@ class Head:
             raise StitchError(f"the head is a {type(head).__name__}: expected a Head, {CHAIN}; any nn.Module in memory")
         if normalized:
             made = replace(made, module=nn.Sequential(Normalize(), *flatten_layers(made.module)))
+        if setfit:
+            made = replace(made, reads="texts")
         return made if labels is None else replace(made, id2label=_named(labels, known, count=len(made.id2label)))
 
     @classmethod
@@ -144,7 +184,8 @@ class Head:
             raise StitchError(f"{len(names)} class names and {len(set(names))} different ones: name each class once")
         inputs = [one.replace("{}", name) for name in names for one in templates]
         latents = encoder.encode(inputs, progress=False)
-        return cls.from_examples(dict(zip(names, latents.split(len(templates)), strict=True)), temperature=temperature)
+        examples = dict(zip(names, latents.split(len(templates)), strict=True))
+        return replace(cls.from_examples(examples, temperature=temperature), reads="texts")
 
     @classmethod
     def from_examples(cls, latents: Mapping[str, Any], *, temperature: float = 0.01) -> "Head":

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -85,7 +85,18 @@ def load_head(provenance: Provenance, **options: Any) -> Head:
     else:
         module = folded([_read_linear(repo, name) for name in cut_at[1].split(" and ")])
     config = AutoConfig.from_pretrained(repo.place, **repo.loading)
-    return Head(module.requires_grad_(False), class_names(config), config.problem_type, provenance)
+    return head_of(module.requires_grad_(False), config, provenance)
+
+
+def head_of(module: nn.Module, config: Any, provenance: Provenance) -> Head:
+    """Return the head of a classifier, with what its config says of it.
+
+    A CrossEncoder of sentence-transformers names the activation that it applies to its logits, and reads pairs.
+    """
+    theirs = getattr(config, "sentence_transformers", None) or {}
+    activation = theirs.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)
+    reads: Literal["pairs"] | None = "pairs" if activation else None
+    return Head(module, class_names(config), config.problem_type, provenance, reads=reads, activation=activation)
 
 
 def load_classifier(
@@ -220,4 +231,4 @@ def split_classifier(
         revision=repo.commit if repo else None,
         license=repo.license() if repo else None,
     )
-    return encoder, Head(head, class_names(model.config), model.config.problem_type, encoder.provenance)
+    return encoder, head_of(head, model.config, encoder.provenance)

@@ -17,7 +17,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.projection import decode_relative
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.translation import TranslationSettings
-from hf_relstitch.data.ids import ids_fingerprint, input_ids, key_fingerprint
+from hf_relstitch.data.ids import first_ids, ids_fingerprint, input_ids, key_fingerprint
 from hf_relstitch.data.inputs import Side, inputs_at, side_of
 from hf_relstitch.data.latents import as_latents
 from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
@@ -112,6 +112,7 @@ class AnchorSet:
         provenance: the model, its pooling, and the name of the data.
         inputs: a fingerprint of all inputs of the caller, in any order; of the ids, without one.
         key: a fingerprint of the key of keyed ids; None if the ids are not keyed.
+        groups: `(k,)` int64, the id of each pair's first text, if the inputs are pairs of texts; else None.
 
     Raises:
         StitchError: the shapes do not fit, there are fewer than 32 anchors, or anchors carry nothing: NaN,
@@ -123,6 +124,7 @@ class AnchorSet:
     provenance: Provenance
     inputs: str = ""
     key: str | None = None
+    groups: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_shapes(self.latents, self.ids)
@@ -155,6 +157,8 @@ class AnchorSet:
     ) -> "AnchorSet":
         """Encode anchor inputs: texts, PIL images, numpy arrays of sound, or Paths of images or sounds.
 
+        A pair of texts that is one input is a dict, `{"text": …, "text_pair": …}`.
+
         If two models take no common input, inputs are pairs, like (image, text) or (German, English), and `side` says
         which of each, `first` or `second`, this encoder takes. The id belongs to the pair, so it pairs both sides.
 
@@ -169,8 +173,10 @@ class AnchorSet:
         taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
         rows = sorted(_row_of_each(ids).values())
         check_count(len(rows))
-        latents = encoder.encode(inputs_at(taken, rows), batch_size=batch_size, progress=progress)
-        return cls._distinct(latents, ids, rows, replace(encoder.provenance, data=data_name(data)), key=key)
+        taken = inputs_at(taken, rows)
+        latents = encoder.encode(taken, batch_size=batch_size, progress=progress)
+        origin = replace(encoder.provenance, data=data_name(data))
+        return cls._distinct(latents, ids, rows, origin, key=key, groups=first_ids(taken, key=key))
 
     @classmethod
     def from_latents(
@@ -198,17 +204,27 @@ class AnchorSet:
             raise StitchError(f"there are {len(found)} latents and {len(ids)} inputs: give them row for row")
         origin = model if isinstance(model, Provenance) else Provenance(model, NOT_KNOWN, STORED)
         rows = sorted(_row_of_each(ids).values())
-        return cls._distinct(found[rows], ids, rows, replace(origin, data=data_name(data)), key=key)
+        groups = first_ids(inputs_at(inputs, rows), key=key)
+        return cls._distinct(found[rows], ids, rows, replace(origin, data=data_name(data)), key=key, groups=groups)
 
     @classmethod
     def _distinct(
-        cls, latents: Tensor, ids: Tensor, rows: list[int], origin: Provenance, *, key: str | None
+        cls,
+        latents: Tensor,
+        ids: Tensor,
+        rows: list[int],
+        origin: Provenance,
+        *,
+        key: str | None,
+        groups: Tensor | None,
     ) -> "AnchorSet":
         """A set of latents of the inputs that `rows` says, of which those are left out that repeat others."""
         kept = first_of_each(latents)
         if len(kept) < len(ids):
             logger.warning(f"{len(ids) - len(kept)} of {len(ids)} anchor inputs repeat others: left out")
-        return cls(latents[kept], ids[rows][kept], origin, inputs=ids_fingerprint(ids), key=key_fingerprint(key))
+        groups = None if groups is None else groups[kept]
+        fingerprints: dict[str, Any] = {"inputs": ids_fingerprint(ids), "key": key_fingerprint(key)}
+        return cls(latents[kept], ids[rows][kept], origin, **fingerprints, groups=groups)
 
     def intersect(self, other: "AnchorSet") -> tuple["AnchorSet", "AnchorSet"]:
         """Cut both sets down to the inputs that they share, in the order of this set.
@@ -247,7 +263,8 @@ class AnchorSet:
         return [first[int(one)] for one in self.ids]
 
     def _subset(self, rows: list[int]) -> "AnchorSet":
-        return AnchorSet(self.latents[rows], self.ids[rows], self.provenance, key=self.key)
+        groups = None if self.groups is None else self.groups[rows]
+        return AnchorSet(self.latents[rows], self.ids[rows], self.provenance, key=self.key, groups=groups)
 
     def invert(self, relative: RelativeLatents) -> Tensor:
         """Return target latents `(n, d)` float32 of relative latents from a model stitched to this set's model.
@@ -285,7 +302,8 @@ class AnchorSet:
         if not accelerate_state().is_main_process:
             return
         with atomic_folder(folder, last=CONFIG_NAME, owned=[LATENTS_NAME]) as written:
-            save_file({"latents": self.latents, "ids": self.ids}, written / LATENTS_NAME, {"format": "pt"})
+            groups = {} if self.groups is None else {"groups": self.groups}
+            save_file({"latents": self.latents, "ids": self.ids, **groups}, written / LATENTS_NAME, {"format": "pt"})
             config = {
                 "format_version": FORMAT_VERSION,
                 "hf_relstitch_version": __version__,
@@ -366,9 +384,8 @@ class AnchorSet:
             verify_checksum(files[LATENTS_NAME], config["checksums"][LATENTS_NAME])
             tensors = load_file(files[LATENTS_NAME])
             provenance = Provenance(**config["provenance"])
-            return cls(
-                tensors["latents"], tensors["ids"], provenance, inputs=config.get("inputs", ""), key=config.get("key")
-            )
+            fingerprints = {"inputs": config.get("inputs", ""), "key": config.get("key")}
+            return cls(tensors["latents"], tensors["ids"], provenance, **fingerprints, groups=tensors.get("groups"))
         except (KeyError, TypeError, SafetensorError) as error:
             raise StitchError(f"{folder} is not a whole anchor set ({error!r}): save or download it again") from error
 

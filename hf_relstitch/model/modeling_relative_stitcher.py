@@ -26,12 +26,22 @@ from hf_relstitch.core.projection import encode_relative
 from hf_relstitch.core.relative import check_latents, to_working
 from hf_relstitch.core.translation import KernelTranslation, Translation, empty_translation
 from hf_relstitch.data.ids import input_ids
-from hf_relstitch.data.inputs import check_kinds, check_rates, inputs_at, side_of, sides_of
+from hf_relstitch.data.inputs import (
+    are_text_pairs,
+    check_kinds,
+    check_pairs,
+    check_rates,
+    check_some,
+    inputs_at,
+    side_of,
+    sides_of,
+)
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
 from hf_relstitch.encoders.devices import accelerate_state, placement
 from hf_relstitch.encoders.dual_encoders import as_configured
 from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_batches, in_order, modality_at, to_encoder
+from hf_relstitch.encoders.pairs import describe_pairs
 from hf_relstitch.encoders.processors import LOADERS, batch_rows, check_inputs
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.heads.head import Head
@@ -48,7 +58,9 @@ from hf_relstitch.model.persistence import (
 from hf_relstitch.model.stitching import (
     AnchorPair,
     add_coverage,
+    check_head_inputs,
     check_settings,
+    expected_score,
     stitch,
     write_anchors,
     write_call,
@@ -94,6 +106,16 @@ def fuse(translation: Translation | KernelTranslation, head: nn.Module, readout:
     if readout is not None:
         weight, bias = weight + to_working(readout.weight).T, bias + to_working(readout.bias)
     return Fused(weight.to(translation.weight), bias.to(translation.weight))
+
+
+def _problem_type(head: Head, *, modality: str) -> str | None:
+    """The problem type by which pipelines choose what to make of the logits; none make a softmax of one.
+
+    A single logit of a text whose type is not known stays so: its pipeline makes a sigmoid of it, as it did before.
+    """
+    if head.answers or (modality == "text" and head.problem_type is None and len(head.id2label) == 1):
+        return head.problem_type
+    return "regression"
 
 
 OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "audio": SequenceClassifierOutput}
@@ -169,7 +191,8 @@ class RelativeStitcher(PreTrainedModel):
             target: a text, image or audio classifier (a folder, a Hub id, a transformers model or a SetFit model),
                 which is cut into encoder and head; or, with `head`, the encoder that the head was trained on.
             anchors: unlabeled inputs that both models take: texts, PIL images, numpy arrays of sound, or Paths of
-                images or sounds. Or pairs, with the source's input first, like (image, text), (German, English).
+                images or sounds. A pair of texts that is one input is `{"text": …, "text_pair": …}`. If the models take
+                no common input, tuples, with the source's input first, like (image, text), (German, English).
             head: the map from target latents to logits, if `target` is an encoder: a `Head`, a module, or a fitted
                 scikit-learn estimator; see `Head.from_module`.
             cut: the module of `target` to cut at, if it is not the last linear layer; see `split_classifier`.
@@ -210,6 +233,7 @@ class RelativeStitcher(PreTrainedModel):
         else:
             target = to_encoder(target)
         check_kinds(side_of(anchors, sides[1]), modality=target.modality, who="target")
+        check_head_inputs(head, anchors)
         ids = input_ids(anchors, key=key)
         rate = getattr(target.processor, "sampling_rate", None)
         target_anchors = AnchorSet.encode(target, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
@@ -218,15 +242,23 @@ class RelativeStitcher(PreTrainedModel):
         check_rates(side_of(anchors, sides[0]), rate, getattr(source.processor, "sampling_rate", None))
         rows = target_anchors.rows_of(ids)
         kept = inputs_at(anchors, rows)
-        source_anchors = AnchorSet.encode(source, kept, side=sides[0], ids=ids[rows], **options)
-        model = cls.from_anchor_sets(
-            source, source_anchors, target_anchors, head, labels=labels, prefer=prefer, **settings
-        )
+        models = []
+        for encoder in source.ways_to_read_pairs() if are_text_pairs(side_of(kept, sides[0])) else [source]:
+            source_anchors = AnchorSet.encode(encoder, kept, side=sides[0], ids=ids[rows], **options)
+            models.append(
+                cls.from_anchor_sets(
+                    encoder, source_anchors, target_anchors, head, labels=labels, prefer=prefer, **settings
+                )
+            )
+        model = max(models, key=lambda made: expected_score(made.report))
+        if len(models) > 1:
+            ways = {(made.config.pairs or {})["how"]: expected_score(made.report) for made in models}
+            model.config.report = model.config.report | {"pairs": ways}
         if inputs is not None:
             model.config.report = model.check(inputs)
         model.config.call = write_call(
             "from_parts",
-            source.provenance,
+            Provenance(**model.config.source),
             head,
             settings=model.config.translation_settings,
             prefer=(model.config.selection or {}).get("prefer"),
@@ -284,6 +316,7 @@ class RelativeStitcher(PreTrainedModel):
             pooling=encoder.pooling,
             after_pooling=describe_chain(encoder.after_pooling),
             batching=encoder.batching,
+            pairs=describe_pairs(encoder.layout) if encoder.layout or source_anchors.groups is not None else None,
             d_source=made.source_anchors.dim,
             d_target=made.target_anchors.dim,
             num_anchors=len(made.source_anchors),
@@ -305,8 +338,10 @@ class RelativeStitcher(PreTrainedModel):
             ),
             id2label=named_head.id2label,
             label2id={label: index for index, label in named_head.id2label.items()},
-            problem_type=named_head.problem_type if named_head.answers else "regression",  # no softmax over one
+            problem_type=_problem_type(named_head, modality=encoder.modality),
         )
+        if named_head.activation is not None:
+            config.sentence_transformers = {"activation_fn": named_head.activation}  # for its CrossEncoder
         with torch.device("meta"):
             model = cls(config)
         device, dtype = placement(encoder.model)
@@ -370,6 +405,7 @@ class RelativeStitcher(PreTrainedModel):
             pooling=self.config.pooling,
             after_pooling=self.after_pooling,
             batching=self.config.batching,
+            layout=self.config.pair_layout(),
             **options,
         )
 
@@ -460,6 +496,8 @@ class RelativeStitcher(PreTrainedModel):
     def _latents(self, inputs: Sequence[Any], *, batch_size: int) -> Tensor:
         """Source latents `(n, d_source)` of raw inputs, on the device that the model is on; in evaluation mode."""
         self.eval()
+        check_some(inputs, batch_size=batch_size)
+        check_pairs(inputs, pairs=self.config.pairs is not None)
         if isinstance(self.encoder, Function):
             return self.encoder.latents(inputs, batch_size=batch_size).to(self.anchors.source.device)
         batches = batch_rows(inputs, processor=self.processor, batch_size=batch_size)
@@ -512,7 +550,9 @@ class RelativeStitcher(PreTrainedModel):
         `agreement_of` yes-or-no answers, one for each input and class). `scale_invariance` is the share of answers that
         the head keeps when latents are scaled; `verdict` is good, usable or do not use, with the reason and the likely
         remedy. For a head that gives values, `agreement` is None and there is no verdict, but `values_explained`, a
-        share of the variance of its own values. `source` and `target` give each side's width, rank, condition number
+        share of the variance of its own values; for a single value also `spearman`, the rank correlation with its own,
+        and, for pairs of texts, `ndcg` of the pairs with the same first text ranked by it. `pairs` has what was
+        expected of each way to read pairs. `source` and `target` give each side's width, rank, condition number
         and effective rank.
         """
         return self.config.report

@@ -45,6 +45,8 @@ REMEDY = (
 )
 MERGE = "merge its adapter into it first, by model.merge_and_unload(), or "
 SETTINGS = ("modality", "pooling", "after_pooling", "batching", "translation", "logit_temperature", "head", "readout")
+NEWER_SETTINGS = ("pairs",)
+"""Settings that older formats lack, hashed only if they are set."""
 INDEX = "model.safetensors.index.json"
 STUB_NAME = "relative_stitcher.py"
 STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch."""
@@ -118,7 +120,9 @@ def _check_listed(folder: Path, config: RelativeStitcherConfig) -> None:
 
 def _settings_checksum(content: dict[str, Any]) -> str:
     """A hash of the fields of a `config.json` that change an answer, the weights aside."""
-    fields = json.dumps({name: content.get(name) for name in SETTINGS}, sort_keys=True)
+    settings = {name: content.get(name) for name in SETTINGS}
+    settings |= {name: content[name] for name in NEWER_SETTINGS if content.get(name) is not None}
+    fields = json.dumps(settings, sort_keys=True)
     return f"xxh3_128:{xxhash.xxh3_128_hexdigest(fields.encode())}"
 
 
@@ -134,8 +138,8 @@ def _check_answer_checksums(folder: Path, config: RelativeStitcherConfig) -> Non
                 verify_checksum(folder / name, expected)
         elif _settings_checksum(read_json(folder / name)) != expected:
             raise StitchError(
-                f"{folder / name} is damaged or was altered: one of {', '.join(SETTINGS)} is not what was saved; copy "
-                "or download it again, or change the model and save it"
+                f"{folder / name} is damaged or was altered: one of {', '.join(SETTINGS + NEWER_SETTINGS)} is not what "
+                "was saved; copy or download it again, or change the model and save it"
             )
 
 

@@ -1,5 +1,6 @@
 """Stitch two anchor sets and a head: pair and check them, fit a translation and a readout, and report on them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,18 @@ from hf_relstitch.core.head_outputs import (
     probabilities,
     values_explained,
 )
-from hf_relstitch.core.measures import mean_cosine, mean_reciprocal_rank, translate_held_out
+from hf_relstitch.core.measures import (
+    discounted_gain,
+    mean_cosine,
+    mean_reciprocal_rank,
+    rank_correlation,
+    translate_held_out,
+)
 from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.selection import Choice, check_prefer, choose_settings
 from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, fit
+from hf_relstitch.data.inputs import inputs_at
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.heads.head import Head, num_logits
@@ -143,7 +151,7 @@ def stitch(
     answers = probabilities(true, multi_label=head.multi_label)
     if selection is not None and head.answers and not head.multi_label and how.norm == "keep" and not how.identity:
         readout, logits = _add_readout(x, logits, answers)
-    report = _make_report(translated, target, logits, true, head, frames=frames)
+    report = _make_report(translated, target, logits, true, head, frames=frames, groups=target_anchors.groups)
     temperature = matching_temperature(logits, answers, multi_label=head.multi_label) if head.answers else 1.0
     return Stitch(source_anchors, target_anchors, how, selection, translation, readout, temperature, report)
 
@@ -214,7 +222,14 @@ def _check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> No
 
 
 def _make_report(
-    translated: Tensor, target: Tensor, logits: Tensor, true_logits: Tensor, head: Head, *, frames: tuple[Frame, Frame]
+    translated: Tensor,
+    target: Tensor,
+    logits: Tensor,
+    true_logits: Tensor,
+    head: Head,
+    *,
+    frames: tuple[Frame, Frame],
+    groups: Tensor | None,
 ) -> dict[str, Any]:
     """Describe a stitched model by anchors held out of its fit; see `RelativeStitcher.report` for the fields."""
     centre = target.mean(0)
@@ -226,7 +241,7 @@ def _make_report(
         "target": describe_frame(frames[1]),
     }
     if not head.answers:
-        return report | {"agreement": None, "values_explained": values_explained(head.module, translated, target)}
+        return report | {"agreement": None, **_describe_values(translated, target, logits, true_logits, head, groups)}
     estimate = estimate_agreement(logits, true_logits, multi_label=head.multi_label)
     report |= {
         "agreement": estimate.agreement,
@@ -237,6 +252,19 @@ def _make_report(
         "scale_invariance": scale_invariance(head.module, target, multi_label=head.multi_label),
     }
     return report | {"verdict": _give_verdict(report)}
+
+
+def _describe_values(
+    translated: Tensor, target: Tensor, logits: Tensor, true_logits: Tensor, head: Head, groups: Tensor | None
+) -> dict[str, Any]:
+    """Return how well held-out values explain a head's own, and of a single value how well they keep its order."""
+    report: dict[str, Any] = {"values_explained": values_explained(head.module, translated, target)}
+    if true_logits.shape[1] > 1:
+        return report
+    made, own = logits[:, 0], true_logits[:, 0]
+    report["spearman"] = rank_correlation(made, own)
+    ndcg = None if groups is None else discounted_gain(made, own, groups.to(own.device))
+    return report if ndcg is None else report | {"ndcg": ndcg}
 
 
 def _give_verdict(report: dict[str, Any], *, coverage: float | None = None) -> dict[str, str]:
@@ -253,6 +281,27 @@ def _give_verdict(report: dict[str, Any], *, coverage: float | None = None) -> d
             of=report.get("agreement_of", "inputs"),
         )
     )
+
+
+def expected_score(report: dict[str, Any]) -> float:
+    """Return what a report expects, agreement or values explained, by which models of one head are compared."""
+    return float(report["values_explained"] if report["agreement"] is None else report["agreement"])
+
+
+def check_head_inputs(head: Any, anchors: Sequence[Any]) -> None:
+    """Refuse anchors of another kind than a head reads, and say how tuples of two texts are taken.
+
+    Raises:
+        StitchError: the head reads pairs of texts and the anchors are texts or tuples of them, or the reverse.
+    """
+    if isinstance(head, Head):
+        head.check_inputs(anchors)
+    first = inputs_at(anchors, [0])[0]
+    if isinstance(first, tuple) and all(isinstance(one, str) for one in first):
+        logger.warning(
+            "the anchors are tuples of two texts: the source reads the first, the target the second. A pair of texts "
+            'that is one input of both is {"text": …, "text_pair": …}'
+        )
 
 
 def add_coverage(report: dict[str, Any], latents: Tensor, anchors: Tensor) -> dict[str, Any]:

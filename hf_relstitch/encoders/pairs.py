@@ -1,0 +1,184 @@
+"""A pair of texts as one input: read as one sequence, or composed of the latents of both texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.inputs import row_names
+
+PAIRS = {
+    "joint": "the encoder reads both texts as one sequence, as the tokenizer joins them",
+    "compose": "the encoder reads each text alone, and the latent is u, v, |u − v| and u·v of the two, side by side",
+}
+PARTS = 4
+"""How many times as wide as the latent of a text the composed latent of a pair is."""
+PROBES = (("storm", "A storm hits the coast."), ("The harbour is closed until the morning.", "A quiet day"), ("a", "b"))
+
+
+def compose(u: Float[Tensor, "n d"], v: Float[Tensor, "n d"]) -> Float[Tensor, "n 4*d"]:
+    """Compose latents of two texts, each scaled to a root mean square of 1, as u, v, |u − v|, u·v.
+
+    These are the features of InferSent (Conneau et al. 2017) and of sentence-transformers' softmax loss, with the
+    product of the former.
+    """
+    u, v = (side * side.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt() for side in (u, v))
+    return torch.cat([u, v, (u - v).abs(), u * v], -1)
+
+
+def describe_pairs(layout: "PairLayout | None") -> dict[str, Any]:
+    """Return how pairs are read, as plain values: composed if there is a layout to split them by, else jointly."""
+    return {"how": "joint"} if layout is None else {"how": "compose", "layout": asdict(layout)}
+
+
+@dataclass(frozen=True)
+class PairLayout:
+    """Hold the special tokens that a tokenizer puts around one text and around two, by which pairs are split again.
+
+    Attributes:
+        before: tokens before a single text.
+        after: tokens after a single text.
+        first: tokens before the first text of a pair.
+        between: tokens between the texts of a pair.
+        last: tokens after the second text of a pair.
+        pad: the token of padding.
+        padding_side: `right` or `left`.
+    """
+
+    before: Sequence[int]
+    after: Sequence[int]
+    first: Sequence[int]
+    between: Sequence[int]
+    last: Sequence[int]
+    pad: int
+    padding_side: str
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "PairLayout":
+        """Find the special tokens of a tokenizer, and prove on probes that its pairs can be split.
+
+        Raises:
+            StitchError: nothing stands between the texts of a pair, or a text has other tokens in a pair than alone.
+        """
+        texts = PROBES[1]
+        single, pair = _tokens(tokenizer, texts[0]), _tokens(tokenizer, *texts)
+        plain = [_tokens(tokenizer, text, add_special_tokens=False) for text in texts]
+        alone, start = _find(plain[0], single), _find(plain[0], pair)
+        end = start + len(plain[0])
+        second = _find(plain[1], pair, start=end)
+        layout = cls(
+            before=single[:alone],
+            after=single[alone + len(plain[0]) :],
+            first=pair[:start],
+            between=pair[end:second],
+            last=pair[second + len(plain[1]) :],
+            pad=int(tokenizer.pad_token_id or 0),
+            padding_side=tokenizer.padding_side,
+        )
+        if min(alone, start, second) < 0 or not layout.between or not layout._splits(tokenizer):
+            raise StitchError(
+                f"the tokenizer, a {type(tokenizer).__name__}, does not mark where the second text of a pair begins, "
+                "or reads a text in a pair otherwise than alone, so that pairs cannot be composed: use pairs='joint'"
+            )
+        return layout
+
+    @classmethod
+    def from_data(cls, content: Any) -> "PairLayout":
+        """Read a layout of plain values.
+
+        Raises:
+            StitchError: a value is missing, unknown or of another kind.
+        """
+        tokens = [*fields(cls)][:-2]
+        try:
+            layout = cls(**content)
+            whole = all(isinstance(one, int) for each in tokens for one in [*getattr(layout, each.name), layout.pad])
+            if not whole or layout.padding_side not in ("left", "right") or not layout.between:
+                raise TypeError("lists of tokens, a token of padding and its side are expected")
+        except TypeError as error:
+            raise StitchError(f"the config's layout of pairs is {content!r}: {error}") from error
+        return layout
+
+    def _splits(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether split probes are what the tokenizer makes of their texts."""
+        firsts, seconds = map(list, zip(*PROBES, strict=True))
+        made = self.split(tokenizer(firsts, seconds, padding=True, return_tensors="pt"))
+        due = tokenizer([*firsts, *seconds], padding=True, return_tensors="pt")
+        return all(name in due and torch.equal(tensor, due[name]) for name, tensor in made.items())
+
+    def split(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Split a batch of n pairs into a batch of 2n texts, the first of each pair and then the second of each.
+
+        Raises:
+            StitchError: a row holds a single text, or the tokens that separate texts stand in a text too.
+        """
+        ids = batch["input_ids"]
+        mask = batch.get("attention_mask", ids != self.pad)
+        lengths = mask.sum(1)
+        places = torch.arange(ids.shape[1], device=ids.device)
+        ids = ids.gather(1, (places + mask.int().argmax(1)[:, None]) % ids.shape[1])  # padding to the right
+        begins, ends = lengths.new_full(lengths.shape, len(self.first)), lengths - len(self.last)
+        separated = (places >= len(self.first)) & (places + len(self.between) <= ends[:, None])
+        for offset, token in enumerate(self.between):
+            separated &= ids.roll(-offset, 1) == token
+        _check_separators(separated)
+        middle = separated.int().argmax(1)
+        sides = [self._single(ids, begins, middle), self._single(ids, middle + len(self.between), ends)]
+        width = max(tokens.shape[1] for tokens, _ in sides)
+        tokens = torch.cat([_widened(tokens, width, self.pad) for tokens, _ in sides])
+        filled = torch.cat([size for _, size in sides])
+        places = torch.arange(width, device=ids.device)
+        kept = (places < filled[:, None]).to(batch.get("attention_mask", ids).dtype)
+        if self.padding_side == "left":
+            order = (places + filled[:, None]) % width
+            tokens, kept = tokens.gather(1, order), kept.gather(1, order)
+        split = {"input_ids": tokens, "attention_mask": kept, "token_type_ids": torch.zeros_like(tokens)}
+        return {name: tensor for name, tensor in split.items() if name in batch}
+
+    def _single(self, ids: Tensor, begins: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of single texts, padded on the right, from where each begins and ends, and how many each has."""
+        count = (ends - begins).clamp_min(0)
+        sizes = len(self.before) + count + len(self.after)
+        places = torch.arange(int(sizes.max()), device=ids.device) - len(self.before)
+        tokens = ids.gather(1, (begins[:, None] + places).clamp(0, ids.shape[1] - 1))
+        tokens = tokens.masked_fill((places < 0) | (places >= count[:, None]), self.pad)
+        tokens[:, : len(self.before)] = tokens.new_tensor(self.before)
+        for offset, token in enumerate(self.after):
+            tokens.scatter_(1, (len(self.before) + count + offset)[:, None], token)
+        return tokens, sizes
+
+
+def _check_separators(separated: Tensor) -> None:
+    """Refuse rows that do not have exactly one place where the second text begins."""
+    counts = separated.sum(1)
+    if (counts == 1).all():
+        return
+    rows = (counts != 1).nonzero().flatten().tolist()
+    if counts[rows[0]] == 0:
+        raise StitchError(
+            f"the model takes pairs of texts and {row_names(rows)} of the batch holds a single text: give "
+            '{"text": …, "text_pair": …}'
+        )
+    raise StitchError(
+        f"{row_names(rows)} of the batch has the tokenizer's separator in a text, so that it is not clear where the "
+        "second text begins: remove it from the text"
+    )
+
+
+def _widened(tokens: Tensor, width: int, pad: int) -> Tensor:
+    return torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]), value=pad)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, *texts: str, **options: Any) -> list[int]:
+    return list(tokenizer(*texts, **options)["input_ids"])
+
+
+def _find(part: list[int], whole: list[int], *, start: int = 0) -> int:
+    """Where a list stands in another one, from `start` on; -1 for nowhere."""
+    places = range(max(start, 0), len(whole) - len(part) + 1)
+    return next((place for place in places if whole[place : place + len(part)] == part), -1)

@@ -1,0 +1,292 @@
+"""A pair of texts as one input, `{"text": …, "text_pair": …}`, from anchors to the stock pipeline."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pico
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError, load_classifier
+from hf_relstitch.data.ids import input_ids
+from hf_relstitch.encoders.pairs import PairLayout, compose
+
+RELEVANCE = {0: "relevance"}
+
+
+def pairs(count: int, *, seed: int = 0) -> list[dict[str, str]]:
+    """Different pairs of word salads; each first text stands in four of them."""
+    firsts, seconds = pico.texts(-(-count // 4), seed=seed), pico.texts(count, seed=seed + 100)
+    return [{"text": firsts[row // 4], "text_pair": seconds[row]} for row in range(count)]
+
+
+def split(some: list[dict[str, str]]) -> tuple[list[str], list[str]]:
+    return [one["text"] for one in some], [one["text_pair"] for one in some]
+
+
+@pytest.fixture(scope="module")
+def stitched_pairs(source_folder: str, target_folder: str) -> RelativeStitcher:
+    """A model over pairs, for tests that change nothing of it."""
+    source = Encoder.from_pretrained(source_folder, pairs="compose")
+    return RelativeStitcher.from_parts(source, target_folder, pairs(100), progress=False)
+
+
+def test_target_latents_of_pairs_are_those_of_its_own_pair_encoding(target_folder: str) -> None:
+    encoder, head = load_classifier(target_folder)
+    some = pairs(10)
+    model = AutoModelForSequenceClassification.from_pretrained(target_folder)
+    tokens = AutoTokenizer.from_pretrained(target_folder)(
+        *split(some), padding=True, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(head.module(encoder.encode(some, progress=False)), model(**tokens).logits)
+
+
+def test_composed_latents_are_those_of_both_texts_alone(source_folder: str) -> None:
+    """Each text is cut as the tokenizer cuts pairs; short ones are not."""
+    alone = Encoder.from_pretrained(source_folder)
+    composed = Encoder.from_pretrained(source_folder, pairs="compose")
+    some = pairs(20)
+    u, v = (alone.encode(side, progress=False) for side in split(some))
+    expected = compose(u, v)
+    torch.testing.assert_close(composed.encode(some, batch_size=7, progress=False), expected)
+    unit = u / u.square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(expected[:, :16], unit)
+    assert expected.shape == (20, 64)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_batch_of_pairs_is_split_into_what_the_tokenizer_makes_of_each_text(side: str) -> None:
+    tokenizer = pico.tokenizer()
+    tokenizer.padding_side = side
+    layout = PairLayout.from_tokenizer(tokenizer)
+    assert (layout.before, layout.between, layout.last) == ([0], [2, 2], [2])
+    firsts, seconds = split(pairs(6))
+    seconds[3] = ""
+    made = layout.split(tokenizer(firsts, seconds, padding=True, return_tensors="pt"))
+    due = tokenizer([*firsts, *seconds], padding=True, return_tensors="pt")
+    assert {name: tensor.tolist() for name, tensor in made.items()} == {name: t.tolist() for name, t in due.items()}
+    cut = tokenizer(firsts, seconds, padding=True, truncation=True, max_length=9, return_tensors="pt")
+    assert int(layout.split(cut)["attention_mask"].sum()) == int(cut["attention_mask"].sum())
+
+
+def test_texts_with_the_separator_and_single_texts_are_not_split(stitched_pairs: RelativeStitcher) -> None:
+    classify = pipeline("text-classification", model=stitched_pairs, tokenizer=stitched_pairs.processor)
+    with pytest.raises(StitchError, match=r"row 0 .* has the tokenizer's separator in a text.*: remove it"):
+        classify({"text": "storm </s> </s> coast", "text_pair": "storm"})
+    with pytest.raises(StitchError, match=r"takes pairs of texts and row 0 .* holds a single text: give \{\"text\""):
+        classify("storm hits the coast")
+
+
+def test_a_tokenizer_that_does_not_mark_the_second_text_reads_jointly(tmp_path: Path) -> None:
+    tokenizer = pico.tokenizer()
+    content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"post_processor": None}
+    pico.classifier("Bert").base_model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(StitchError, match=r"does not mark where the second text of a pair begins.*use pairs='joint'"):
+        Encoder.from_pretrained(str(tmp_path), pairs="compose")
+    assert [each.pairs for each in Encoder.from_pretrained(str(tmp_path)).ways_to_read_pairs()] == ["joint"]
+
+
+@pytest.mark.parametrize("how", ["joint", "compose"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_stock_pipeline_gives_the_same_as_predict(
+    how: str, batch_size: int, source_folder: str, target_folder: str, tmp_path: Path
+) -> None:
+    source = Encoder.from_pretrained(source_folder, pairs=how)
+    model = RelativeStitcher.from_parts(source, target_folder, pairs(80), progress=False)
+    model.save_pretrained(tmp_path)
+    some = pairs(8, seed=9)
+    logits = RelativeStitcher.from_pretrained(tmp_path).predict(some)
+    assert torch.equal(logits, model.predict(some))
+    classify = pipeline("text-classification", model=str(tmp_path), top_k=None, function_to_apply="none")
+    answers = classify(some, batch_size=batch_size)
+    for row, answer in enumerate(answers):
+        found = {one["label"]: one["score"] for one in answer}
+        assert [found[name] for name in pico.LABELS.values()] == pytest.approx(logits[row].tolist(), abs=1e-5)
+    single = {one["label"]: one["score"] for one in classify(some[0])}
+    assert [single[name] for name in pico.LABELS.values()] == pytest.approx(logits[0].tolist(), abs=1e-5)
+
+
+def test_the_way_of_reading_pairs_is_chosen_by_expected_agreement(source_folder: str, target_folder: str) -> None:
+    model = RelativeStitcher.from_parts(source_folder, target_folder, pairs(100), progress=False)
+    expected = model.report["pairs"]
+    assert set(expected) == {"joint", "compose"}
+    assert expected[model.config.pairs["how"]] == max(expected.values()) == model.report["agreement"]
+
+
+def test_ids_of_pairs_are_stable_and_their_own() -> None:
+    pair = {"text": "storm", "text_pair": "coast"}
+    ids = input_ids([pair, dict(reversed(pair.items())), {"text": "coast", "text_pair": "storm"}, "storm", "coast"])
+    assert int(ids[0]) == int(ids[1]) == -2979474439352795
+    assert len({*ids.tolist(), int(input_ids([("storm", "coast")]))}) == 5
+    assert int(input_ids([pair], key="secret")) != int(ids[0])
+
+
+@pytest.mark.parametrize(
+    ("strange", "message"),
+    [
+        ({"text": "storm"}, r"the input in row 3 .* is a dict of text: a pair of texts is \{\"text\": …"),
+        (
+            {"text": "a", "text_pair": "b", "label": 1},
+            "row 3 .* is a dict of text, text_pair, label: a pair of texts is",
+        ),
+        ({"premise": "a", "hypothesis": "b"}, "row 3 .* is a dict of premise, hypothesis: a pair of texts is"),
+        ({"text": "a", "text_pair": None}, "the text_pair in row 3 .* is a NoneType: expected a text"),
+        ("storm", "39 of 40 inputs are pairs of texts, row 0 is one: give pairs only, or none"),
+    ],
+)
+def test_what_is_no_pair_is_told_by_its_row(strange: Any, message: str, source: Encoder, target_folder: str) -> None:
+    anchors: list[Any] = pairs(40)
+    anchors[3] = strange
+    with pytest.raises(StitchError, match=message):
+        RelativeStitcher.from_parts(source, target_folder, anchors, progress=False)
+
+
+def test_pairs_and_single_texts_are_not_mixed_up_after_stitching(
+    stitched: RelativeStitcher, stitched_pairs: RelativeStitcher
+) -> None:
+    with pytest.raises(StitchError, match=r"takes pairs of texts and what came in row 0 .* is a str: give \{\"text\""):
+        stitched_pairs.predict(["storm"])
+    with pytest.raises(
+        StitchError, match=r"takes single inputs and what came in row 0 .* is a pair of texts: give one"
+    ):
+        stitched.predict(pairs(2))
+
+
+def test_image_and_sound_models_take_no_pairs(tmp_path: Path, target_folder: str) -> None:
+    folder = pico.saved("ViT", tmp_path)
+    with pytest.raises(
+        StitchError, match=r"the source takes PIL images .* and what came in row 0 .* is a pair of texts"
+    ):
+        RelativeStitcher.from_parts(folder, target_folder, pairs(40), progress=False)
+    with pytest.raises(StitchError, match="pairs is 'compose' and the encoder takes image: leave it out"):
+        Encoder.from_pretrained(folder, pairs="compose")
+    with pytest.raises(StitchError, match="pairs is 'both': expected one of joint, compose"):
+        Encoder.from_pretrained(target_folder, pairs="both")
+
+
+def test_an_image_source_reads_pictures_where_the_target_reads_pairs(tmp_path: Path, target_folder: str) -> None:
+    pictures = [Image.linear_gradient("L").rotate(7 * index).resize((8, 8)) for index in range(40)]
+    model = RelativeStitcher.from_parts(
+        pico.saved("ViT", tmp_path), target_folder, list(zip(pictures, pairs(40), strict=True)), progress=False
+    )
+    assert model.config.pairs is None
+    target = load_classifier(target_folder)[0].encode(pairs(40), progress=False)
+    torch.testing.assert_close(model.anchors.target.sort(0).values, target.sort(0).values)
+
+
+@pytest.mark.parametrize("labels", [("entailment", "neutral", "contradiction"), ("NOT_DUPLICATE", "DUPLICATE")])
+def test_a_classifier_of_pairs_refuses_tuples_and_single_texts(
+    labels: tuple[str, ...], source: Encoder, tmp_path: Path
+) -> None:
+    target = pico.saved("Roberta", tmp_path, id2label=dict(enumerate(labels)))
+    tuples = list(zip(*split(pairs(40)), strict=True))
+    with pytest.raises(
+        StitchError, match=r"apart \(.*\) and the anchors are tuples, of which the source reads the first"
+    ):
+        RelativeStitcher.from_parts(source, target, tuples, progress=False)
+    with pytest.raises(
+        StitchError, match=r"tells pairs of texts apart \(.*\) and the anchors are texts: give each pair"
+    ):
+        RelativeStitcher.from_parts(source, target, pico.texts(40), progress=False)
+    assert RelativeStitcher.from_parts(source, target, pairs(40), progress=False).config.pairs["how"]
+
+
+def test_a_cross_encoder_refuses_tuples_and_a_head_of_texts_refuses_pairs(source: Encoder, tmp_path: Path) -> None:
+    settings = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "6.2.0"}}
+    target = pico.saved("Roberta", tmp_path, id2label=RELEVANCE, **settings)
+    tuples = list(zip(*split(pairs(40)), strict=True))
+    with pytest.raises(StitchError, match="the anchors are tuples, of which the source reads the first"):
+        RelativeStitcher.from_parts(source, target, tuples, progress=False)
+    head = Head.from_class_names(source, ["storm", "calm"])
+    with pytest.raises(StitchError, match="the head was trained on single texts and the anchors are pairs of texts"):
+        RelativeStitcher.from_parts(source, source, pairs(40), head=head, progress=False)
+
+
+def test_tuples_of_texts_stay_one_input_a_side_and_say_so(
+    source: Encoder, target_folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuples = list(zip(pico.texts(40), pico.texts(40, seed=1), strict=True))
+    model = RelativeStitcher.from_parts(source, target_folder, tuples, progress=False)
+    assert 'one input of both is {"text": …, "text_pair": …}' in caplog.text
+    order = input_ids(tuples).argsort()
+    expected = source.encode([first for first, _ in tuples], progress=False)
+    assert model.anchors.ids.equal(input_ids(tuples)[order])
+    torch.testing.assert_close(model.anchors.source, expected[order])
+    assert model.config.pairs is None
+
+
+def reranker(folder: Path, **settings: Any) -> str:
+    return pico.saved("Roberta", folder, id2label=RELEVANCE, **settings)
+
+
+def test_a_reranker_reports_how_well_its_order_is_kept(source_folder: str, tmp_path: Path) -> None:
+    """The order of held-out anchors: 1 where the source is the target's own encoder."""
+    reranker(tmp_path)
+    own = RelativeStitcher.from_parts(str(tmp_path), str(tmp_path), pairs(120), alpha=1.0, ridge=1e-9, progress=False)
+    other = RelativeStitcher.from_parts(source_folder, str(tmp_path), pairs(120), progress=False)
+    assert other.report["agreement"] is None
+    for name in ("spearman", "ndcg"):
+        assert other.report[name] < own.report[name] <= 1.0
+    assert set(other.report["pairs"]) == {"joint", "compose"}
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "function"),
+    [(None, torch.sigmoid), ("regression", lambda logits: logits), ("multi_label_classification", torch.sigmoid)],
+)
+def test_one_logit_is_what_it_was_in_the_stock_pipeline(
+    problem_type: str | None, function: Any, source_folder: str, tmp_path: Path
+) -> None:
+    target = reranker(tmp_path / "target", problem_type=problem_type)
+    some = pairs(3, seed=9)
+    model = RelativeStitcher.from_parts(source_folder, target, pairs(60), progress=False)
+    model.save_pretrained(tmp_path / "model")
+    scores = [one["score"] for one in pipeline("text-classification", model=str(tmp_path / "model"))(some)]
+    assert scores == pytest.approx(function(model.predict(some))[:, 0].tolist(), abs=1e-5)
+    assert ("verdict" in model.report) == (problem_type == "multi_label_classification")
+
+
+@pytest.mark.parametrize("activation", ["Identity", None])
+def test_a_cross_encoder_takes_the_stitched_model(activation: str | None, source_folder: str, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    settings = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}} if activation else {}
+    model = RelativeStitcher.from_parts(
+        source_folder, reranker(tmp_path / "target", **settings), pairs(60), progress=False
+    )
+    model.save_pretrained(tmp_path / "model")
+    scorer = sentence_transformers.CrossEncoder(str(tmp_path / "model"), device="cpu")
+    some = pairs(8, seed=9)
+    logits = model.predict(some)[:, 0]
+    expected = logits if activation else logits.sigmoid()
+    found = scorer.predict([(one["text"], one["text_pair"]) for one in some], show_progress_bar=False)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    ranked = scorer.rank(some[0]["text"], [one["text_pair"] for one in some[:4]])
+    assert [one["corpus_id"] for one in ranked] == logits[:4].argsort(descending=True).tolist()
+
+
+def test_anchor_sets_of_pairs_are_stitched_without_their_inputs(
+    source_folder: str, target_folder: str, tmp_path: Path
+) -> None:
+    some, (target, head) = pairs(60), load_classifier(target_folder)
+    source = Encoder.from_pretrained(source_folder, pairs="compose")
+    for name, encoder in (("source", source), ("target", target)):
+        AnchorSet.encode(encoder, some, progress=False).save_pretrained(tmp_path / name)
+    loaded = [AnchorSet.from_pretrained(tmp_path / name) for name in ("source", "target")]
+    assert loaded[0].groups.equal(input_ids([one["text"] for one in some]))
+    model = RelativeStitcher.from_anchor_sets(source, *loaded, head)
+    assert model.config.pairs["how"] == "compose"
+    with pytest.raises(StitchError, match="pooling is 'mean, composed pairs' and not 'mean'"):
+        RelativeStitcher.from_anchor_sets(Encoder.from_pretrained(source_folder), *loaded, head)
+
+
+def test_an_encoder_with_a_head_reads_pairs_too(source: Encoder) -> None:
+    model = RelativeStitcher.from_parts(source, source, pairs(60), head=nn.Linear(16, 3), progress=False)
+    assert model.report["agreement"] > 0.8
