@@ -200,6 +200,18 @@ class RelativeStitcherConfig(PretrainedConfig):
             return None
         return PairLayout.from_data(self.pairs.get("layout"))
 
+    def check_one_pass(self, what: str) -> None:
+        """Refuse pairs that are composed where an input can only be read in one pass.
+
+        Raises:
+            StitchError: the source reads each text of a pair alone.
+        """
+        if self.pair_layout() is not None:
+            raise StitchError(
+                f"{what} reads an input in one pass, and this source reads the two texts of a pair apart: save the "
+                "stitched model itself, or stitch it with source=Encoder.from_pretrained(…, pairs='joint')"
+            )
+
     @property
     def translation_settings(self) -> TranslationSettings:
         """Return the settings that fit the translation from the anchors."""

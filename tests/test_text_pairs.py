@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.encoders.pairs import PairLayout, compose
+from hf_relstitch.model.exporting import plain_classifier
 
 RELEVANCE = {0: "relevance"}
 
@@ -73,6 +74,12 @@ def test_a_batch_of_pairs_is_split_into_what_the_tokenizer_makes_of_each_text(si
     assert {name: tensor.tolist() for name, tensor in made.items()} == {name: t.tolist() for name, t in due.items()}
     cut = tokenizer(firsts, seconds, padding=True, truncation=True, max_length=9, return_tensors="pt")
     assert int(layout.split(cut)["attention_mask"].sum()) == int(cut["attention_mask"].sum())
+
+
+def test_composed_pairs_are_not_exported_as_one_pass(stitched_pairs: RelativeStitcher) -> None:
+    for export in (plain_classifier, RelativeStitcher.to_sentence_transformer):
+        with pytest.raises(StitchError, match="reads an input in one pass, and this source reads the two texts"):
+            export(stitched_pairs)
 
 
 def test_texts_with_the_separator_and_single_texts_are_not_split(stitched_pairs: RelativeStitcher) -> None:

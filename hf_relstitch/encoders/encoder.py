@@ -57,6 +57,9 @@ class Encoder:
         provenance: the model, and the module at which `cut` split it, if any; anchors carry it, stitching compares it.
     """
 
+    pairs: str | None = None
+    layout: PairLayout | None = None
+
     def __init__(
         self,
         model: nn.Module,
@@ -91,8 +94,6 @@ class Encoder:
             pooling=cut or ", ".join([self.pooling, *layers]),
             license=license,
         )
-        self.pairs: str | None = None
-        self.layout: PairLayout | None = None
         if pairs is not None:
             self._read_pairs(pairs)
 

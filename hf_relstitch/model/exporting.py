@@ -70,6 +70,7 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
 
 def _check_padding(model: RelativeStitcher, what: str) -> None:
     """Refuse a source whose batches have to be taken apart, which only the stitched model does."""
+    model.config.check_one_pass(what)
     if model.config.batching != "padded":
         raise StitchError(
             f"{what} pads inputs of different lengths, and of this source {BATCHINGS[model.config.batching]}: save the "

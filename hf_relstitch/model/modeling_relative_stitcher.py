@@ -529,6 +529,7 @@ class RelativeStitcher(PreTrainedModel):
             (1, 768)
         """
         self._check_encoder()
+        self.config.check_one_pass("a sentence-transformers model")
         return to_sentence_transformer(
             folder,
             model=self.encoder,
