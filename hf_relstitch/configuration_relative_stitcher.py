@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import AutoConfig
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.translation import TranslationSettings
+from hf_relstitch.hub.cards import task_of
 from hf_relstitch.hub.files import check_format
 from hf_relstitch.hub.repo import without_kernels
 from hf_relstitch.layers import build_chain, build_head
@@ -211,6 +212,16 @@ class RelativeStitcherConfig(PretrainedConfig):
                 f"{what} reads an input in one pass, and this source reads the two texts of a pair apart: save the "
                 "stitched model itself, or stitch it with source=Encoder.from_pretrained(…, pairs='joint')"
             )
+
+    @property
+    def by_token(self) -> bool:
+        """Tell whether the model labels each token, and not the whole input."""
+        return self.pooling == "tokens"
+
+    @property
+    def task(self) -> str:
+        """Return the task of the model, as transformers' pipelines name it."""
+        return task_of(vars(self))
 
     @property
     def translation_settings(self) -> TranslationSettings:

@@ -12,12 +12,16 @@ from PIL import Image
 
 from hf_relstitch import StitchError, split_classifier
 from hf_relstitch.encoders.processors import preprocess
+from hf_relstitch.encoders.words import token_rows
 from hf_relstitch.heads.cutting import logits_of
 
-BLIND = {"MraForSequenceClassification"}  # whose attention gives zeros where its CUDA kernel is not built
+BLIND = {
+    "MraForTokenClassification",
+    "MraForSequenceClassification",
+}  # whose attention gives zeros where its CUDA kernel is not built
 VERSION = transformers.__version__
 BATCHES = {"padded": "yes", "equal length": "yes, batches of one length", "one by one": "yes, one by one"}
-HEADINGS = {"sequence": "Text", "image": "Image", "audio": "Audio"}
+HEADINGS = {"sequence": "Text", "token": "Tokens", "image": "Image", "audio": "Audio"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def architectures(task: str) -> Iterator[tuple[str, str]]:
 def inputs(task: str) -> list[object]:
     """Four inputs that the cut has not seen, of different lengths."""
     random = np.random.default_rng(7)
-    if task == "sequence":
+    if task in ("sequence", "token"):
         return pico.texts(4, seed=7)
     if task == "image":
         return [Image.fromarray(random.integers(256, size=(32, 32, 3), dtype=np.uint8)) for _ in range(4)]
@@ -68,8 +72,9 @@ def try_cut(task: str, model_type: str, architecture: str) -> Row:
         return Row(model_type, architecture, reason=str(error).split(", so its head")[0])
     batches = [preprocess(model, processor, [each]) for each in inputs(task)]
     with torch.no_grad():
-        own = torch.cat([logits_of(model(**batch)) for batch in batches])
-        together = encoder.latents(preprocess(model, processor, inputs(task)))
+        own = torch.cat([_rows(logits_of(model(**batch)), batch) for batch in batches])
+        batch = preprocess(model, processor, inputs(task))
+        together = _rows(encoder.latents(batch), batch)
         difference = float((head.module(together) - own).abs().max())
     differ = own.std(0).min() > 1e-3 * float(own.abs().max())
     assert differ or architecture in BLIND, f"{architecture}: logits that hardly differ would prove nothing"
@@ -77,6 +82,11 @@ def try_cut(task: str, model_type: str, architecture: str) -> Row:
         return Row(model_type, architecture, reason=f"differs by {difference:.1e} on new inputs")
     layer, row = encoder.provenance.pooling.removeprefix("input of ").split(", ")
     return Row(model_type, architecture, layer, row, BATCHES[encoder.batching])
+
+
+def _rows(values: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A row for each input, or for each token."""
+    return values if values.ndim == 2 else token_rows(values, batch)
 
 
 def rows(task: str) -> list[Row]:
@@ -104,9 +114,9 @@ def render(tables: dict[str, list[Row]]) -> str:
     lines += [
         "",
         "*Row*: what the layer takes of each input: it is `pooled` already, or the row of the `first` or the `last`",
-        "token that is not padding, the `next` one (of a decoder whose input is shifted by one), or the `mean`. Two",
-        "layers: the logits are their mean. What gives no head by itself does with the parts by hand: `target=` an",
-        "`Encoder` of what the head takes, and `head=` a module.",
+        "token that is not padding, the `next` one (of a decoder whose input is shifted by one), or the `mean`; of a",
+        "head that labels tokens it is `each`. Two layers: the logits are their mean. What gives no head by itself does",
+        "with the parts by hand: `target=` an `Encoder` of what the head takes, and `head=` a module.",
         "*Alone = in a batch*: an input's logits do not depend on the others that are encoded with it. Models that see",
         "padding get batches of inputs of one length, in a stock pipeline too.",
     ]

@@ -16,6 +16,7 @@ TASKS = {
     "sequence": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "image": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     "audio": modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    "token": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 }
 
 LABELS = {0: "calm", 1: "stormy", 2: "closed"}
@@ -131,6 +132,7 @@ def processor(task: str, model_type: str) -> Any:
     """The tokenizer, image processor or feature extractor of the tiny model of a type."""
     usual = {
         "sequence": pico.tokenizer,
+        "token": pico.tokenizer,
         "image": partial(transformers.ViTImageProcessor, size={"height": SIZE, "width": SIZE}),
         "audio": partial(transformers.Wav2Vec2FeatureExtractor, return_attention_mask=True),
     }

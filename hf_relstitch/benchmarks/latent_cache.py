@@ -116,10 +116,16 @@ def load(name: str, spec: EncoderSpec, document: Document, given: Mapping[str, E
     """Load an encoder of a suite, with the head if the suite names a classifier."""
     if name in given:
         return given[name], None
+    encoder: Encoder
+    head: Head | None = None
     try:
         if spec.classifier:
-            return load_classifier(spec.classifier, revision=spec.revision)
-        return Encoder.from_pretrained(str(spec.model), pooling=spec.pooling, revision=spec.revision), None
+            encoder, head = load_classifier(spec.classifier, revision=spec.revision)
+        else:
+            encoder = Encoder.from_pretrained(str(spec.model), pooling=spec.pooling, revision=spec.revision)
+        if encoder.provenance.by_token:
+            raise StitchError("it has a latent for each token, and suites measure whole inputs: leave it out")
+        return encoder, head
     except (StitchError, OSError, ValueError) as error:
         raise _unloadable(name, spec, document, error) from error
 

@@ -8,7 +8,8 @@ from transformers import Pipeline, pipeline
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import check_kinds, load_audio, load_image
 from hf_relstitch.data.reading import STDIN, is_here, names_file, read_inputs
-from hf_relstitch.hub.cards import TASKS
+from hf_relstitch.data.words import entity_spans, has_entities
+from hf_relstitch.hub.cards import TASKS, WORDS_TASK
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
 FUNCTIONS = {"multi_label_classification": ("sigmoid", "none"), "regression": ("none",)}
@@ -36,7 +37,7 @@ def classifier(
         )
     given = {"function_to_apply": function_to_apply, "device": device}
     options = {name: value for name, value in given.items() if value is not None}
-    return pipeline(TASKS[config.modality], model=loaded, **{PROCESSORS[config.modality]: loaded.processor}, **options)
+    return pipeline(config.task, model=loaded, **{PROCESSORS[config.modality]: loaded.processor}, **options)
 
 
 def predict(
@@ -49,6 +50,9 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Return the likeliest class of each input; an argument is a text, a file of texts, an image or a folder of images.
 
+    Of a model that labels tokens, return the entities of each text where labels begin with B- or I-, else the label of
+    each word.
+
     `-` stands for the lines of the standard input. For tables, `column` names the column of the inputs; see
     `read_inputs`.
 
@@ -59,6 +63,8 @@ def predict(
     classify = classifier(model, revision=revision, device=device)
     modality = classify.model.config.modality
     inputs = [one for argument in arguments for one in _inputs_of(argument, modality=modality, column=column)]
+    if classify.task == WORDS_TASK:
+        return [row for text in inputs for row in _label(classify.model, text)]
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
     given: Any = inputs
     if modality == "image":
@@ -67,6 +73,24 @@ def predict(
         given = [load_audio(one, sampling_rate=classify.feature_extractor.sampling_rate) for one in inputs]
     answers = classify(given, top_k=1, **options)
     return [{"input": str(one), **answer[0]} for one, answer in zip(inputs, answers, strict=True)]
+
+
+def _label(model: RelativeStitcher, text: str) -> list[dict[str, Any]]:
+    """The entities or the words of a text, with their labels; the score of an entity is the mean of its words'."""
+    words = model.words([text])
+    if not words:
+        return []
+    scores, classes = model.predict([text]).softmax(-1).max(-1)
+    labels = [model.config.id2label[index] for index in classes.tolist()]
+    spans = [(label, place, place + 1) for place, label in enumerate(labels)]
+    if has_entities(model.config.id2label.values()):
+        spans = entity_spans(labels)
+    rows = []
+    for label, first, last in spans:
+        start, end = words[first].start, words[last - 1].end
+        score = float(scores[first:last].mean())
+        rows.append({"input": text[start:end], "label": label, "score": score, "start": start, "end": end})
+    return rows
 
 
 def _inputs_of(argument: str, *, modality: str, column: str | None = None) -> list[Any]:

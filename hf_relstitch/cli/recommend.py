@@ -8,7 +8,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.inputs import are_text_pairs, check_kinds, inputs_at, side_of, sides_of
 from hf_relstitch.encoders.devices import gather
-from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.encoders.encoder import Encoder, to_encoder
 from hf_relstitch.heads.head import Head
 from hf_relstitch.heads.loading import load_classifier
 from hf_relstitch.model.anchors import AnchorSet
@@ -46,6 +46,7 @@ def recommend(
     sides = sides_of(anchors)
     check_kinds(side_of(anchors, sides[1]), modality=encoder.modality, who="target")
     check_head_inputs(head, anchors)
+    anchors = encoder.anchor_inputs(anchors)
     ids = input_ids(anchors)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     target_anchors = AnchorSet.encode(encoder, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
@@ -76,12 +77,12 @@ COLUMNS = (
 )
 
 
-def loaded(candidate: str) -> Encoder:
+def loaded(candidate: str, *, by_token: bool = False) -> Encoder:
     """Load a candidate in every process; if it fails in any of them, all processes skip it and stay in step."""
     made: list[Encoder] = []
 
     def load() -> list[None]:
-        made.append(Encoder.from_pretrained(candidate))
+        made.append(to_encoder(candidate, by_token=by_token))
         return []
 
     gather(load)
@@ -96,8 +97,9 @@ def _measured(
     Raises:
         StitchError: it cannot be loaded, does not take these inputs, or cannot be stitched.
     """
-    source = loaded(candidate)
-    check_kinds(inputs, modality=source.modality, who="source")
+    source = loaded(candidate, by_token=target_anchors.provenance.by_token)
+    if not target_anchors.provenance.by_token:
+        check_kinds(inputs, modality=source.modality, who="source")
     found = []
     for encoder in source.ways_to_read_pairs() if are_text_pairs(inputs) else [source]:
         encoder.encode(inputs[:WARM_UP], batch_size=batch_size, progress=False)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from hf_relstitch.core.head_outputs import answers_of, apply_head, matching_temperature, mean_confidence
@@ -52,6 +52,7 @@ def estimate_agreement(
     true_logits: Float[Tensor, "k classes"],
     *,
     multi_label: bool = False,
+    groups: Integer[Tensor, " k"] | None = None,
 ) -> AgreementEstimate:
     """Estimate the agreement from the head's logits on anchors held out of the translation's fit.
 
@@ -64,12 +65,21 @@ def estimate_agreement(
     temperature = matching_temperature(translated_logits, truth, multi_label=multi_label)
     confidence = mean_confidence(translated_logits / temperature, multi_label=multi_label)
     same = agreement(translated_logits, true_logits, multi_label=multi_label)
-    expected, count = (same + confidence) / 2, len(truth)
+    expected = (same + confidence) / 2
+    count = len(truth) / (1.0 if groups is None else _design_effect((answers == truth).all(-1).double(), groups))
     centre = (expected + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * (expected * (1 - expected) / count + Z**2 / (4 * count**2)) ** 0.5
     p, q = answers.double().mean(0), truth.double().mean(0)
     chance = float((p * q + (1 - p) * (1 - q)).mean() if multi_label else p @ q)
     return AgreementEstimate(expected, max(0.0, centre - half), min(1.0, centre + half), chance)
+
+
+def _design_effect(values: Float[Tensor, " k"], groups: Integer[Tensor, " k"]) -> float:
+    """Return by how much the variance of a mean is larger since values come in groups; at least 1."""
+    errors = values - values.mean()
+    sums = torch.zeros(len(groups), dtype=errors.dtype, device=errors.device)
+    sums.index_add_(0, groups.unique(return_inverse=True)[1].to(errors.device), errors)
+    return max(1.0, float(sums.square().sum() / errors.square().sum().clamp_min(torch.finfo(errors.dtype).tiny)))
 
 
 def answers_used(true_logits: Float[Tensor, "k classes"], *, multi_label: bool = False) -> float:

@@ -21,13 +21,18 @@ from hf_relstitch.data.inputs import (
     load_audio,
     load_image,
 )
+from hf_relstitch.data.words import Word
+
+PLACE_BITS = 32
+"""Bits of a word's id that say where in its text it is."""
 
 
 def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
     """Return a 64-bit id for each input, `(n,)` int64.
 
     An id is the BLAKE2b of a text's UTF-8, of an image's size and RGB pixels, or of a sound's float32 samples; the id
-    of a pair is the hash of both ids, and differs for a tuple and for a pair of texts that is one input.
+    of a pair is the hash of both ids, and differs for a tuple and for a pair of texts that is one input. The id of a
+    word has the upper half of its text's, and below it the place of the word's first character.
 
     The same input has the same id everywhere, so two people can pair their anchor sets without showing the inputs.
     Anyone who has an input can compute its id, and so can find out whether it is in a set; with a secret `key` only
@@ -43,6 +48,11 @@ def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
 def first_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor | None:
     """Return the id of each pair's first text, `(n,)` int64, by which pairs are groups; None for other inputs."""
     return input_ids([one[TEXT_PAIR[0]] for one in inputs], key=key) if are_text_pairs(inputs) else None
+
+
+def ids_of_texts(ids: Tensor) -> Tensor:
+    """Return for the id of each word what is its text's alone, `(n,)` int64: words of one text have the same."""
+    return ids >> PLACE_BITS
 
 
 def ids_fingerprint(ids: Tensor) -> str:
@@ -75,6 +85,8 @@ def _input_id(one: Any, secret: bytes, row: int) -> int:
         content = b"image:%dx%d:" % image.size + image.tobytes()
     elif isinstance(one, tuple) and len(one) == 2:
         content = b"pair:" + _both(one, secret, row)
+    elif isinstance(one, Word):
+        return _input_id(one.text, secret, row) >> PLACE_BITS << PLACE_BITS | one.start
     else:
         raise StitchError(
             f"an input is a {type(one).__name__}: expected a text, a PIL image, a numpy array of sound, or a Path"

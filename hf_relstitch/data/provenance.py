@@ -24,6 +24,11 @@ class Provenance:
     data: str | None = None
     license: str | None = None
 
+    @property
+    def by_token(self) -> bool:
+        """Tell whether there is a latent for each token: of words in their texts, and not of whole inputs."""
+        return self.pooling == "tokens" or self.pooling.endswith(", each")
+
     def difference(self, other: "Provenance") -> str:
         """Describe in words how two models differ; return an empty text if latents of both lie in one space."""
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in ("model_id", "revision", "pooling")]

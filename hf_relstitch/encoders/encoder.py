@@ -16,6 +16,7 @@ from transformers.utils import logging
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import check_pairs, inputs_at, probe_inputs, row_names
 from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.data.words import Word
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, gather, placement, prefetched
 from hf_relstitch.encoders.dual_encoders import FEATURES, LEFT_OUT, features, keep_side, leave_out
 from hf_relstitch.encoders.padding import choose_batching, unpadded
@@ -32,6 +33,7 @@ from hf_relstitch.encoders.processors import (
     preprocess,
 )
 from hf_relstitch.encoders.sentence_transformers_repo import read_sentence_modules, transformer_folder
+from hf_relstitch.encoders.words import WordTokens, check_offsets, find_words, padded_rows, token_rows
 from hf_relstitch.hub.repo import hub_options, locate
 from hf_relstitch.layers import describe_chain, flatten_layers
 
@@ -80,6 +82,10 @@ class Encoder:
         self.pooling = resolve_pooling(pooling, model=model)
         if self.pooling in FEATURES and self.pooling != f"{self.modality}_features":
             raise StitchError(f"pooling is {self.pooling!r} and the processor is for {self.modality}: give that side's")
+        if self.pooling == "tokens":
+            if self.modality != "text":
+                raise StitchError(f"pooling is 'tokens' and the model takes {self.modality}: only texts have tokens")
+            check_offsets(processor)
         self.after_pooling = (
             nn.Sequential(*flatten_layers(after_pooling or nn.Sequential())).eval().requires_grad_(False)
         )
@@ -219,27 +225,76 @@ class Encoder:
     def encode(self, inputs: Sequence[Any], *, batch_size: int = 32, progress: bool = True) -> Tensor:
         """Return latents `(n, d)`, row for row with the inputs, on the CPU in the model's dtype.
 
+        With pooling "tokens" the inputs are `Word`s, or texts, which stand for their words: see `words`.
+
         The model runs on the device that accelerate gives; under `accelerate launch` each process encodes its share and
         all get the whole. Inputs are batched by length, so that little of a batch is padding.
 
         Raises:
             StitchError: there are no inputs, an input is of another kind than the encoder takes, or a process failed.
         """
+        if self.pooling == "tokens":
+            inputs = self.words(inputs)
         return in_order(gather(lambda: self._share(inputs, batch_size=batch_size, progress=progress)))
 
     def _share(self, inputs: Sequence[Any], *, batch_size: int, progress: bool) -> list[tuple[list[int], Tensor]]:
         """Latents on the CPU of what this process encodes, if it is anything, and their rows."""
         state = accelerate_state()
         self.to_device(state.device)
-        batches = batch_rows(inputs, processor=self.processor, batch_size=batch_size)
         check_pairs(inputs, pairs=True if self.layout else False if self.pooling in FEATURES else None)
-        mine = batches[state.process_index :: state.num_processes]
-        bar = logging.tqdm(mine, desc="encoding", unit="batch", disable=not (progress and state.is_main_process))
-        encoded = [*encode_batches(inputs, bar, self.latents, model=self.model, processor=self.processor)]
-        return [([*chain(*mine)], torch.cat([latents for _, latents in encoded]).cpu())] if encoded else []
+        work = encode_inputs(
+            inputs,
+            self.latents,
+            model=self.model,
+            processor=self.processor,
+            by_token=self.pooling == "tokens",
+            batch_size=batch_size,
+            share=(state.process_index, state.num_processes),
+            progress=progress and state.is_main_process,
+        )
+        encoded = [*work]
+        rows = [*chain(*(rows for rows, _ in encoded))]
+        return [(rows, torch.cat([latents for _, latents in encoded]).cpu())] if encoded else []
+
+    def words(self, inputs: Sequence[str | Word]) -> list[Word]:
+        """Return the words of texts, or those of these words, which have a latent; of an encoder with pooling "tokens".
+
+        A word has one if a token begins at its first character and truncation leaves it whole.
+
+        Raises:
+            StitchError: the inputs are not texts.
+        """
+        return find_words(inputs, tokenizer=self.processor)
+
+    def anchor_inputs(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Return what anchors are made of: the inputs, or their words, of an encoder with a latent for each token."""
+        return self.words(inputs) if self.provenance.by_token else inputs
+
+    def by_token(self) -> "Encoder":
+        """Return an encoder of the same model with a latent for each token, for heads that label tokens.
+
+        Raises:
+            StitchError: it has no tokens, like a callable or a model of images.
+        """
+        if self.pooling == "tokens":
+            return self
+        if self.pooling in (*FEATURES, "none") or self.modality != "text":
+            raise StitchError(
+                f"the head labels tokens, and {self.provenance.model_id} gives one latent an input (of "
+                f"{self.modality}, with pooling {self.pooling!r}): give a text model that transformers loads"
+            )
+        made_by = self.provenance
+        return Encoder(
+            self.model,
+            self.processor,
+            pooling="tokens",
+            model_id=made_by.model_id,
+            revision=None if any(True for _ in self.after_pooling.parameters()) else made_by.revision,
+            license=made_by.license,
+        )
 
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return latents `(n, d)` of one batch from the processor."""
+        """Return latents `(n, d)` of one batch from the processor; `(n, t, d)` with pooling "tokens"."""
         latents, _ = encode_batch(
             self.model,
             batch,
@@ -251,8 +306,9 @@ class Encoder:
         return latents
 
     def _padded(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the latents of one batch that may hold padding."""
-        return encode_batch(self.model, batch, pooling=self.pooling, after_pooling=self.after_pooling)[0]
+        """Return the latents of one batch that may hold padding; of tokens the mean."""
+        pooling = "mean" if self.pooling == "tokens" else self.pooling
+        return encode_batch(self.model, batch, pooling=pooling, after_pooling=self.after_pooling)[0]
 
     def to_device(self, device: torch.device) -> None:
         """Move the model, unless accelerate has spread it over devices already."""
@@ -261,14 +317,29 @@ class Encoder:
             self.after_pooling.to(placement(self.model)[0])
 
 
-def to_encoder(source: Any) -> Encoder:
+def to_encoder(source: Any, *, by_token: bool | None = None) -> Encoder:
     """Return an encoder of a folder, a Hub id, a transformers model or a SentenceTransformer; an Encoder unchanged.
 
-    The processor of a transformers model is read from the place that the model was loaded from.
+    The processor of a transformers model is read from the place that the model was loaded from. With `by_token` the
+    encoder gives a latent for each token; with False it must not.
 
     Raises:
-        StitchError: the source is of another kind, or its processor is not known.
+        StitchError: the source is of another kind, its processor is not known, or it gives no latents for tokens, or
+            only such.
     """
+    if by_token and isinstance(source, str | Path):
+        return Encoder.from_pretrained(str(source), pooling="tokens")
+    encoder = _any_to_encoder(source)
+    if by_token is False and encoder.pooling == "tokens":
+        raise StitchError(
+            f"{encoder.provenance.model_id} gives a latent for each token, and the head takes one an input: load it "
+            "with another pooling than 'tokens', or give a head that labels tokens"
+        )
+    return encoder.by_token() if by_token else encoder
+
+
+def _any_to_encoder(source: Any) -> Encoder:
+    """An encoder of whatever can be one."""
     if isinstance(source, Encoder):
         return source
     if isinstance(source, str | Path):
@@ -358,6 +429,32 @@ def modality_at(source: str | Path | Encoder) -> str | None:
     return MODALITIES.get(getattr(MODEL_MAPPING[type(config)], "main_input_name", ""))
 
 
+def encode_inputs(
+    inputs: Sequence[Any],
+    run: Callable[[Mapping[str, Tensor]], Tensor],
+    *,
+    model: nn.Module,
+    processor: Any,
+    by_token: bool,
+    batch_size: int,
+    share: tuple[int, int] = (0, 1),
+    progress: bool = False,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the rows and latents of inputs, batch by batch; `share` is the number of a process, and of how many.
+
+    `run` gives latents `(n, d)` of a batch. With `by_token` it gives `(n, t, d)`, and the inputs are words: their texts
+    are encoded, each once.
+    """
+    words = WordTokens.from_inputs(inputs, tokenizer=processor) if by_token else None
+    whole = words.texts if words else inputs
+    masked = not by_token or "attention_mask" in processor.model_input_names
+    batches = batch_rows(whole, processor=processor, batch_size=batch_size if masked else 1)
+    mine = logging.tqdm(batches[share[0] :: share[1]], desc="encoding", unit="batch", disable=not progress)
+    flat = run if words is None else lambda batch: token_rows(run(batch), batch)
+    encoded = encode_batches(whole, mine, flat, model=model, processor=processor)
+    return encoded if words is None else words.pick(encoded)
+
+
 def encode_batches(
     inputs: Sequence[Any],
     batches: Iterable[list[int]],
@@ -434,8 +531,8 @@ def encode_batch(
 ) -> tuple[Tensor, Any]:
     """Return latents `(n, d)` of one batch, and the output behind them; for an encoder-decoder, its encoder's output.
 
-    A batch that `batching` splits has an output of its own only if it has one part; pairs that are composed, which
-    `layout` splits, have none.
+    With pooling "tokens", latents are `(n, t, d)`. A batch that `batching` splits has an output of its own only if it
+    has one part; pairs that are composed, which `layout` splits, have none.
     """
     if layout is not None:
         options |= {"pooling": pooling, "after_pooling": after_pooling, "batching": batching}
@@ -444,7 +541,9 @@ def encode_batch(
     if batching != "padded":
         options |= {"pooling": pooling, "after_pooling": after_pooling}
         parts = [(rows, *encode_batch(model, part, **options)) for rows, part in unpadded(batch, batching=batching)]
-        return in_order([(rows, latents) for rows, latents, _ in parts]), parts[0][2] if len(parts) == 1 else None
+        made = [(rows, latents) for rows, latents, _ in parts]
+        whole = padded_rows(made, batch) if pooling == "tokens" else in_order(made)
+        return whole, parts[0][2] if len(parts) == 1 else None
     home = next(iter(batch.values())).device  # parts of a model that accelerate has spread give latents elsewhere
     if pooling in FEATURES:
         output = features(model, batch, side=pooling, **options)

@@ -17,12 +17,13 @@ POOLINGS = {
     "pooler": "the model's own pooler_output",
     "last": "the last token that is not padding",
     **FEATURES,
+    "tokens": "the last hidden state of each token, for heads that label tokens",
     "none": "the output itself, of a model that gives one vector an input",
 }
 
 
 def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
-    """Pool an encoder's output into latents `(n, d)`, by one of `POOLINGS`.
+    """Pool an encoder's output into latents `(n, d)`, by one of `POOLINGS`; for "tokens" they are `(n, t, d)`.
 
     Raises:
         StitchError: the output lacks a part that this pooling needs.
@@ -35,6 +36,8 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
         pooled = getattr(output, "pooler_output", None)
         return _require(pooled, ndim=(2, 4), pooling=pooling).flatten(1)
     hidden = getattr(output, "last_hidden_state", None)
+    if pooling == "tokens":
+        return _require(output if isinstance(output, Tensor) else hidden, ndim=(3,), pooling=pooling)
     if attention_mask is not None and isinstance(hidden, Tensor):
         attention_mask = attention_mask.to(hidden.device)
     if pooling == "mean":

@@ -58,7 +58,7 @@ def find_chain(model: PreTrainedModel, at: str, probe: Mapping[str, Tensor]) -> 
     runs = [_record(model, names, probe, factor=factor) for factor in FACTORS]
     logits = torch.cat([logits for _, logits in runs])
     differences: dict[str, float] = {}
-    for rows in ROWS if runs[0][0][names[0]][0].ndim == 3 else ("pooled",):
+    for rows in _rows_to_try(runs[0][0][names[0]][0], logits):
         seen = {name: _picked([run[name] for run, _ in runs], rows, probe, pad_token_id(model)) for name in names}
         chain = _chain_of(model, names, seen)
         head = copy_head(nn.Sequential(*(layer for _, layer in chain))).requires_grad_(False)
@@ -89,6 +89,13 @@ def _record(
         for hook in hooks:
             hook.remove()
     return seen, logits_of(output)
+
+
+def _rows_to_try(latents: Tensor, logits: Tensor) -> tuple[str, ...]:
+    """The rows that a model may take of what goes into its head: each where it gives logits for each."""
+    if logits.ndim == 3:
+        return ("each",)
+    return ROWS if latents.ndim == 3 else ("pooled",)
 
 
 def _picked(
@@ -133,6 +140,7 @@ HERE = local()
 HOOKING = Lock()
 """Held while hooks are registered, since torch numbers them without a lock of its own."""
 ROWS = ("last", "mean", "first", "next")
+"""The row that a model may take of several before its head; one that labels tokens takes `each`."""
 BY_HAND = (
     "give the parts by hand instead: target=Encoder(…), a model that gives what the head takes, and head=, a module or "
     "a fitted scikit-learn estimator; or cut a classifier earlier, with cut="
@@ -140,7 +148,10 @@ BY_HAND = (
 
 
 class Body(nn.Module):
-    """Run a target model up to the input of its last linear layers: `(n, d_target)` latents from its own inputs."""
+    """Run a target model up to the input of its last linear layers: latents from its own inputs.
+
+    They are `(n, d_target)`, or `(n, t, d_target)` with rows "each".
+    """
 
     def __init__(self, model: PreTrainedModel, *, layers: Sequence[str], rows: str) -> None:
         super().__init__()
@@ -157,16 +168,18 @@ class Body(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         """Return the latent of each input; inputs of several layers stand side by side."""
         taken, _ = run(self.model, self.layers, inputs)
-        return torch.cat([_select_row(self.rows, one, inputs, pad_token_id(self.model)) for one in taken], 1)
+        return torch.cat([_select_row(self.rows, one, inputs, pad_token_id(self.model)) for one in taken], -1)
 
 
 def _select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_token_id: int | None) -> Tensor:
     """The row of each input, `(n, d)`, that a model takes from what goes into its last layer, `(n, d)` or `(n, t, d)`.
 
+    With rows "each" all are returned.
+
     transformers' decoders take the last token whose id is not that of padding, so an end token that also pads is
     passed over; `next` is the row after it, for decoders whose input is the text shifted by one.
     """
-    if rows == "pooled":
+    if rows in ("pooled", "each"):
         return latents
     if rows == "first":
         return latents[:, 0]
@@ -221,8 +234,8 @@ def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[
     allowed = _tolerance(last.weight.dtype)
     raise StitchError(
         f"{type(model).__name__}: {called[-1]} gives logits that differ from the model's own (largest differences: "
-        f"{differences or 'other shapes, as from a head on each token'}; {allowed} is allowed), so it is not the "
-        f"whole head: supported are models with one row of logits an input; {BY_HAND}"
+        f"{differences or 'other shapes'}; {allowed} is allowed), so it is not the whole head: supported are models "
+        f"with one row of logits an input, or a token; {BY_HAND}"
     )
 
 
@@ -255,7 +268,7 @@ def _closest(
     differences: dict[str, float] = {}
     if len({one.shape[:-1] for one in taken}) > 1:
         return None, differences
-    for rows in ROWS if taken[0].ndim == 3 else ("pooled",):
+    for rows in _rows_to_try(taken[0], logits):
         latents = [_select_row(rows, one, probe, pad_token_id(model)) for one in taken]
         each = [model.get_submodule(name)(one) for name, one in zip(layers, latents, strict=True)]
         found = torch.stack(each).mean(0)

@@ -1,6 +1,7 @@
 """Loading classifiers and splitting them, at the input of their last linear layer, into encoder and head."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +13,19 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import probe_inputs
+from hf_relstitch.data.inputs import inputs_at, probe_inputs
 from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.data.words import are_texts
 from hf_relstitch.encoders.encoder import Encoder, processor_beside, to_encoder
 from hf_relstitch.encoders.padding import choose_batching
+from hf_relstitch.encoders.pooling import mean_of_tokens
 from hf_relstitch.encoders.processors import load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
 from hf_relstitch.heads.cutting import BY_HAND, THEN, Body, find_chain, find_cut, folded, logits_of
 from hf_relstitch.heads.head import SETFIT_HEAD, Head, class_names
@@ -34,6 +38,7 @@ TASKS = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "ForImageClassification": AutoModelForImageClassification,
     "ForAudioClassification": AutoModelForAudioClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
 }
 
 
@@ -102,7 +107,9 @@ def head_of(module: nn.Module, config: Any, provenance: Provenance) -> Head:
 def load_classifier(
     model_id: str, *, revision: str | None = None, cut: str | None = None, **model_kwargs: Any
 ) -> tuple[Encoder, Head]:
-    """Load a text, image or audio classifier from a folder or the Hub, and split it as `split_classifier` does.
+    """Load a classifier of texts, tokens, images or sounds from a folder or the Hub, and split it.
+
+    `split_classifier` says how.
 
     Raises:
         StitchError: the model is missing, is not a classifier that can be cut, or its head was never trained.
@@ -125,7 +132,7 @@ def load_classifier(
     if loader is None:
         raise StitchError(
             f"{repo.name} is {architecture}: the target has to be a …{', …'.join(TASKS)} model, with one row of logits "
-            f"an input; {BY_HAND}"
+            f"an input, or a token; {BY_HAND}"
         )
     try:
         model, loading = loader.from_pretrained(
@@ -184,6 +191,33 @@ def is_classifier(place: str) -> bool:
     return _auto_class(_architecture_of(locate(place))) is not None
 
 
+def labels_tokens(target: Any) -> bool:
+    """Tell whether a target labels tokens, by its class or by its config alone; False where that cannot be read."""
+    if isinstance(target, Encoder):
+        return target.provenance.by_token
+    try:
+        name = _architecture_of(locate(target)) if isinstance(target, str | Path) else type(target).__name__
+    except StitchError:  # loading it says what is wrong
+        return False
+    return _auto_class(name) is AutoModelForTokenClassification
+
+
+def check_word_inputs(target: Any, anchors: Sequence[Any], *, source_takes: str | None) -> None:
+    """Refuse anchors other than texts, and a source of another modality, if the target labels tokens.
+
+    Raises:
+        StitchError: they are not what such a head needs.
+    """
+    if source_takes in (None, "text") and are_texts(anchors):
+        return
+    if labels_tokens(target):
+        raise StitchError(
+            "the target labels words, so that both models have to read the same texts: the source takes "
+            f"{source_takes}, and the first anchor is a {type(inputs_at(anchors, [0])[0]).__name__}; give a text "
+            "encoder and a list of texts"
+        )
+
+
 def _auto_class(architecture: str) -> Any:
     """The Auto class of a classifier, None for what is none; many audio ones are called ForSequenceClassification."""
     task = next((name for name in TASKS if name in architecture), None)
@@ -200,7 +234,8 @@ def split_classifier(
 
     The last modules that a forward pass calls have to be the linear layer that gives the logits, or two whose mean they
     are. Its input is the latent. That input is pooled already, or has several rows for an input; then the latent is the
-    row that gives the model's own logits on a probe batch with padding.
+    row that gives the model's own logits on a probe batch with padding. Of a model that labels tokens each row is a
+    latent.
 
     `at` names a module to cut at instead, like "classifier.dense": the latent is its input, and the head is the chain
     of linear, layer-norm and activation layers from there to the logits, proved in the same way.
@@ -211,7 +246,7 @@ def split_classifier(
     """
     model = model.eval().requires_grad_(False)
     name = repo.name if repo else type(model).__name__
-    batching = choose_batching(lambda batch: logits_of(model(**batch)), model, processor, name=name)
+    batching = choose_batching(lambda batch: _reading(model, batch), model, processor, name=name)
     probes = probe_inputs(modality_of(processor))
     probe = preprocess(model, processor, probes if batching == "padded" else probes[1:])
     head: nn.Module
@@ -224,7 +259,7 @@ def split_classifier(
     encoder = Encoder(
         Body(model, layers=layers if at is None else layers[:1], rows=rows),
         processor,
-        pooling="none",
+        pooling="tokens" if rows == "each" else "none",
         cut=f"input of {named}, {rows}",
         batching=batching,
         model_id=repo.name if repo else type(model).__name__,
@@ -232,3 +267,9 @@ def split_classifier(
         license=repo.license() if repo else None,
     )
     return encoder, head_of(head, model.config, encoder.provenance)
+
+
+def _reading(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """The logits of each input; of a model that labels tokens, their mean over the tokens."""
+    logits = logits_of(model(**batch))
+    return mean_of_tokens(logits, batch.get("attention_mask")) if logits.ndim == 3 else logits

@@ -18,11 +18,17 @@ CARD_NAME = "README.md"
 RESULTS_NAME = ".eval_results/hf_relstitch.yaml"
 TEMPLATES = Path(__file__).with_name("templates")
 TASKS = {"text": "text-classification", "image": "image-classification", "audio": "audio-classification"}
+WORDS_TASK = "token-classification"
 ANCHORS_TAG = "relative-anchors"
 FACTS = "hf_relstitch"
 """Field of an exported encoder's config for what its card says."""
 TAGS = ["model-stitching", "relative-representations"]
 NAMESPACE, NAME = "[A-Za-z0-9][A-Za-z0-9._-]*/", "[A-Za-z0-9._-]+"
+
+
+def task_of(config: Mapping[str, Any]) -> str:
+    """Return the task of a stitched model, as transformers' pipelines and the Hub name it, by its config's content."""
+    return WORDS_TASK if config.get("pooling") == "tokens" else TASKS[config.get("modality", "text")]
 
 
 def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
@@ -39,7 +45,7 @@ def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: 
     hub_ids = [base.name for base in bases if base.on_hub]
     metadata = ModelCardData(
         library_name="hf_relstitch",
-        pipeline_tag=TASKS[config.get("modality", "text")],
+        pipeline_tag=task_of(config),
         base_model=list(dict.fromkeys(hub_ids)) or None,
         base_model_relation=("adapter" if config.get("share") == "adapter" else "merge") if hub_ids else None,
         datasets=_dataset_ids(bases),

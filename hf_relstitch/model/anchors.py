@@ -22,6 +22,7 @@ from hf_relstitch.data.inputs import Side, inputs_at, side_of
 from hf_relstitch.data.latents import as_latents
 from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
 from hf_relstitch.data.reading import data_name
+from hf_relstitch.data.words import Word
 from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.hub.cards import ANCHORS_TAG, inputs_tag, write_card
 from hf_relstitch.hub.files import (
@@ -101,6 +102,9 @@ class LatentSource(Protocol):
     def encode(self, inputs: Sequence[Any], *, batch_size: int, progress: bool) -> Tensor:
         """Return latents `(n, d)`, row for row with the inputs."""
 
+    def words(self, inputs: Sequence[Any]) -> list[Word]:
+        """Return the words of texts that have a latent, if the encoder gives a latent for each token."""
+
 
 @dataclass(frozen=True, eq=False)
 class AnchorSet:
@@ -162,6 +166,8 @@ class AnchorSet:
         If two models take no common input, inputs are pairs, like (image, text) or (German, English), and `side` says
         which of each, `first` or `second`, this encoder takes. The id belongs to the pair, so it pairs both sides.
 
+        An encoder that gives a latent for each token takes texts, whose words are the anchors: see `Encoder.words`.
+
         Inputs that are repeated, or that the encoder cannot tell apart, are kept once; a log line says how many were
         left out. `data` names the data that they come from. An id is a hash of its input, so anyone who has an input
         can find out whether it is in the set. With a `key`, a secret that people who pair anchors share, only they can.
@@ -170,6 +176,8 @@ class AnchorSet:
         Raises:
             StitchError: too few inputs differ, `side` is missing for pairs, or the latents cannot be anchors.
         """
+        if encoder.provenance.by_token:
+            inputs, ids = encoder.words(inputs), None
         taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
         rows = sorted(_row_of_each(ids).values())
         check_count(len(rows))

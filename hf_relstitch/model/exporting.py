@@ -86,7 +86,7 @@ def _in_float32(model: RelativeStitcher) -> RelativeStitcher:
 
 def _empty_classifier(model: RelativeStitcher) -> PreTrainedModel:
     """The classifier of the source's architecture, with the source's weights and the head's classes."""
-    task = AUTO_CLASSES[model.config.modality].removeprefix("AutoModel")
+    task = AUTO_CLASSES[model.config.task].removeprefix("AutoModel")
     loader: Any = TASKS[task]
     source = model.config.source_config
     if source is None or type(source) not in loader._model_mapping:

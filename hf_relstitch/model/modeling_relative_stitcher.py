@@ -14,9 +14,10 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput, TokenClassifierOutput
 from transformers.utils import can_return_tuple
 
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
@@ -37,15 +38,17 @@ from hf_relstitch.data.inputs import (
     sides_of,
 )
 from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.data.words import Word
 from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
 from hf_relstitch.encoders.devices import accelerate_state, placement
 from hf_relstitch.encoders.dual_encoders import as_configured
-from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_batches, in_order, modality_at, to_encoder
+from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_inputs, in_order, modality_at, to_encoder
 from hf_relstitch.encoders.pairs import describe_pairs
-from hf_relstitch.encoders.processors import LOADERS, batch_rows, check_inputs
+from hf_relstitch.encoders.processors import LOADERS, check_inputs
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
+from hf_relstitch.encoders.words import find_words
 from hf_relstitch.heads.head import Head
-from hf_relstitch.heads.loading import is_classifier, load_head, to_target
+from hf_relstitch.heads.loading import check_word_inputs, is_classifier, load_head, to_target
 from hf_relstitch.hub.repo import push_folder
 from hf_relstitch.layers import build_head, copy_head, describe_chain, describe_head
 from hf_relstitch.model.anchors import AnchorSet, RelativeLatents, check_count
@@ -118,7 +121,12 @@ def _problem_type(head: Head, *, modality: str) -> str | None:
     return "regression"
 
 
-OUTPUTS = {"text": SequenceClassifierOutput, "image": ImageClassifierOutput, "audio": SequenceClassifierOutput}
+OUTPUTS = {
+    "text-classification": SequenceClassifierOutput,
+    "token-classification": TokenClassifierOutput,
+    "image-classification": ImageClassifierOutput,
+    "audio-classification": SequenceClassifierOutput,
+}
 
 
 class RelativeStitcher(PreTrainedModel):
@@ -152,7 +160,7 @@ class RelativeStitcher(PreTrainedModel):
 
     def __init__(self, config: RelativeStitcherConfig) -> None:
         super().__init__(config)
-        self.loss_type = "ForSequenceClassification"
+        self.loss_type = "ForTokenClassification" if config.by_token else "ForSequenceClassification"
         inside = config.source_config is not None and config.share == "full"
         empty = AutoModel.from_config(config.source_config, trust_remote_code=False) if inside else None
         self.encoder = as_configured(empty, config.source_config) if inside else None
@@ -188,16 +196,19 @@ class RelativeStitcher(PreTrainedModel):
 
         Args:
             source: the new encoder: a folder, a Hub id, an `Encoder`, a transformers model or a SentenceTransformer.
-            target: a text, image or audio classifier (a folder, a Hub id, a transformers model or a SetFit model),
-                which is cut into encoder and head; or, with `head`, the encoder that the head was trained on.
+            target: a classifier of texts, tokens, images or sounds (a folder, a Hub id, a transformers model or a
+                SetFit model), which is cut into encoder and head; or, with `head`, the encoder that the head was
+                trained on.
             anchors: unlabeled inputs that both models take: texts, PIL images, numpy arrays of sound, or Paths of
                 images or sounds. A pair of texts that is one input is `{"text": …, "text_pair": …}`. If the models take
-                no common input, tuples, with the source's input first, like (image, text), (German, English).
+                no common input, tuples, with the source's input first, like (image, text), (German, English). For a
+                head that labels tokens they are texts, and each of their words is an anchor.
             head: the map from target latents to logits, if `target` is an encoder: a `Head`, a module, or a fitted
                 scikit-learn estimator; see `Head.from_module`.
             cut: the module of `target` to cut at, if it is not the last linear layer; see `split_classifier`.
             labels: the names of the head's classes, or a mapping from its own names; see `Head.from_module`.
-            num_anchors: how many of the anchor inputs to keep, chosen by `choose_anchors`; None keeps all.
+            num_anchors: how many of the anchor inputs, or of their words, to keep, chosen by `choose_anchors`; None
+                keeps all.
             inputs: some unlabeled inputs that the model is for: the report then says whether the anchors are like them.
             data: the name of the data that the anchors come from, for the record.
             key: a secret for the anchors' ids, see `AnchorSet.encode`.
@@ -221,7 +232,9 @@ class RelativeStitcher(PreTrainedModel):
             raise StitchError("the target is an encoder without a head: give the head, or a classifier as target")
         source = source if isinstance(source, str) else to_encoder(source)
         sides = sides_of(anchors)
-        check_kinds(side_of(anchors, sides[0]), modality=modality_at(source), who="source")
+        modality = modality_at(source)
+        check_word_inputs(target, anchors, source_takes=modality)
+        check_kinds(side_of(anchors, sides[0]), modality=modality, who="source")
         if head is None:
             try:
                 target, head = to_target(target, at=cut)
@@ -234,11 +247,12 @@ class RelativeStitcher(PreTrainedModel):
             target = to_encoder(target)
         check_kinds(side_of(anchors, sides[1]), modality=target.modality, who="target")
         check_head_inputs(head, anchors)
+        anchors = target.anchor_inputs(anchors)
         ids = input_ids(anchors, key=key)
         rate = getattr(target.processor, "sampling_rate", None)
         target_anchors = AnchorSet.encode(target, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
         del target
-        source = to_encoder(source)
+        source = to_encoder(source, by_token=target_anchors.provenance.by_token)
         check_rates(side_of(anchors, sides[0]), rate, getattr(source.processor, "sampling_rate", None))
         rows = target_anchors.rows_of(ids)
         kept = inputs_at(anchors, rows)
@@ -307,7 +321,7 @@ class RelativeStitcher(PreTrainedModel):
         described = describe_head(named_head.module)
         if source is None:
             source = absent_encoder(source_anchors.provenance)
-        encoder = to_encoder(source)
+        encoder = to_encoder(source, by_token=target_anchors.provenance.by_token)
         encoder.to_device(accelerate_state().device)
         made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, prefer=prefer, **settings)
         config = RelativeStitcherConfig(
@@ -369,11 +383,12 @@ class RelativeStitcher(PreTrainedModel):
         input_features: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput | ImageClassifierOutput:
+    ) -> SequenceClassifierOutput | TokenClassifierOutput | ImageClassifierOutput:
         """Return logits for the source processor's output, and a loss if there are labels.
 
         Returns:
-            A `SequenceClassifierOutput`, or for images an `ImageClassifierOutput`, with logits `(n, num_labels)`.
+            A `SequenceClassifierOutput`, or for images an `ImageClassifierOutput`, with logits `(n, num_labels)`; of a
+            model that labels tokens a `TokenClassifierOutput`, with logits `(n, t, num_labels)`.
         """
         inputs = {
             "input_ids": input_ids,
@@ -386,11 +401,15 @@ class RelativeStitcher(PreTrainedModel):
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         check_inputs(given.keys() | kwargs.keys(), modality=self.config.modality)
         latents, encoded = self.encode_batch(given, **kwargs)
-        logits = self.classify(latents)
+        logits = self.classify(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return OUTPUTS[self.config.modality](
+            loss = (
+                self.loss_function(logits, labels, self.config)
+                if self.config.by_token
+                else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+            )
+        return OUTPUTS[self.config.task](
             loss=loss,
             logits=logits,
             hidden_states=getattr(encoded, "hidden_states", None),
@@ -398,7 +417,10 @@ class RelativeStitcher(PreTrainedModel):
         )
 
     def encode_batch(self, batch: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Any]:
-        """Return source latents `(n, d_source)` of a processed batch, and the encoder's output that they come from."""
+        """Return source latents `(n, d_source)` of a processed batch, and the encoder's output that they come from.
+
+        Of a model that labels tokens they are `(n, t, d_source)`.
+        """
         return encode_batch(
             self.encoder,
             batch,
@@ -459,10 +481,22 @@ class RelativeStitcher(PreTrainedModel):
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> Tensor:
         """Return logits `(n, num_labels)` of raw inputs; for sources without a pipeline, like callables.
 
+        A model that labels tokens gives those of each of `words(inputs)`.
+
         Raises:
             StitchError: there are no inputs, or an input is of another kind than the source takes.
         """
         return self.classify(self._latents(inputs, batch_size=batch_size))
+
+    def words(self, texts: Sequence[str]) -> list[Word]:
+        """Return the words of texts that a model that labels tokens gives a label to, by the word's first token.
+
+        Raises:
+            StitchError: the inputs are not texts, or the model gives one answer an input.
+        """
+        if not self.config.by_token:
+            raise StitchError("the model gives one answer an input, and labels no words: use predict(inputs)")
+        return find_words(texts, tokenizer=self.processor)
 
     @torch.no_grad()
     def relative(self, inputs: Sequence[Any], *, batch_size: int = 32) -> RelativeLatents:
@@ -500,9 +534,14 @@ class RelativeStitcher(PreTrainedModel):
         check_pairs(inputs, pairs=self.config.pairs is not None)
         if isinstance(self.encoder, Function):
             return self.encoder.latents(inputs, batch_size=batch_size).to(self.anchors.source.device)
-        batches = batch_rows(inputs, processor=self.processor, batch_size=batch_size)
-        parts = {"model": self.encoder, "processor": self.processor}
-        encoded = encode_batches(inputs, batches, lambda batch: self.encode_batch(batch)[0], **parts)
+        encoded = encode_inputs(
+            inputs,
+            lambda batch: self.encode_batch(batch)[0],
+            model=self.encoder,
+            processor=self.processor,
+            by_token=self.config.by_token,
+            batch_size=batch_size,
+        )
         return in_order([*encoded]).to(self.anchors.source.device)
 
     def fuse(self) -> "RelativeStitcher":
@@ -548,7 +587,8 @@ class RelativeStitcher(PreTrainedModel):
         These are measured on anchors held out of the fit, in five folds: `cosine` and `mean_reciprocal_rank` between
         translated and true target latents; `agreement`, the share of inputs on which the head is expected to answer the
         same as on the target's own latent, with its 95 % interval and the agreement by chance (with several labels,
-        `agreement_of` yes-or-no answers, one for each input and class). `scale_invariance` is the share of answers that
+        `agreement_of` yes-or-no answers, one for each input and class; of a head that labels tokens, words).
+        `scale_invariance` is the share of answers that
         the head keeps when latents are scaled; `verdict` is good, usable or do not use, with the reason and the likely
         remedy. For a head that gives values, `agreement` is None and there is no verdict, but `values_explained`, a
         share of the variance of its own values; for a single value also `spearman`, the rank correlation with its own,
@@ -652,5 +692,6 @@ class RelativeStitcher(PreTrainedModel):
 
 
 AutoModelForSequenceClassification.register(RelativeStitcherConfig, RelativeStitcher)
+AutoModelForTokenClassification.register(RelativeStitcherConfig, RelativeStitcher)
 AutoModelForImageClassification.register(RelativeStitcherConfig, RelativeStitcher)
 AutoModelForAudioClassification.register(RelativeStitcherConfig, RelativeStitcher)

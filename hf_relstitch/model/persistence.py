@@ -54,16 +54,17 @@ STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch
 from hf_relstitch import RelativeStitcher, RelativeStitcherConfig  # noqa: F401
 '''
 AUTO_CLASSES = {
-    "text": "AutoModelForSequenceClassification",
-    "image": "AutoModelForImageClassification",
-    "audio": "AutoModelForAudioClassification",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "image-classification": "AutoModelForImageClassification",
+    "audio-classification": "AutoModelForAudioClassification",
 }
 
 
-def _auto_map(modality: str) -> dict[str, str]:
+def _auto_map(task: str) -> dict[str, str]:
     """Where `trust_remote_code=True` finds the classes: in the stub, which only imports the installed package."""
     stub = Path(STUB_NAME).stem
-    return {"AutoConfig": f"{stub}.RelativeStitcherConfig", AUTO_CLASSES[modality]: f"{stub}.RelativeStitcher"}
+    return {"AutoConfig": f"{stub}.RelativeStitcherConfig", AUTO_CLASSES[task]: f"{stub}.RelativeStitcher"}
 
 
 def read_config(folder: Path) -> RelativeStitcherConfig:
@@ -371,7 +372,7 @@ def save_model(
         kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
         kwargs["state_dict"] = kept
     model.config.share, model.config.encoder_fingerprint = share, fingerprint
-    model.config.auto_map = _auto_map(model.config.modality)
+    model.config.auto_map = _auto_map(model.config.task)
     model.config.source_config.name_or_path = model.config.source["model_id"]  # and no path of this machine
     if (timm := getattr(model.config.source_config, "pretrained_cfg", None)) is not None:
         model.config.pretrained_cfg = timm  # timm's image processor has no file of its own

@@ -38,6 +38,7 @@ from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.selection import Choice, check_prefer, choose_settings
 from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, fit
+from hf_relstitch.data.ids import ids_of_texts
 from hf_relstitch.data.inputs import inputs_at
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.devices import accelerate_state
@@ -115,6 +116,13 @@ def stitch(
             or share too few inputs; or `prefer` comes with settings that leave nothing to choose.
     """
     how, selection = check_settings(prefer=prefer, **settings), None
+    by_token = target_anchors.provenance.by_token
+    if source_anchors.provenance.by_token != by_token:
+        one, other = ("words", "whole inputs") if by_token else ("whole inputs", "words")
+        raise StitchError(
+            f"the target anchors are {one} and the source anchors {other}: for a head that labels tokens both encoders "
+            "need pooling='tokens', for any other neither"
+        )
     _check_same_model(source_anchors, source, side="source")
     if head.provenance is not None:
         _check_same_model(target_anchors, head.provenance, side="target")
@@ -151,7 +159,9 @@ def stitch(
     answers = probabilities(true, multi_label=head.multi_label)
     if selection is not None and head.answers and not head.multi_label and how.norm == "keep" and not how.identity:
         readout, logits = _add_readout(x, logits, answers)
-    report = _make_report(translated, target, logits, true, head, frames=frames, groups=target_anchors.groups)
+    texts = ids_of_texts(source_anchors.ids) if by_token else None
+    groups = target_anchors.groups
+    report = _make_report(translated, target, logits, true, head, frames=frames, groups=groups, texts=texts)
     temperature = matching_temperature(logits, answers, multi_label=head.multi_label) if head.answers else 1.0
     return Stitch(source_anchors, target_anchors, how, selection, translation, readout, temperature, report)
 
@@ -230,8 +240,12 @@ def _make_report(
     *,
     frames: tuple[Frame, Frame],
     groups: Tensor | None,
+    texts: Tensor | None,
 ) -> dict[str, Any]:
-    """Describe a stitched model by anchors held out of its fit; see `RelativeStitcher.report` for the fields."""
+    """Describe a stitched model by anchors held out of its fit; see `RelativeStitcher.report` for the fields.
+
+    For words `texts` says which are of one text.
+    """
     centre = target.mean(0)
     report = {
         "num_anchors": len(target),
@@ -242,10 +256,11 @@ def _make_report(
     }
     if not head.answers:
         return report | {"agreement": None, **_describe_values(translated, target, logits, true_logits, head, groups)}
-    estimate = estimate_agreement(logits, true_logits, multi_label=head.multi_label)
+    estimate = estimate_agreement(logits, true_logits, multi_label=head.multi_label, groups=texts)
+    of = "inputs" if texts is None else "words"
     report |= {
         "agreement": estimate.agreement,
-        "agreement_of": "yes-or-no answers" if head.multi_label else "inputs",
+        "agreement_of": "yes-or-no answers" if head.multi_label else of,
         "agreement_interval": [estimate.low, estimate.high],
         "chance_agreement": estimate.chance,
         "answers_used": answers_used(true_logits, multi_label=head.multi_label),
