@@ -114,9 +114,9 @@ def render(tables: dict[str, list[Row]]) -> str:
     lines += [
         "",
         "*Row*: what the layer takes of each input: it is `pooled` already, or the row of the `first` or the `last`",
-        "token that is not padding, the `next` one (of a decoder whose input is shifted by one), or the `mean`; of a",
-        "head that labels tokens it is `each`. Two layers: the logits are their mean. What gives no head by itself does",
-        "with the parts by hand: `target=` an `Encoder` of what the head takes, and `head=` a module.",
+        "token that is not padding, the `next` one (of a decoder whose input is shifted by one), or the `mean`; of",
+        "a head that labels tokens it is `each`. Two layers: the logits are their mean. What gives no head by itself",
+        "does with the parts by hand: `target=` an `Encoder` of what the head takes, and `head=` a module.",
         "*Alone = in a batch*: an input's logits do not depend on the others that are encoded with it. Models that see",
         "padding get batches of inputs of one length, in a stock pipeline too.",
     ]

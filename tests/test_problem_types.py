@@ -7,7 +7,7 @@ import pico
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, pipeline
+from transformers import BertConfig, BertForSequenceClassification, BertForMaskedLM, pipeline
 
 from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.cli.predict import classifier
@@ -98,12 +98,10 @@ def test_a_regression_refuses_a_softmax(source: Encoder, tmp_path: Path) -> None
         classifier(str(tmp_path / "model"), function_to_apply="Softmax")
 
 
-def test_a_head_on_each_token_says_what_is_supported(tmp_path: Path) -> None:
-    BertForTokenClassification(BertConfig(**pico.TINY, vocab_size=64)).save_pretrained(tmp_path)
+def test_a_head_of_another_task_says_what_is_supported(tmp_path: Path) -> None:
+    BertForMaskedLM(BertConfig(**pico.TINY, vocab_size=64)).save_pretrained(tmp_path)
     pico.tokenizer().save_pretrained(tmp_path)
-    message = (
-        "is BertForTokenClassification: the target has to be a …ForSequenceClassification.*one row of logits an input"
-    )
+    message = "is BertForMaskedLM: the target has to be a …ForSequenceClassification.*one row of logits an input"
     with pytest.raises(StitchError, match=message):
         load_classifier(str(tmp_path))
 

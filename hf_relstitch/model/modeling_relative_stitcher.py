@@ -320,8 +320,9 @@ class RelativeStitcher(PreTrainedModel):
         named_head = Head.from_module(found, labels=labels, dim=target_anchors.dim)
         described = describe_head(named_head.module)
         if source is None:
-            source = absent_encoder(source_anchors.provenance)
-        encoder = to_encoder(source, by_token=target_anchors.provenance.by_token)
+            encoder: Encoder = absent_encoder(source_anchors.provenance)
+        else:
+            encoder = to_encoder(source, by_token=target_anchors.provenance.by_token)
         encoder.to_device(accelerate_state().device)
         made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, prefer=prefer, **settings)
         config = RelativeStitcherConfig(
@@ -588,13 +589,12 @@ class RelativeStitcher(PreTrainedModel):
         translated and true target latents; `agreement`, the share of inputs on which the head is expected to answer the
         same as on the target's own latent, with its 95 % interval and the agreement by chance (with several labels,
         `agreement_of` yes-or-no answers, one for each input and class; of a head that labels tokens, words).
-        `scale_invariance` is the share of answers that
-        the head keeps when latents are scaled; `verdict` is good, usable or do not use, with the reason and the likely
-        remedy. For a head that gives values, `agreement` is None and there is no verdict, but `values_explained`, a
-        share of the variance of its own values; for a single value also `spearman`, the rank correlation with its own,
-        and, for pairs of texts, `ndcg` of the pairs with the same first text ranked by it. `pairs` has what was
-        expected of each way to read pairs. `source` and `target` give each side's width, rank, condition number
-        and effective rank.
+        `scale_invariance` is the share of answers that the head keeps when latents are scaled; `verdict` is good,
+        usable or do not use, with the reason and the likely remedy. For a head that gives values, `agreement` is None
+        and there is no verdict, but `values_explained`, a share of the variance of its own values; for a single value
+        also `spearman`, the rank correlation with its own, and, for pairs of texts, `ndcg` of the pairs with the same
+        first text ranked by it. `pairs` has what was expected of each way to read pairs. `source` and `target` give
+        each side's width, rank, condition number and effective rank.
         """
         return self.config.report
 
