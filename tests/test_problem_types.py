@@ -7,7 +7,7 @@ import pico
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, BertForMaskedLM, pipeline
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, pipeline
 
 from hf_relstitch import Encoder, Head, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.cli.predict import classifier
