@@ -20,19 +20,25 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.measures import translate_held_out
 from hf_relstitch.core.options import Metric, Prefer, Role
 from hf_relstitch.core.relative import check_latents
-from hf_relstitch.core.scoring import RecallScorer, check_role
+from hf_relstitch.core.scoring import RecallScorer, advise, check_role
 from hf_relstitch.core.selection import check_prefer, choose_for_search
 from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, empty_translation, fit
 from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
 from hf_relstitch.encoders.devices import fingerprint
 from hf_relstitch.encoders.encoder import to_encoder
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
-from hf_relstitch.hub.files import read_tensors, write_tensors
+from hf_relstitch.hub.cards import write_card
+from hf_relstitch.hub.files import atomic_folder, read_tensors, write_tensors
+from hf_relstitch.hub.repo import locate, push_folder
+from hf_relstitch.model.anchors import CONFIG_NAME as ANCHOR_CONFIG
 from hf_relstitch.model.anchors import MIN_ANCHORS, AnchorSet
+from hf_relstitch.version import __version__
 
 FORMAT_VERSION = 2
 """Format 1 had other names of settings."""
 KIND = "search_translation"
+FILE_NAME = "translation.safetensors"
+"""The translation's file in a folder or repo."""
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
@@ -59,7 +65,8 @@ class SearchTranslation(nn.Module):
             encoder finds the `nearest` documents among `documents`: `recall` is the share of them that a search with
             translations finds, with its `standard_error`; `recall_untranslated` is the share that the old encoder
             finds; `recall_by_chance` is the share by chance. `mismatched` is the share of pairs that seem not to
-            correspond. Among more documents recall is lower, and with translations it falls further.
+            correspond. `pairs` is k, the number of pairs. `verdict` says what to do, with the reason, and what is known
+            of a larger index: "move", "translate queries", "keep the old encoder" or "encode anew".
         source, target: the encoders whose latents it translates from and to; None if they are not known.
     """
 
@@ -99,12 +106,33 @@ class SearchTranslation(nn.Module):
         """Return the vector that is added to each row, `(d_target,)`."""
         return self.translation.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Translate latents `(n, d_source)` to latents `(n, d_target)`, in the dtype of `x`.
+    def __repr__(self) -> str:
+        names = [origin.model_id if origin else "an encoder" for origin in (self.source, self.target)]
+        kind = "linear" if gamma_of(self.translation) == 0 else f"kernel, gamma {gamma_of(self.translation):g}"
+        sizes = f"{len(self.centre)} to {len(self.bias)} wide, {kind}"
+        report = self.report
+        found = (
+            f"; recall {report['recall']:.3f} by {self.metric} among {report['documents']} documents, by the old "
+            f"encoder {report['recall_untranslated']:.3f}; {report['pairs']} pairs"
+            if {"recall", "documents", "recall_untranslated", "pairs"} <= report.keys()
+            else ""
+        )
+        return f"{type(self).__name__}({self.translates}, {names[0]} to {names[1]}, {sizes}{found})"
+
+    def forward(self, x: Any) -> Any:
+        """Translate latents `(n, d_source)` to latents `(n, d_target)`, or one latent `(d_source,)` to `(d_target,)`.
+
+        A tensor gives a tensor, in its dtype; a numpy array gives an array, and a list of numbers or of rows a list.
 
         Raises:
-            StitchError: `x` does not hold latents `(n, d_source)`.
+            StitchError: `x` does not hold latents of this width.
         """
+        if isinstance(x, list):
+            return self.forward(np.asarray(x, dtype=np.float32)).tolist()
+        if isinstance(x, np.ndarray):
+            return self.forward(torch.from_numpy(x.copy()).to(self.bias.device)).cpu().numpy()
+        if isinstance(x, Tensor) and x.ndim == 1:
+            return self.forward(x[None])[0]
         check_latents(x, width=len(self.centre))
         if self.row_norm is None:
             return self.translation(x)
@@ -156,7 +184,11 @@ class SearchTranslation(nn.Module):
 
     def save(self, file: str | Path) -> None:
         """Write a safetensors file, whole or not at all, which `load`, `move_table` and `translate_files` take."""
-        content = {
+        write_tensors(file, self.translation.state_dict(), self._content(), kind=KIND, format_version=FORMAT_VERSION)
+
+    def _content(self) -> dict[str, Any]:
+        """Return what a file holds beside the tensors."""
+        return {
             "translates": self.translates,
             "unit": self.unit,
             "row_norm": self.row_norm,
@@ -168,7 +200,68 @@ class SearchTranslation(nn.Module):
             "gamma": gamma_of(self.translation),
             "fingerprint": fingerprint(self.translation),
         }
-        write_tensors(file, self.translation.state_dict(), content, kind=KIND, format_version=FORMAT_VERSION)
+
+    def save_pretrained(self, folder: str | Path, *, repo_id: str | None = None) -> None:
+        """Write the translation's file and a card, which shows `repo_id`; a failure leaves the folder unchanged.
+
+        Raises:
+            StitchError: the folder holds a model or an anchor set.
+        """
+        if any(Path(folder, name).is_file() for name in ("config.json", ANCHOR_CONFIG)):
+            raise StitchError(f"{folder} holds a model or an anchor set: give another folder")
+        with atomic_folder(folder, last=FILE_NAME, owned=[]) as written:
+            self.save(written / FILE_NAME)
+            content = self._content() | {"hf_relstitch_version": __version__}
+            write_card(content, written, folder=folder, repo_id=repo_id)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Push a translation for search",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        parent_commit: str | None = None,
+    ) -> str:
+        """Push the translation and its card as one commit, and return the commit's address.
+
+        Raises:
+            StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
+                moved since this push began).
+        """
+        return push_folder(
+            lambda folder, name: self.save_pretrained(folder, repo_id=name),
+            repo_id,
+            owned=[],
+            message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent_commit,
+        )
+
+    @classmethod
+    def from_pretrained(cls, place: str | Path, *, revision: str | None = None, **options: Any) -> "SearchTranslation":
+        """Load a folder that `save_pretrained` wrote, a repo that `push_to_hub` filled, or a file that `save` wrote.
+
+        `options` are `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`.
+
+        Raises:
+            StitchError: the translation is missing, damaged or of a newer format.
+
+        Example:
+            >>> SearchTranslation.from_pretrained("me/minilm-to-mpnet")(vectors).shape
+            (1000, 768)
+        """
+        if Path(place).is_file():
+            return cls.load(place)
+        repo = locate(place, config=FILE_NAME, revision=revision, **options)
+        if (file := repo.file(FILE_NAME)) is None:
+            raise StitchError(f"{repo.place} has no file {FILE_NAME}: give the folder of a translation for search")
+        return cls.load(file)
 
     @classmethod
     def load(cls, file: str | Path) -> "SearchTranslation":
@@ -280,14 +373,17 @@ def translation_between(
     held_out = translate_held_out(splits[0].x, splits[0].y, settings=choice.settings, splits=splits)
     share = _check_pairs(held_out, splits[0].y, scorer.rows)
     unit = bool((torch.linalg.vector_norm(y, dim=-1) - 1).abs().max() < UNIT)
-    recall, error, untranslated = choice.score, choice.standard_error, scorer.untranslated()
+    recall, error, found = choice.score, choice.standard_error, scorer.recalls(held_out)
     factor, row_norm = 1.0, 1.0 if unit else None
     if metric != "cosine" and not unit:
         scorer = RecallScorer.from_splits(splits, translates, metric=metric)
         norm = float(y.norm(dim=1).mean())
         factor, is_level, found = _choose_norms(scorer, held_out * (norm / held_out.norm(dim=1).mean()))
         row_norm = factor * norm if is_level else None
-        recall, error, untranslated = float(found.mean()), float(found.std()) / len(found) ** 0.5, scorer.untranslated()
+        recall, error = float(found.mean()), float(found.std()) / len(found) ** 0.5
+    each_untranslated = scorer.untranslated()
+    untranslated = float(each_untranslated.mean())
+    doubt = float((found - each_untranslated).std()) / len(found) ** 0.5
     report = {
         "recall": recall,
         "standard_error": error,
@@ -298,6 +394,7 @@ def translation_between(
         "metric": metric,
         "pairs": len(x),
         "mismatched": share,
+        "verdict": advise(recall, untranslated, doubt, translates=translates, documents=scorer.num_documents),
     }
     if len(x) < FEW_PAIRS:
         logger.warning(

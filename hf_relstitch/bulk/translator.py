@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_relstitch.bulk.search import SearchTranslation, gamma_of
+from hf_relstitch.bulk.search import FILE_NAME, SearchTranslation, gamma_of
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.translation import KernelTranslation, Translation, empty_translation
@@ -142,8 +144,8 @@ def check_not_translated(metadata: Mapping[Any, Any] | None, translator: Transla
 def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[AnyTranslation, dict[str, Any]]:
     """Load the translation of a stitched model, and describe which translation it is.
 
-    Only the translation's tensors are read from a folder or Hub repo. A file, or a name that ends like a file, is a
-    file that `SearchTranslation.save` wrote.
+    Only the translation's tensors are read from a stitched model's folder or Hub repo. A file, or a name that ends like
+    a file, is a file that `SearchTranslation.save` wrote; a folder or a repo may hold such a file too.
 
     Raises:
         StitchError: the model does not exist, or its weights are missing or damaged; a file is passed with `revision`.
@@ -158,8 +160,13 @@ def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[A
     elif isinstance(model, RelativeStitcher):
         translation, name, commit = model.translation, model.config.name_or_path or None, None
     else:
-        repo = locate(model, revision=revision)
-        translation, name, commit = _read_translation(repo), repo.name, repo.commit
+        repo, is_for_search = locate_translation(model, revision=revision)
+        translation = (
+            SearchTranslation.from_pretrained(repo.place, revision=repo.commit)
+            if is_for_search
+            else _read_translation(repo)
+        )
+        name, commit = repo.name, repo.commit
     name = Path(name).name if name and Path(name).is_dir() else name
     inner = translation.translation if isinstance(translation, SearchTranslation) else translation
     row_norm = translation.row_norm if isinstance(translation, SearchTranslation) else None
@@ -170,6 +177,23 @@ def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[A
         "gamma": gamma_of(inner),
     }
     return translation, {"name": name, "revision": commit, **which}
+
+
+def locate_translation(place: str | Path, *, revision: str | None = None) -> tuple[Repo, bool]:
+    """Locate a stitched model or a translation for search, and return whether it is a translation for search.
+
+    Raises:
+        StitchError: neither a folder nor a repo has this name.
+    """
+    try:
+        repo = locate(place, revision=revision)
+    except StitchError as error:
+        if not isinstance(error.__cause__, EntryNotFoundError):
+            raise
+        with suppress(StitchError):
+            return locate(place, config=FILE_NAME, revision=revision), True
+        raise
+    return repo, repo.file("config.json") is None and repo.file(FILE_NAME) is not None
 
 
 def _read_translation(repo: Repo) -> AnyTranslation:

@@ -133,7 +133,7 @@ def card_command(
 
 @app.command("push")
 def push_command(
-    folder: Annotated[str, typer.Argument(help="Folder of a stitched model or an anchor set.")],
+    folder: Annotated[str, typer.Argument(help="Folder of a stitched model or an anchor set; a translation's file.")],
     repo: Annotated[str, typer.Argument(help="Hub repo to push to, made if it is not there.")],
     share: Annotated[str, typer.Option(help="full, or adapter to leave the source encoder on the Hub.")] = "full",
     private: Annotated[bool | None, typer.Option(help="Whether a new repo is private.")] = None,
@@ -206,7 +206,9 @@ def pair_command(
     if as_json:
         print_json(made.report)
     else:
-        show({"kind": f"search with translated {translates}", "to expect": made.report})
+        expected = {name: value for name, value in made.report.items() if name != "verdict"}
+        kind = f"search with translated {translates}"
+        show({"kind": kind, "to expect": expected, **made.report["verdict"]})
         typer.echo(f"Next: hf-relstitch translate {quote(str(out))} FILES OUTPUT")
 
 

@@ -11,7 +11,7 @@ Format = Literal["sentence-transformers", "onnx", "classifier"]
 
 
 def export_command(
-    model: Annotated[str, typer.Argument(help="A stitched model: folder or Hub id; or a translation's file.")],
+    model: Annotated[str, typer.Argument(help="A stitched model or a translation for search: folder, Hub id or file.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; for ONNX, the file.")],
     to: Annotated[
         Format,
@@ -21,7 +21,8 @@ def export_command(
         ),
     ],
     encoder: Annotated[
-        str | None, typer.Option(help="With a translation's file: the encoder of what it translates, folder or Hub id.")
+        str | None,
+        typer.Option(help="With a translation for search, the encoder before it: folder or Hub id."),
     ] = None,
     repo_id: Annotated[str | None, typer.Option(help="The repo id that the card is to show.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
@@ -29,16 +30,18 @@ def export_command(
 ) -> None:
     """Write a model for use without this package."""
     from hf_relstitch.bulk import SearchTranslation
+    from hf_relstitch.bulk.translator import locate_translation
     from hf_relstitch.core.errors import StitchError
     from hf_relstitch.model.exporting import plain_classifier, to_onnx
     from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
-    if Path(model).is_file():
+    if Path(model).is_file() or locate_translation(model, revision=revision)[1]:
         if to != "sentence-transformers" or encoder is None:
             raise StitchError(
-                f"{model} is a translation's file: export it with --to sentence-transformers --encoder ENCODER"
+                f"{model} is a translation for search: export it with --to sentence-transformers --encoder ENCODER"
             )
-        SearchTranslation.load(model).after(encoder, folder=out, repo_id=repo_id)
+        translation = SearchTranslation.from_pretrained(model, revision=revision)
+        translation.after(encoder, folder=out, repo_id=repo_id)
     else:
         if encoder is not None:
             raise StitchError("a stitched model has its own encoder: leave --encoder out")

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
 
+from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub.card_edits import edits
 from hf_relstitch.hub.cards import CARD_NAME, read_card
@@ -40,7 +41,7 @@ def locate_artifact(place: str, *, revision: str | None = None) -> tuple[Repo, b
 
 
 def push(place: str, repo_id: str, *, share: str, private: bool | None, revision: str | None) -> str:
-    """Push a folder's model or anchor set, whole and checked, and return the commit's address.
+    """Push a folder's model or anchor set, or a file's translation, whole and checked; return the commit's address.
 
     The folder's card is pushed too if people have edited it since it was pulled from the repo or pushed to it.
     Otherwise the edits of the repo's card stay.
@@ -48,6 +49,8 @@ def push(place: str, repo_id: str, *, share: str, private: bool | None, revision
     Raises:
         StitchError: the folder holds neither, the Hub refuses, or both cards were edited.
     """
+    if Path(place).is_file():
+        return SearchTranslation.load(place).push_to_hub(repo_id, private=private, revision=revision)
     repo, is_anchor_set = locate_artifact(place)
     load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
     artifact, card, shared = load(place), read_card(repo.folder()), _shared_edits(repo.folder())

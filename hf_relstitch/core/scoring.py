@@ -25,6 +25,14 @@ SEARCH_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0)
 FIRST_SCALE = {"documents": 1.0, "queries": 4.0}
 """The output scale, relative to that of least squares, at which candidates are compared."""
 
+SURE, HALF = 2.0, 0.5
+"""Standard errors above which a gain counts; recall below which most results are not the new encoder's."""
+LARGER_INDEX = (
+    "the nearest 1 % of a larger index are found about as often; of its ten nearest fewer are, and of the gain about "
+    "0.06 is lost for each tenfold above 1,000 documents"
+)
+"""Measured from 199 to 10,500 documents, MiniLM and mpnet both ways, 1,000 pairs of WordNet glosses."""
+
 
 @dataclass(frozen=True)
 class RecallScorer:
@@ -91,10 +99,10 @@ class RecallScorer:
         """Return the recall of each query with source latents used as target latents."""
         return self.recalls(source)
 
-    def untranslated(self) -> float:
-        """Return the mean recall if the old encoder has encoded both documents and queries."""
+    def untranslated(self) -> Float[Tensor, " q"]:
+        """Return the recall of each query if the old encoder has encoded both documents and queries."""
         old = self.source if self.translates == "documents" else self.target
-        return float(self.shares(old, old).mean())
+        return self.shares(old, old)
 
     def output_scale(self, splits: Sequence[Split], settings: TranslationSettings) -> float:
         """Return the output scale with the highest recall.
@@ -122,6 +130,37 @@ class RecallScorer:
             found = search(queries[rows[: len(wanted)]], documents[rows], self.num_nearest, metric=self.metric)
             shares.append((wanted[:, :, None] == found[:, None, :]).any(-1).to(queries.dtype).mean(1))
         return torch.cat(shares)
+
+
+def advise(translated: float, untranslated: float, error: float, *, translates: Role, documents: int) -> dict[str, str]:
+    """Say what to do with an index after a change of encoder, from the recall with and without a translation.
+
+    A gain counts if it is above two standard errors of the difference. Where neither recall reaches one half, most
+    results are not those of the new encoder, and only new vectors of the documents bring them.
+
+    Args:
+        translated: mean recall with the translation.
+        untranslated: mean recall of the old encoder.
+        error: standard error of their difference, which is taken query by query.
+        translates: what is translated.
+        documents: number of documents among which both were measured.
+
+    Returns:
+        `grade` ("move", "translate queries", "keep the old encoder" or "encode anew"), `reason`, and what is known of
+        a `larger_index`.
+    """
+    gain = translated - untranslated
+    reason = (
+        f"among {documents} documents a search with translated {translates} finds {translated:.2f} of what the new "
+        f"encoder finds, and the old encoder {untranslated:.2f}: a gain of {gain:+.3f} ± {error:.3f}"
+    )
+    if max(translated, untranslated) < HALF:
+        grade, reason = "encode anew", f"{reason}; neither finds half of it"
+    elif gain <= SURE * error:
+        grade, reason = "keep the old encoder", f"{reason}, which may be none"
+    else:
+        grade = "move" if translates == "documents" else "translate queries"
+    return {"grade": grade, "reason": reason, "larger_index": LARGER_INDEX}
 
 
 def check_role(translates: str) -> None:

@@ -1,4 +1,4 @@
-"""Cards: the README.md of a stitched model, an exported encoder or an anchor set, written from its config alone."""
+"""Cards: the README.md of a model, a translation, an exported encoder or an anchor set, from its config alone."""
 
 import mimetypes
 import re
@@ -8,6 +8,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from jinja2 import Environment, FileSystemLoader
 from yaml import safe_dump
 
 from hf_relstitch.core.errors import StitchError
@@ -20,6 +21,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 TASKS = {"text": "text-classification", "image": "image-classification", "audio": "audio-classification"}
 WORDS_TASK = "token-classification"
 ANCHORS_TAG = "relative-anchors"
+TRANSLATION_TAG = "search-translation"
 FACTS = "hf_relstitch"
 """Field of an exported encoder's config for what its card says."""
 TAGS = ["model-stitching", "relative-representations"]
@@ -112,10 +114,38 @@ def encoder_card(config: dict[str, Any], *, existing: str | None = None, repo_id
         "license_note": license_note,
         "facts": facts,
         "report": report,
+        "translates": facts.get("translates"),
         "pairs": report.get("pairs", report.get("num_anchors")),
         "repo_id": repo_id,
     }
     return _render("encoder_card.md", metadata, template, config=config, existing=existing)
+
+
+def translation_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
+    """Write the card of a translation for search, from the content of its file; for `existing` see `model_card`.
+
+    Raises:
+        StitchError: the metadata of `existing` cannot be read.
+    """
+    bases = [Base.from_provenance(config.get(side) or {}) for side in ("source", "target")]
+    license_keys, license_note = _licensing(bases)
+    hub_ids = [base.name for base in bases if base.on_hub]
+    metadata = ModelCardData(
+        library_name="hf_relstitch",
+        base_model=list(dict.fromkeys(hub_ids)) or None,
+        base_model_relation="adapter" if hub_ids else None,
+        datasets=_dataset_ids(bases),
+        tags=[TRANSLATION_TAG, *TAGS],
+        **license_keys,
+    )
+    template = {
+        "bases": bases,
+        "license_note": license_note,
+        "report": config["report"],
+        "translates": config["translates"],
+        "repo_id": repo_id,
+    }
+    return _render("translation_card.md", metadata, template, config=config, existing=existing)
 
 
 def write_card(config: dict[str, Any], written: Path, *, folder: str | Path, repo_id: str | None = None) -> None:
@@ -124,7 +154,8 @@ def write_card(config: dict[str, Any], written: Path, *, folder: str | Path, rep
     Raises:
         StitchError: as in `model_card`.
     """
-    make = anchor_card if "provenance" in config else encoder_card if FACTS in config else model_card
+    cards = {"provenance": anchor_card, FACTS: encoder_card, "translates": translation_card}
+    make = next((card for field, card in cards.items() if field in config), model_card)
     card = make(config, existing=read_card(Path(folder)), repo_id=repo_id)
     (written / CARD_NAME).write_text(card, encoding="utf-8")
     for name, content in _eval_result_files(config).items():
@@ -318,6 +349,8 @@ def _render(
 ) -> str:
     """A card from its template; over an existing one, with the edits of that."""
     values = template | {"config": config, "inline": _inline, "code": _code, "number": number}
-    card = ModelCard.from_template(metadata, template_path=str(TEMPLATES / name), **values)
+    templates = Environment(loader=FileSystemLoader(TEMPLATES))  # noqa: S701  (Markdown; `inline` escapes)
+    fields = {**metadata.to_dict(), **values, "card_data": metadata.to_yaml()}
+    card = ModelCard(templates.get_template(name).render(fields))
     generated = Generated(card.text, metadata)
     return generated.over(existing) if existing and existing.strip() else generated.alone()
