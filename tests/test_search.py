@@ -270,7 +270,7 @@ def test_it_is_pushed_and_loaded_with_a_card(hub: HubServer, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("noise", "grade"), [(0.3, {"documents": "move", "queries": "translate queries"}), (30.0, "encode anew")]
+    ("noise", "grade"), [(0.3, {"documents": "move", "queries": "translate queries"}), (8.0, "encode anew")]
 )
 @pytest.mark.parametrize("translates", ["documents", "queries"])
 def test_the_verdict_follows_what_is_found(translates: Any, noise: float, grade: Any) -> None:
