@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pico
@@ -9,8 +10,9 @@ import tiny_models
 import torch
 import transformers
 from PIL import Image
+from transformers import PreTrainedModel
 
-from hf_relstitch import StitchError, split_classifier
+from hf_relstitch import Encoder, Head, StitchError, split_classifier
 from hf_relstitch.encoders.processors import preprocess
 from hf_relstitch.encoders.words import token_rows
 from hf_relstitch.heads.cutting import logits_of
@@ -21,6 +23,11 @@ BLIND = {
 }  # whose attention gives zeros where its CUDA kernel is not built
 VERSION = transformers.__version__
 BATCHES = {"padded": "yes", "equal length": "yes, batches of one length", "one by one": "yes, one by one"}
+PAIRS = [
+    {"text": first, "text_pair": second}
+    for first, second in zip(pico.texts(4, seed=7), pico.texts(4, seed=8), strict=True)
+]
+TOLERANCE = 1e-5
 HEADINGS = {"sequence": "Text", "token": "Tokens", "image": "Image", "audio": "Audio"}
 
 
@@ -33,6 +40,7 @@ class Row:
     layer: str = ""
     row: str = ""
     batches: str = ""
+    pairs: str = ""
     built: bool = True
     reason: str = ""
 
@@ -70,18 +78,29 @@ def try_cut(task: str, model_type: str, architecture: str) -> Row:
         encoder, head = split_classifier(model, processor)
     except StitchError as error:
         return Row(model_type, architecture, reason=str(error).split(", so its head")[0])
-    batches = [preprocess(model, processor, [each]) for each in inputs(task)]
-    with torch.no_grad():
-        own = torch.cat([_rows(logits_of(model(**batch)), batch) for batch in batches])
-        batch = preprocess(model, processor, inputs(task))
-        together = _rows(encoder.latents(batch), batch)
-        difference = float((head.module(together) - own).abs().max())
+    own, difference = compare(model, encoder, head, processor, inputs(task))
     differ = own.std(0).min() > 1e-3 * float(own.abs().max())
     assert differ or architecture in BLIND, f"{architecture}: logits that hardly differ would prove nothing"
-    if difference > 1e-5 * max(1.0, float(own.abs().max())):
+    if difference > TOLERANCE:
         return Row(model_type, architecture, reason=f"differs by {difference:.1e} on new inputs")
     layer, row = encoder.provenance.pooling.removeprefix("input of ").split(", ")
-    return Row(model_type, architecture, layer, row, BATCHES[encoder.batching])
+    pairs = ""
+    if task == "sequence":
+        _, difference = compare(model, encoder, head, processor, PAIRS)
+        pairs = "yes" if difference <= TOLERANCE else f"differs by {difference:.1e}"
+    return Row(model_type, architecture, layer, row, BATCHES[encoder.batching], pairs)
+
+
+@torch.no_grad()
+def compare(
+    model: PreTrainedModel, encoder: Encoder, head: Head, processor: Any, some: list[Any]
+) -> tuple[torch.Tensor, float]:
+    """A model's own logits of inputs, each alone, and the largest difference, as a share of the largest logit."""
+    batches = [preprocess(model, processor, [each]) for each in some]
+    own = torch.cat([_rows(logits_of(model(**batch)), batch) for batch in batches])
+    batch = preprocess(model, processor, some)
+    found = head.module(_rows(encoder.latents(batch), batch))
+    return own, float((found - own).abs().max()) / max(1.0, float(own.abs().max()))
 
 
 def _rows(values: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -118,16 +137,19 @@ def render(tables: dict[str, list[Row]]) -> str:
         "a head that labels tokens it is `each`. Two layers: the logits are their mean. What gives no head by itself",
         "does with the parts by hand: `target=` an `Encoder` of what the head takes, and `head=` a module.",
         "*Alone = in a batch*: an input's logits do not depend on the others that are encoded with it. Models that see",
-        "padding get batches of inputs of one length, in a stock pipeline too.",
+        "padding get batches of inputs of one length, in a stock pipeline too. *Pairs*: as exact on pairs of texts, by",
+        "the tokenizer's pair encoding.",
     ]
     for task, table in tables.items():
         lines += ["", f"## {HEADINGS[task]}", ""]
+        pairs = task == "sequence"
         lines += [
-            "| type | architecture | cut at the input of | row | exact | alone = in a batch |",
-            "| --- | --- | --- | --- | --- | --- |",
+            f"| type | architecture | cut at the input of | row | exact | alone = in a batch |{' pairs |' * pairs}",
+            f"| --- | --- | --- | --- | --- | --- |{' --- |' * pairs}",
         ]
         for row in table:
             exact = row.reason or "yes"
             layer = " and ".join(f"`{name}`" for name in row.layer.split(" and ")) if row.layer else ""
-            lines.append(f"| {row.model_type} | {row.architecture} | {layer} | {row.row} | {exact} | {row.batches} |")
+            cells = [row.model_type, row.architecture, layer, row.row, exact, row.batches, *([row.pairs] * pairs)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -11,9 +11,15 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from typer.testing import CliRunner
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError, load_classifier
+from hf_relstitch.benchmarks import run_suite
+from hf_relstitch.cli.commands import app
+from hf_relstitch.cli.predict import predict
+from hf_relstitch.cli.recommend import recommend
 from hf_relstitch.data.ids import input_ids
+from hf_relstitch.data.reading import read_inputs
 from hf_relstitch.encoders.pairs import PairLayout, compose
 from hf_relstitch.model.exporting import plain_classifier
 
@@ -294,6 +300,83 @@ def test_anchor_sets_of_pairs_are_stitched_without_their_inputs(
         RelativeStitcher.from_anchor_sets(Encoder.from_pretrained(source_folder), *loaded, head)
 
 
+def table(folder: Path, rows: list[dict[str, str]]) -> Path:
+    file = folder / "pairs.jsonl"
+    content = [
+        {"premise": one["text"], "hypothesis": one["text_pair"], "label": row % 2} for row, one in enumerate(rows)
+    ]
+    file.write_text("\n".join(map(json.dumps, content)))
+    return file
+
+
+def test_pairs_are_two_columns_of_a_table(source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    some = pairs(60)
+    file = str(table(tmp_path, some))
+    columns = ["--column", "premise", "--pair-column", "hypothesis"]
+    assert read_inputs(file, column="premise", pair_column="hypothesis") == some
+    result = CliRunner().invoke(
+        app, ["stitch", source_folder, target_folder, str(tmp_path / "m"), "--anchors", file, *columns]
+    )
+    assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "m"), file, *columns, "--json"])
+    rows = json.loads(result.stdout)
+    model = RelativeStitcher.from_pretrained(tmp_path / "m")
+    answers = [pico.LABELS[answer] for answer in model.predict(some).argmax(-1).tolist()]
+    assert [row["label"] for row in rows] == answers
+    assert rows[0]["input"] == f"{some[0]['text']} | {some[0]['text_pair']}"
+    with pytest.raises(StitchError, match=r"takes pairs of texts and what came in row 0 .* is a str"):
+        predict(str(tmp_path / "m"), ["storm"])
+    with pytest.raises(
+        StitchError, match="second texts of pairs are column 'hypothesis': name the column of the first"
+    ):
+        read_inputs(file, pair_column="hypothesis")
+    ranked = recommend(target_folder, [source_folder], some, progress=False)
+    assert ranked[0]["agreement"] == model.report["agreement"]
+
+
+SUITE = """
+name: pairs
+data:
+  salad:
+    path: {data}
+    inputs: {{text: premise}}
+    text_pairs: {{text: hypothesis}}
+    head_rows: 40
+    test_rows: 40
+    pairs: [[source, other]]
+encoders:
+  source: {{model: {source}, pairs: compose}}
+  other: {{classifier: {target}}}
+methods: [auto]
+anchors: [32]
+raw_rows: 30
+"""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_suite_measures_pairs(source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    file = tmp_path / "suite.yaml"
+    content = SUITE.format(data=table(tmp_path, pairs(200)), source=source_folder, target=target_folder)
+    file.write_text(content)
+    results = run_suite(file, tmp_path / "out", progress=False)
+    assert results["failures"] == []
+    (raw,) = results["raw_inputs"]
+    assert raw["accuracy"] == raw["accuracy_from_latents"]
+    assert results["data"]["salad"]["encoders"]["source"]["pooling"] == "mean, composed pairs"
+    file.write_text(content.replace("text_pairs: {text:", "text_pairs: {txt:"))
+    with pytest.raises(StitchError, match=r"line 7: 'salad' has no input 'txt' with the first texts: text"):
+        run_suite(file, tmp_path / "other", progress=False)
+
+
 def test_an_encoder_with_a_head_reads_pairs_too(source: Encoder) -> None:
     model = RelativeStitcher.from_parts(source, source, pairs(60), head=nn.Linear(16, 3), progress=False)
     assert model.report["agreement"] > 0.8
+
+
+def test_the_card_shows_how_to_give_pairs_and_how_their_order_is_kept(source_folder: str, tmp_path: Path) -> None:
+    model = RelativeStitcher.from_parts(source_folder, reranker(tmp_path / "target"), pairs(60), progress=False)
+    model.save_pretrained(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert 'print(classify({"text": "One text", "text_pair": "Another text"}))' in card
+    assert f"| Spearman of the values | {model.report['spearman']:.3f} |" in card
+    assert f"| nDCG of the values | {model.report['ndcg']:.3f} |" in card

@@ -25,7 +25,9 @@ CLASSES = ("entailment", "neutral", "contradiction")
 ABOVE = {"noun": "@", "verb": "@", "adj": "&", "adv": "\\"}
 GRADES = (3, 2, 1, 1, 1, 0, 0, 0)
 """How relevant a query's documents are: its definition, its hypernym's, its siblings', and others'."""
-FROZEN, EPOCHS, BATCH = 9, 4, 32
+FROZEN, EPOCHS, BATCH = 9, 4, 64
+TRAINED = {"inference": 3000, "ranking": 2400}
+"""Pairs that each classifier is trained on; those of a query stand together."""
 Pair = dict[str, str]
 
 
@@ -117,6 +119,20 @@ def ranking(queries: int, seed: int = 0) -> tuple[list[Pair], list[int]]:
     raise ValueError(f"WordNet has fewer than {queries} queries")
 
 
+def problem(name: str, *, anchors: int, tests: int) -> tuple[Path, list[Pair], list[Pair], list[int]]:
+    """A classifier of `inference` or `ranking`, unlabeled anchors, and tests with their labels or grades.
+
+    The rows that the classifier was trained on, the anchors and the tests are apart.
+    """
+    trained = TRAINED[name]
+    needed = trained + anchors + tests
+    pairs, labels = inference() if name == "inference" else ranking(-(-needed // len(GRADES)))
+    classes = CLASSES if name == "inference" else ("relevance",)
+    folder = fine_tuned(f"wordnet-{name}", pairs[:trained], labels[:trained], classes=classes)
+    rest = slice(trained + anchors, needed)
+    return folder, pairs[trained : trained + anchors], pairs[rest], labels[rest]
+
+
 def fine_tuned(name: str, pairs: Sequence[Pair], labels: Sequence[int], *, classes: Sequence[str]) -> Path:
     """Folder of an mpnet whose last layers and head were trained on pairs, made the first time.
 
@@ -133,35 +149,47 @@ def fine_tuned(name: str, pairs: Sequence[Pair], labels: Sequence[int], *, class
 
 
 def _train(pairs: Sequence[Pair], labels: Sequence[int], *, classes: Sequence[str]) -> tuple[PreTrainedModel, Any]:
+    """An mpnet with its tokenizer; what the frozen layers give is computed once."""
     torch.manual_seed(0)
     names = dict(enumerate(classes))
     tokenizer = AutoTokenizer.from_pretrained(assets.mpnet())
     model = AutoModelForSequenceClassification.from_pretrained(
         assets.mpnet(), id2label=names, label2id={label: index for index, label in names.items()}
     )
-    layers = model.mpnet.encoder.layer
-    for module in (model.mpnet.embeddings, *layers[:FROZEN]):
-        module.requires_grad_(False)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
+    encoder = model.mpnet.encoder
+    layers = encoder.layer
     order = sorted(range(len(pairs)), key=lambda row: len(pairs[row]["text"]) + len(pairs[row]["text_pair"]))
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    encoder.layer = layers[:FROZEN]
+    known = [_frozen_part(model.eval(), tokenizer, [pairs[row] for row in rows]) for rows in batches]
+    encoder.layer = layers[FROZEN:]
+    trained = [*encoder.layer.parameters(), *model.classifier.parameters()]
+    optimiser = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
     steps = EPOCHS * len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1, (step + 1) / 50) * (1 - step / steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1, (step + 1) / 30) * (1 - step / steps))
     goal = torch.tensor(labels) if len(classes) > 1 else torch.tensor(labels)[:, None] / max(labels)
     loss_of = functional.cross_entropy if len(classes) > 1 else functional.binary_cross_entropy_with_logits
     model.train()
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(batches)).tolist():
-            rows = batches[batch]
-            texts = [[pairs[row][key] for row in rows] for key in ("text", "text_pair")]
-            tokens = tokenizer(*texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
+            hidden, mask = known[batch]
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model(**tokens).logits
-            loss = loss_of(logits.float(), goal[rows])
+                logits = model.classifier(encoder(hidden, mask)[0])
+            loss = loss_of(logits.float(), goal[batches[batch]])
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimiser.step()
             schedule.step()
+    encoder.layer = layers
     return model.eval(), tokenizer
+
+
+@torch.no_grad()
+def _frozen_part(model: PreTrainedModel, tokenizer: Any, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states `(n, t, d)` of pairs after the frozen layers, and what is added to the attention to padding."""
+    texts = [[pair[key] for pair in pairs] for key in ("text", "text_pair")]
+    tokens = tokenizer(*texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.mpnet(**tokens).last_hidden_state
+    return hidden.float(), (1.0 - tokens["attention_mask"][:, None, None, :]) * -1e4

@@ -9,6 +9,7 @@ from evaluate import EvaluationModule, evaluator
 from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.inputs import TEXT_PAIR, are_text_pairs
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head
 from hf_relstitch.hub.cards import TASKS
@@ -25,6 +26,7 @@ def _evaluate_model(
     metric: str | EvaluationModule,
     *,
     inputs: str,
+    text_pair: str | None = None,
     label: str = "label",
 ) -> dict[str, Any]:
     """Return the scores of a stitched model from raw inputs to answers, as `evaluate.evaluator` counts them.
@@ -34,6 +36,7 @@ def _evaluate_model(
         data: a data set with a column of inputs and a column of labels, which are the numbers of the head's classes.
         metric: a metric of predictions and references: a module, the path of a module, or a name on the Hub.
         inputs: the column of inputs.
+        text_pair: the column of the second texts, if inputs are pairs of texts.
         label: the column of labels.
 
     Raises:
@@ -46,6 +49,8 @@ def _evaluate_model(
         if column not in data.column_names:
             raise StitchError(f"the data have no column {column!r}: they have {', '.join(data.column_names)}")
     processor = {"tokenizer": model.processor} if modality == "text" else {"feature_extractor": model.processor}
+    if text_pair is not None:
+        processor["second_input_column"] = text_pair
     return evaluator(TASKS[modality]).compute(
         model_or_pipeline=model,
         data=data,
@@ -76,8 +81,12 @@ def raw_accuracy(
     """
     source, target = anchors
     model = RelativeStitcher.from_anchor_sets(encoder, source, target, head)
-    data = Dataset.from_dict({"input": list(inputs), "label": labels.tolist()})
-    found = _evaluate_model(model, data, Accuracy(keep_in_memory=True), inputs="input")
+    first, second = TEXT_PAIR
+    pairs = are_text_pairs(inputs)
+    columns = {name: [one[name] for one in inputs] for name in TEXT_PAIR} if pairs else {first: list(inputs)}
+    data = Dataset.from_dict({**columns, "label": labels.tolist()})
+    metric, text_pair = Accuracy(keep_in_memory=True), second if pairs else None
+    found = _evaluate_model(model, data, metric, inputs=first, text_pair=text_pair)
     answers = model.classify(latents.to(model.device)).argmax(-1).cpu()
     return {
         "rows": len(labels),

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -122,7 +123,8 @@ def load(name: str, spec: EncoderSpec, document: Document, given: Mapping[str, E
         if spec.classifier:
             encoder, head = load_classifier(spec.classifier, revision=spec.revision)
         else:
-            encoder = Encoder.from_pretrained(str(spec.model), pooling=spec.pooling, revision=spec.revision)
+            options: dict[str, Any] = {"pooling": spec.pooling, "pairs": spec.pairs, "revision": spec.revision}
+            encoder = Encoder.from_pretrained(str(spec.model), **options)
         if encoder.provenance.by_token:
             raise StitchError("it has a latent for each token, and suites measure whole inputs: leave it out")
         return encoder, head

@@ -17,7 +17,7 @@ from torch import Tensor
 from hf_relstitch.benchmarks.suite import DataSpec
 from hf_relstitch.benchmarks.yaml_schema import Document, Path_
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import TABLES
+from hf_relstitch.data.inputs import TABLES, TEXT_PAIR
 from hf_relstitch.data.reading import read_table
 from hf_relstitch.hub.cards import dataset_id
 from hf_relstitch.hub.repo import HUB_ERRORS, is_commit
@@ -73,6 +73,7 @@ def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: in
     spec = replace(spec, revision=_commit(spec) or spec.revision) if given is None else spec
     train = given if given is not None else _split(spec, spec.split, document, at)
     columns = {(*at, "inputs", key): column for key, column in spec.inputs.items()}
+    columns |= {(*at, "text_pairs", key): column for key, column in spec.text_pairs.items()}
     for place, column in {**columns, (*at, "label"): spec.label}.items():
         _needs(train, column, document, place, of=spec.path or name)
     train = train.shuffle(seed=0)
@@ -89,6 +90,9 @@ def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: in
             at, f"{spec.path or name} has too few rows: {len(parts[0])} for heads and {len(tests)} for tests"
         )
     inputs = {key: [one for part in parts for one in part[column]] for key, column in spec.inputs.items()}
+    for key, column in spec.text_pairs.items():
+        seconds = [one for part in parts for one in part[column]]
+        inputs[key] = [dict(zip(TEXT_PAIR, pair, strict=True)) for pair in zip(inputs[key], seconds, strict=True)]
     labels, classes = _labels([one for part in parts for one in part[spec.label]], train.features[spec.label])
     revision = spec.revision if is_commit(spec.revision or "") else None
     return Rows(name, labels, classes, inputs, {}, spec.head_rows, spec.test_rows, revision)
@@ -174,7 +178,9 @@ def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
     suffix = Path(place).suffix
     try:
         if suffix in TABLES:
-            return read_table(place, TABLES[suffix], [*spec.inputs.values(), spec.label], split)
+            return read_table(
+                place, TABLES[suffix], [*spec.inputs.values(), *spec.text_pairs.values(), spec.label], split
+            )
         return load_dataset(place, spec.config, split=split, revision=spec.revision)
     except (DatasetsError, ValueError, OSError) as error:
         raise document.error((*at, "path"), f"{place} (split {split!r}) cannot be loaded: {error}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_relstitch.benchmarks.yaml_schema import Document, Path_, many, named, nested, number, one_of, text
+from hf_relstitch.encoders.pairs import PAIRS
 from hf_relstitch.encoders.pooling import POOLINGS
 from hf_relstitch.model.anchors import MIN_ANCHORS
 
@@ -43,7 +44,7 @@ class EncoderSpec:
     """Hold a model's settings: an encoder, or a classifier, which brings its own head.
 
     Both are None if Python passes the encoder. `input` is the name, among the `inputs` of the data, of the column that
-    it reads; by default its modality.
+    it reads; by default its modality. `pairs` says how it reads pairs of texts; by default jointly.
     """
 
     model: str | None = field(default=None, metadata={"rule": text})
@@ -51,6 +52,7 @@ class EncoderSpec:
     revision: str | None = field(default=None, metadata={"rule": text})
     pooling: str = field(default="auto", metadata={"rule": one_of("auto", *POOLINGS)})
     input: str | None = field(default=None, metadata={"rule": text})
+    pairs: str | None = field(default=None, metadata={"rule": one_of(*PAIRS)})
     batch_size: int = field(default=32, metadata={"rule": number(at_least=1)})
 
 
@@ -60,7 +62,8 @@ class DataSpec:
 
     Files of rows are Parquet, CSV or JSON. `inputs` maps names to columns; each column is the input of some encoders.
     `CONFIG:COLUMN` is a column of another config, for example another language, whose rows are found by the column
-    `match`. `latents` maps names, which then stand for encoders, to tensors of the file. Rows are shuffled, always in
+    `match`. `text_pairs` maps names of inputs to columns of a second text: such an input is a pair of texts. `latents`
+    maps names, which then stand for encoders, to tensors of the file. Rows are shuffled, always in
     the same order, and divided: `head_rows` train the heads, `test_rows` are for tests (from `test_split` if it is
     set), anchors are drawn from other rows.
     """
@@ -75,6 +78,7 @@ class DataSpec:
     label: str = field(default="label", metadata={"rule": text})
     match: str | None = field(default=None, metadata={"rule": text})
     inputs: dict[str, str] = field(default_factory=dict, metadata={"rule": named(text)})
+    text_pairs: dict[str, str] = field(default_factory=dict, metadata={"rule": named(text)})
     latents: dict[str, str] = field(default_factory=dict, metadata={"rule": named(text)})
     pairs: tuple[tuple[str, str], ...] = field(default=(), metadata={"rule": many(_pair)})
 
@@ -152,6 +156,12 @@ def _check_data(name: str, suite: Suite, document: Document) -> None:
                 raise document.error(
                     (*at, "pairs", place), f"{one!r} in {list(names)} is no encoder of {name!r}: {', '.join(known)}"
                 )
+    for key in data.text_pairs:
+        if key not in data.inputs:
+            raise document.error(
+                (*at, "text_pairs", key),
+                f"{name!r} has no input {key!r} with the first texts: {', '.join(data.inputs)}",
+            )
     for key, column in data.inputs.items():
         if ":" in column and data.match is None:
             raise document.error(

@@ -9,7 +9,7 @@ import typer
 
 from hf_relstitch.cli.export import export_command
 from hf_relstitch.cli.printing import AsJson, Device, print_json, print_table, show, use_device
-from hf_relstitch.cli.stitch import Column, Force, recommend_command, stitch_command
+from hf_relstitch.cli.stitch import Column, Force, PairColumn, recommend_command, stitch_command
 from hf_relstitch.core.options import Metric, Prefer, Role
 from hf_relstitch.version import __version__
 
@@ -78,6 +78,7 @@ def predict_command(
         typer.Argument(help="Texts, files of texts, tables, images, folders of images, or - for lines of the input."),
     ],
     column: Column = None,
+    pair_column: PairColumn = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -86,7 +87,7 @@ def predict_command(
     from hf_relstitch.cli.predict import predict
 
     use_device(device)
-    rows = predict(model, inputs, column=column, revision=revision, device=device)
+    rows = predict(model, inputs, column=column, pair_column=pair_column, revision=revision, device=device)
     if as_json:
         print_json(rows)
         return

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import Pipeline, pipeline
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import check_kinds, load_audio, load_image
+from hf_relstitch.data.inputs import TEXT_PAIR, check_kinds, check_pairs, is_text_pair, load_audio, load_image
 from hf_relstitch.data.reading import STDIN, is_here, names_file, read_inputs
 from hf_relstitch.data.words import entity_spans, has_entities
 from hf_relstitch.hub.cards import TASKS, WORDS_TASK
@@ -29,10 +29,12 @@ def classifier(
     """
     loaded = RelativeStitcher.from_pretrained(model, revision=revision)
     config = loaded.config
-    allowed = FUNCTIONS.get(config.problem_type, ("softmax", "sigmoid", "none"))
+    usual = ("softmax", "sigmoid", "none") if config.num_labels > 1 else ("sigmoid", "none")
+    allowed = FUNCTIONS.get(config.problem_type, usual)
     if function_to_apply is not None and function_to_apply.lower() not in allowed:
+        kind = config.problem_type or "one value"
         raise StitchError(
-            f"function_to_apply is {function_to_apply!r} and the head is for {config.problem_type}: supported are "
+            f"function_to_apply is {function_to_apply!r} and the head is for {kind}: supported are "
             f"{' and '.join(allowed)}; left out, it is {allowed[0]}"
         )
     given = {"function_to_apply": function_to_apply, "device": device}
@@ -45,6 +47,7 @@ def predict(
     arguments: Sequence[str],
     *,
     column: str | None = None,
+    pair_column: str | None = None,
     revision: str | None = None,
     device: str | None = None,
 ) -> list[dict[str, Any]]:
@@ -53,8 +56,8 @@ def predict(
     Of a model that labels tokens, return the entities of each text where labels begin with B- or I-, else the label of
     each word.
 
-    `-` stands for the lines of the standard input. For tables, `column` names the column of the inputs; see
-    `read_inputs`.
+    `-` stands for the lines of the standard input. For tables, `column` names the column of the inputs, and of pairs of
+    texts `pair_column` that of the second; see `read_inputs`.
 
     Raises:
         StitchError: the model is not stitched, or an argument names a file that is missing, cannot be read or is of
@@ -62,7 +65,9 @@ def predict(
     """
     classify = classifier(model, revision=revision, device=device)
     modality = classify.model.config.modality
-    inputs = [one for argument in arguments for one in _inputs_of(argument, modality=modality, column=column)]
+    columns = {"column": column, "pair_column": pair_column}
+    inputs = [one for argument in arguments for one in _inputs_of(argument, modality=modality, **columns)]
+    check_pairs(inputs, pairs=classify.model.config.pairs is not None)
     if classify.task == WORDS_TASK:
         return [row for text in inputs for row in _label(classify.model, text)]
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
@@ -72,7 +77,8 @@ def predict(
     if modality == "audio":
         given = [load_audio(one, sampling_rate=classify.feature_extractor.sampling_rate) for one in inputs]
     answers = classify(given, top_k=1, **options)
-    return [{"input": str(one), **answer[0]} for one, answer in zip(inputs, answers, strict=True)]
+    named = [" | ".join(one[name] for name in TEXT_PAIR) if is_text_pair(one) else str(one) for one in inputs]
+    return [{"input": name, **answer[0]} for name, answer in zip(named, answers, strict=True)]
 
 
 def _label(model: RelativeStitcher, text: str) -> list[dict[str, Any]]:
@@ -93,14 +99,14 @@ def _label(model: RelativeStitcher, text: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _inputs_of(argument: str, *, modality: str, column: str | None = None) -> list[Any]:
+def _inputs_of(argument: str, *, modality: str, column: str | None = None, pair_column: str | None = None) -> list[Any]:
     """The inputs that an argument names, or the text that it is.
 
     Raises:
         StitchError: it names a file that is not there, or inputs of another kind than the model takes.
     """
     if argument == STDIN or is_here(argument):
-        inputs = read_inputs(argument, column=column)
+        inputs = read_inputs(argument, column=column, pair_column=pair_column)
         check_kinds(inputs, modality=modality)
         return inputs
     if modality == "image" and argument.startswith(("http://", "https://")):

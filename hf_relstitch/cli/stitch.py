@@ -19,7 +19,11 @@ Anchors = Annotated[
 ]
 Column = Annotated[str | None, typer.Option(help="Column of the inputs: texts, or paths of images or sounds.")]
 TargetColumn = Annotated[
-    str | None, typer.Option(help="Column of what the target takes, where it takes another input: anchors are pairs.")
+    str | None, typer.Option(help="Column of what the target takes, where it takes another input than the source.")
+]
+PairColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the second text, where an input is a pair of texts and --column has the first."),
 ]
 Split = Annotated[str, typer.Option(help="Split of the data set.")]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
@@ -34,6 +38,7 @@ def stitch_command(
     anchors: Anchors,
     column: Column = None,
     target_column: TargetColumn = None,
+    pair_column: PairColumn = None,
     split: Split = "train",
     limit: Annotated[
         int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times as many at random.", min=32)
@@ -66,7 +71,9 @@ def stitch_command(
     if (out / "config.json").is_file() and not force:
         raise StitchError(f"{out} holds a stitched model already: give another folder, or --force to write over it")
     use_device(device)
-    inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
+    inputs = read_inputs(
+        anchors, column=column, target_column=target_column, pair_column=pair_column, split=split, count=4 * limit
+    )
     settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "norm": norm}
     given = {name: value for name, value in settings.items() if value is not None}
     parts: dict[str, Any] = {"source": source, "target": target, "cut": cut}
@@ -98,6 +105,7 @@ def recommend_command(
     more: Annotated[list[str] | None, typer.Argument(help="More encoders to try.", metavar="[CANDIDATES]")] = None,
     column: Column = None,
     target_column: TargetColumn = None,
+    pair_column: PairColumn = None,
     split: Split = "train",
     limit: Annotated[int, typer.Option(help="Use at most this many inputs.", min=32)] = 1000,
     cut: Cut = None,
@@ -112,7 +120,9 @@ def recommend_command(
     from hf_relstitch.encoders.devices import accelerate_state
 
     use_device(device)
-    inputs = read_inputs(anchors, column=column, target_column=target_column, split=split, count=4 * limit)
+    inputs = read_inputs(
+        anchors, column=column, target_column=target_column, pair_column=pair_column, split=split, count=4 * limit
+    )
     encoders = [*candidates, *(more or [])]
     rows = recommend(
         target, encoders, inputs, cut=cut, num_anchors=limit, batch_size=batch_size, revision=target_revision

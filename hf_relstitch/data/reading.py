@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetsError
 from PIL import Image
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import SOUNDS, TABLES, check_filled, inputs_at
+from hf_relstitch.data.inputs import SOUNDS, TABLES, TEXT_PAIR, check_filled, inputs_at
 
 STDIN = "-"
 """Stands for the standard input, one input a line."""
@@ -28,24 +28,34 @@ def read_inputs(
     *,
     column: str | None = None,
     target_column: str | None = None,
+    pair_column: str | None = None,
     split: str = "train",
     count: int | None = None,
 ) -> list[Any]:
     """Read inputs from a text file, an image or a sound, a folder of them, or a column, see `read_columns`.
 
     A text file has one input for each line; `-` is the standard input, read the same way. Text files have no columns
-    and ignore `column`. With `target_column` the inputs are pairs: the source takes `column`, the target takes
-    `target_column`. From more than `count` inputs, `count` are drawn, the same each time, in order.
+    and ignore `column`. With `target_column` the inputs are tuples: the source takes `column`, the target takes
+    `target_column`. With `pair_column` they are pairs of texts, each one input: `column` and `pair_column`. From more
+    than `count` inputs, `count` are drawn, the same each time, in order.
 
     Raises:
-        StitchError: nothing is at this path, or it holds no input.
+        StitchError: nothing is at this path, or it holds no input; or there is no table for the second column.
     """
     path = Path(place)
+    if pair_column is not None and (column is None or target_column is not None or place == STDIN):
+        raise StitchError(
+            f"the second texts of pairs are column {pair_column!r}: name the column of the first too, of a Parquet, "
+            "CSV or JSON file or a data set, and no column of the target's"
+        )
     inputs: list[Any]
     if place == STDIN:
         inputs = [line for line in sys.stdin.read().split("\n") if line.strip()]
     elif target_column is not None:
         inputs = list(zip(*read_columns(place, [column, target_column], split=split, count=count), strict=True))
+    elif pair_column is not None:
+        texts = read_columns(place, [column, pair_column], split=split, count=count)
+        inputs = [dict(zip(TEXT_PAIR, pair, strict=True)) for pair in zip(*texts, strict=True)]
     elif not path.exists() or (column is not None and (path.is_dir() or path.suffix.lower() in TABLES)):
         inputs = read_columns(place, [column], split=split, count=count)[0]
     elif path.is_dir():
