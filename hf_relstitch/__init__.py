@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hf_relstitch.heads.loading import load_classifier, split_classifier
     from hf_relstitch.model.anchors import AnchorSet, RelativeLatents
     from hf_relstitch.model.exporting import plain_classifier, to_onnx
-    from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
+    from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher, RelativeStitcherModel
 
 _MODULES = {
     "AnchorSet": "model.anchors",
@@ -33,6 +33,7 @@ _MODULES = {
     "RelativeLatents": "model.anchors",
     "RelativeStitcher": "model.modeling_relative_stitcher",
     "RelativeStitcherConfig": "configuration_relative_stitcher",
+    "RelativeStitcherModel": "model.modeling_relative_stitcher",
     "StitchError": "core.errors",
     "TranslationSettings": "core.translation",
     "load_classifier": "heads.loading",
@@ -51,6 +52,7 @@ __all__ = [
     "RelativeLatents",
     "RelativeStitcher",
     "RelativeStitcherConfig",
+    "RelativeStitcherModel",
     "StitchError",
     "TranslationSettings",
     "__version__",

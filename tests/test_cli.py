@@ -235,7 +235,7 @@ def test_what_is_no_stitched_model_does_not_predict(target_folder: str) -> None:
 def test_a_stitched_model_is_no_source(
     model: Path, target_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(StitchError, match=r"model cannot be loaded as an encoder: Unrecognized configuration .*$"):
+    with pytest.raises(StitchError, match="model holds a relative_stitcher model: expected an encoder"):
         Encoder.from_pretrained(str(model))
     monkeypatch.setattr(Encoder, "encode", None)  # it is told before
     done = run("stitch", model, target_folder, tmp_path, "--anchors", model.with_name("texts.txt"), status=1)

@@ -34,12 +34,14 @@ from hf_relstitch.encoders.processors import (
 )
 from hf_relstitch.encoders.sentence_transformers_repo import read_sentence_modules, transformer_folder
 from hf_relstitch.encoders.words import WordTokens, check_offsets, find_words, padded_rows, token_rows
-from hf_relstitch.hub.repo import hub_options, locate
+from hf_relstitch.hub.repo import Repo, hub_options, locate
 from hf_relstitch.layers import describe_chain, flatten_layers
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 
+STITCHED = "relative_stitcher"
+"""The model type of stitched models, which AutoModel knows."""
 WITH_PROCESSOR = "give Encoder(model, processor), or as a target split_classifier(model, processor)"
 
 
@@ -173,6 +175,7 @@ class Encoder:
         except (OSError, RuntimeError, ValueError) as error:
             said = str(error).partition("\nModel type should be one of")[0]  # and the names of all configs follow
             raise StitchError(f"{repo.name} cannot be loaded as an encoder: {said}") from error
+        _refuse_stitched(repo, model.config)
         merge_adapters(model)
         if "EncoderModel" in str(model.config.architectures) and getattr(model, "decoder", None) is not None:
             leave_out(model, ["decoder"])
@@ -424,9 +427,19 @@ def modality_at(source: str | Path | Encoder) -> str | None:
         config = AutoConfig.from_pretrained(repo.place, **repo.loading)
     except (OSError, ValueError):  # loading it says what is wrong
         return None
+    _refuse_stitched(repo, config)
     if type(config) not in MODEL_MAPPING:
         raise StitchError(f"{repo.name} holds a {config.model_type} model: expected an encoder")
     return MODALITIES.get(getattr(MODEL_MAPPING[type(config)], "main_input_name", ""))
+
+
+def _refuse_stitched(repo: Repo, config: Any) -> None:
+    """Refuse a stitched model, which AutoModel loads, as an encoder."""
+    if config.model_type == STITCHED:
+        raise StitchError(
+            f"{repo.name} holds a {STITCHED} model: expected an encoder; "
+            "model.to_sentence_transformer(folder) makes one of it"
+        )
 
 
 def encode_inputs(

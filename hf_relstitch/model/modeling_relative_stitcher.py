@@ -17,7 +17,12 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput, TokenClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from transformers.utils import can_return_tuple
 
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
@@ -399,9 +404,7 @@ class RelativeStitcher(PreTrainedModel):
             "input_values": input_values,
             "input_features": input_features,
         }
-        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        check_inputs(given.keys() | kwargs.keys(), modality=self.config.modality)
-        latents, encoded = self.encode_batch(given, **kwargs)
+        latents, encoded = self._encode_inputs(inputs, **kwargs)
         logits = self.classify(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
         loss = None
         if labels is not None:
@@ -416,6 +419,12 @@ class RelativeStitcher(PreTrainedModel):
             hidden_states=getattr(encoded, "hidden_states", None),
             attentions=getattr(encoded, "attentions", None),
         )
+
+    def _encode_inputs(self, inputs: Mapping[str, Tensor | None], **options: Any) -> tuple[Tensor, Any]:
+        """Return source latents of the processor's output, as `encode_batch`, after a check of its kind."""
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        check_inputs(given.keys() | options.keys(), modality=self.config.modality)
+        return self.encode_batch(given, **options)
 
     def encode_batch(self, batch: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Any]:
         """Return source latents `(n, d_source)` of a processed batch, and the encoder's output that they come from.
@@ -691,6 +700,50 @@ class RelativeStitcher(PreTrainedModel):
             self.hf_device_map = {f"encoder.{name}".rstrip("."): device for name, device in device_map.items()}
 
 
+class RelativeStitcherModel(RelativeStitcher):
+    """Run a stitched model without its head: inputs to latents in the target's space.
+
+    `AutoModel.from_pretrained` and the feature-extraction pipelines load it from a stitched model's folder or repo.
+    """
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Return target latents for the source processor's output.
+
+        Returns:
+            A `BaseModelOutputWithPooling`. `pooler_output` holds the latents `(n, d_target)`; `last_hidden_state` holds
+            them as the one row of each input, `(n, 1, d_target)`, so that its mean and its first row are the latent. Of
+            a model that labels tokens `last_hidden_state` is `(n, t, d_target)` and `pooler_output` None.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "pixel_values": pixel_values,
+            "input_values": input_values,
+            "input_features": input_features,
+        }
+        latents, encoded = self._encode_inputs(inputs, **kwargs)
+        translated = self.translate(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
+        by_token = self.config.by_token
+        return BaseModelOutputWithPooling(
+            last_hidden_state=translated if by_token else translated[:, None],
+            pooler_output=None if by_token else translated,
+            hidden_states=getattr(encoded, "hidden_states", None),
+            attentions=getattr(encoded, "attentions", None),
+        )
+
+
+AutoModel.register(RelativeStitcherConfig, RelativeStitcherModel)
 AutoModelForSequenceClassification.register(RelativeStitcherConfig, RelativeStitcher)
 AutoModelForTokenClassification.register(RelativeStitcherConfig, RelativeStitcher)
 AutoModelForImageClassification.register(RelativeStitcherConfig, RelativeStitcher)

@@ -51,7 +51,7 @@ INDEX = "model.safetensors.index.json"
 STUB_NAME = "relative_stitcher.py"
 STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch."""
 
-from hf_relstitch import RelativeStitcher, RelativeStitcherConfig  # noqa: F401
+from hf_relstitch import RelativeStitcher, RelativeStitcherConfig, RelativeStitcherModel  # noqa: F401
 '''
 AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -64,7 +64,11 @@ AUTO_CLASSES = {
 def _auto_map(task: str) -> dict[str, str]:
     """Where `trust_remote_code=True` finds the classes: in the stub, which only imports the installed package."""
     stub = Path(STUB_NAME).stem
-    return {"AutoConfig": f"{stub}.RelativeStitcherConfig", AUTO_CLASSES[task]: f"{stub}.RelativeStitcher"}
+    return {
+        "AutoConfig": f"{stub}.RelativeStitcherConfig",
+        "AutoModel": f"{stub}.RelativeStitcherModel",
+        AUTO_CLASSES[task]: f"{stub}.RelativeStitcher",
+    }
 
 
 def read_config(folder: Path) -> RelativeStitcherConfig:
