@@ -50,8 +50,11 @@ def translate_npy(source: Source, sink: BinaryIO, translator: Translator) -> Ite
     with source.open() as stream:
         matrix = _read_npy_header(stream)
         translator.check_width(matrix.shape[1], "the matrix")
-        if source.size < matrix.offset + matrix.nbytes:
-            raise StitchError(CUT_SHORT)
+        if source.size != matrix.offset + matrix.nbytes:
+            raise StitchError(
+                f"its header says {matrix.nbytes:,} bytes of data and it has {source.size - matrix.offset:,}: copy or "
+                "write it again"
+            )
         dtype = translator.output_dtype(matrix.dtype)
         names = {torch_dtype: name for name, torch_dtype in NPY_DTYPES.items()}
         if dtype not in names:
@@ -69,7 +72,8 @@ def _read_npy_header(stream: BinaryIO) -> Matrix:
         order = "column by column" if is_fortran else "row by row"
         raise StitchError(
             f"the array is of shape {shape} and dtype {dtype.str}, {order}: "
-            "expected (n, d) little-endian floats, row by row, as np.save(file, np.ascontiguousarray(latents)) writes"
+            "expected (n, d) little-endian floats, row by row, as "
+            "np.save(file, np.ascontiguousarray(latents, '<f4')) writes"
         )
     return Matrix(stream.tell(), shape, NPY_DTYPES[dtype.str])
 
@@ -138,7 +142,11 @@ def _read_header(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
             sizes = [*entry["shape"], begin, end - begin]
             if not isinstance(entry["dtype"], str) or not all(isinstance(size, int) and size >= 0 for size in sizes):
                 raise TypeError(f"an entry is {entry}")
-        end = max((entry["data_offsets"][1] for entry in tensors), default=0)
+        end = 0
+        for entry in sorted(tensors, key=lambda entry: entry["data_offsets"]):
+            if entry["data_offsets"][0] != end:
+                raise ValueError(f"an entry begins at byte {entry['data_offsets'][0]} of the data, not at {end}")
+            end = entry["data_offsets"][1]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StitchError(f"its header is damaged ({error!r}): copy or write it again") from error
     if size != 8 + length + end:

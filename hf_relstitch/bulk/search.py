@@ -24,7 +24,6 @@ from hf_relstitch.core.scoring import RecallScorer, advise, check_role
 from hf_relstitch.core.selection import check_prefer, choose_for_search
 from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, empty_translation, fit
 from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
-from hf_relstitch.encoders.devices import fingerprint
 from hf_relstitch.encoders.encoder import to_encoder
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.hub.cards import write_card
@@ -198,7 +197,6 @@ class SearchTranslation(nn.Module):
             "target": self.target and asdict(self.target),
             "norm": self.translation.norm,
             "gamma": gamma_of(self.translation),
-            "fingerprint": fingerprint(self.translation),
         }
 
     def save_pretrained(self, folder: str | Path, *, repo_id: str | None = None) -> None:
@@ -282,8 +280,6 @@ class SearchTranslation(nn.Module):
             sizes = len(tensors.get("decoder", ())), len(tensors["centre"]), len(tensors["bias"])
             made = empty_translation(*sizes, settings=settings)
             made.load_state_dict(tensors, assign=True)
-            if fingerprint(made) != content["fingerprint"]:
-                raise ValueError("its tensors are not those that were written")
             return cls(
                 made,
                 translates=content["translates"],

@@ -35,7 +35,7 @@ class Frame:
         q, r = torch.linalg.qr(unit_anchors) if k > 2 * d else (None, unit_anchors)
         u, s, vh = torch.linalg.svd(r, full_matrices=False)
         u = u if q is None else q @ u
-        kept = s > s[0] * max(unit_anchors.shape) * precision
+        kept = s >= s[0] * min(1.0, max(unit_anchors.shape) * precision)
         return cls(u[:, kept], s[kept], _without_silent(vh[kept], unit_anchors))
 
     @classmethod
@@ -83,7 +83,7 @@ def quick_frame(unit_anchors: Float[Tensor, "k d"], *, precision: float) -> Fram
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0), vectors.flip(1)
     floor = max(max(unit_anchors.shape) * precision, 10 * torch.finfo(gram.dtype).eps ** 0.5)
-    kept = values > values[0] * floor**2
+    kept = values >= values[0] * min(1.0, floor) ** 2
     s, vectors = values[kept].sqrt(), vectors[:, kept]
     if wide:
         return Frame(vectors, s, _without_silent(vectors.T @ unit_anchors / s[:, None], unit_anchors))

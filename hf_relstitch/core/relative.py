@@ -33,13 +33,25 @@ def precision_of(x: Float[Tensor, "n d"]) -> float:
     """Return the rounding error that the directions of latents carry: machine epsilon as centring amplifies it.
 
     Epsilon is float64's, or else float32's: half-precision latents are computed in float32 inside a model, and
-    their own rounding is noise like any other.
+    their own rounding is noise like any other. A coordinate that is constant up to rounding has no part in directions,
+    however large it is.
     """
     latents = to_working(x)
     radii = torch.linalg.vector_norm(latents - latents.mean(0), dim=-1)
-    ratios = torch.linalg.vector_norm(latents, dim=-1)[radii > 0] / radii[radii > 0]
+    ratios = torch.linalg.vector_norm(without_constants(x), dim=-1)[radii > 0] / radii[radii > 0]
     amplified = max(1.0, float(ratios.square().mean().sqrt())) if len(ratios) else 1.0
-    return amplified * torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
+    return amplified * _epsilon(x)
+
+
+def without_constants(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return latents in float64, with coordinates set to 0 that are constant up to rounding."""
+    latents = to_working(x)
+    return latents * (torch.linalg.vector_norm(latents - latents.mean(0), dim=0) > _epsilon(x) * latents.norm(dim=0))
+
+
+def _epsilon(x: Float[Tensor, "n d"]) -> float:
+    """Return the machine epsilon of float64, or else of float32."""
+    return torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
 
 
 def directions(x: Float[Tensor, "n d"], *, centre: Float[Tensor, " d"]) -> Float[Tensor, "n d"]:

@@ -245,6 +245,13 @@ def _varied(x: Float[Tensor, "n d"]) -> bool:
     return bool(len(x) and x.isfinite().all() and (x != x[0]).any())
 
 
+def _fits_float32(x: Tensor) -> bool:
+    """Tell whether a tensor in float32 is finite, and not all rounded to zero."""
+    largest = float(x.detach().abs().max()) if x.numel() else 0.0
+    limits = torch.finfo(torch.float32)
+    return largest == 0 or limits.tiny <= largest <= limits.max
+
+
 def mean_norm(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Return the mean norm of the rows."""
     return x.norm(dim=-1).mean()
@@ -337,11 +344,11 @@ def fit(
     """
     fit_one = fit_kernel_translation if settings.gamma else fit_translation
     translation = fit_one(source_anchors, target_anchors, settings=settings, frames=frames)
-    if not all(buffer.isfinite().all() for buffer in translation.buffers()):
+    if not all(_fits_float32(buffer) for buffer in translation.buffers()):
         sizes = [float(mean_norm(to_working(side))) for side in (source_anchors, target_anchors)]
         raise StitchError(
-            f"the translation is not finite; the anchors' mean norms are {sizes[0]:.1e} and {sizes[1]:.1e}: scale both "
-            "sides to norms near 1"
+            f"the translation does not fit into float32; the anchors' mean norms are {sizes[0]:.1e}, {sizes[1]:.1e}: "
+            "scale both sides to norms near 1"
         )
     return translation
 

@@ -38,7 +38,10 @@ def _read_latents(file: Path, column: str) -> Tensor:
         StitchError: another kind of file, or none with such a column.
     """
     if file.suffix == ".npy":
-        return as_tensor(np.load(file, allow_pickle=False))
+        mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+        if (rest := file.stat().st_size - mapped.offset - mapped.nbytes) != 0:
+            raise ValueError(f"its header says {mapped.shape}, and {rest} bytes are left: copy or write it again")
+        return as_tensor(mapped)
     if file.suffix == ".safetensors":
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())

@@ -8,6 +8,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 import yaml
 from filelock import FileLock, Timeout
@@ -58,6 +59,7 @@ def atomic_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Ite
                 try:
                     yield new
                     _give_usual_modes(new)
+                    _check_replaceable(new, folder)
                     new.rename(folder / WHOLE)
                 except BaseException:
                     shutil.rmtree(new, ignore_errors=True)
@@ -68,6 +70,14 @@ def atomic_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Ite
                 for parent in made:
                     parent.rmdir()
             raise
+
+
+def _check_replaceable(new: Path, folder: Path) -> None:
+    """Refuse, while the old files are all there, to replace a folder by a file, or a file by a folder."""
+    for entry in new.iterdir():
+        place = folder / entry.name
+        if place.exists() and place.is_dir() != entry.is_dir():
+            raise OSError(f"{place} is a {'folder' if place.is_dir() else 'file'}")
 
 
 def finish_save(folder: Path, *, last: str, owned: Sequence[str]) -> bool:
@@ -295,13 +305,24 @@ def write_tensors(
     file: str | Path, tensors: dict[str, Tensor], content: dict[str, Any], *, kind: str, format_version: int
 ) -> None:
     """Write one safetensors file, whole or not at all; the other content stands under `kind` in its metadata."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {
         "format_version": str(format_version),
         "hf_relstitch_version": __version__,
         kind: json.dumps(content, sort_keys=True),
     }
-    with atomic_write(file) as written:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, written, metadata)
+    metadata["checksum"] = _checksum_of(tensors, metadata)
+    with atomic_write(file) as written, _written_to(Path(file).parent):
+        save_file(tensors, written, metadata)
+
+
+def _checksum_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Return the XXH3 of tensors, their names and metadata."""
+    digest = xxhash.xxh3_128(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return f"xxh3_128:{digest.hexdigest()}"
 
 
 def read_tensors(
@@ -310,7 +331,7 @@ def read_tensors(
     """Read the tensors and the content of a file from `write_tensors`.
 
     Raises:
-        StitchError: the file is of another kind (the message says `otherwise`) or of a newer format.
+        StitchError: the file is of another kind (the message says `otherwise`), of a newer format, or damaged.
         OSError, SafetensorError, KeyError, ValueError: the file is missing or damaged.
     """
     with safe_open(file, "pt") as opened:
@@ -320,4 +341,8 @@ def read_tensors(
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     version, written_by = int(metadata["format_version"]), metadata.get("hf_relstitch_version")
     check_format(version, supported=supported, what=str(file), written_by=written_by)
+    expected = metadata.pop("checksum", None)  # which older files lack
+    is_whole = metadata.keys() == {"format_version", "hf_relstitch_version", kind}
+    if not is_whole or (expected is not None and _checksum_of(tensors, metadata) != expected):
+        raise StitchError(f"{file} is damaged or was altered: copy or download it again")
     return tensors, json.loads(metadata[kind])

@@ -15,7 +15,7 @@ from hf_relstitch.configuration_relative_stitcher import rename_settings
 from hf_relstitch.core.anchor_sampling import choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.projection import decode_relative
-from hf_relstitch.core.relative import to_working
+from hf_relstitch.core.relative import to_working, without_constants
 from hf_relstitch.core.translation import TranslationSettings
 from hf_relstitch.data.ids import first_ids, ids_fingerprint, input_ids, key_fingerprint
 from hf_relstitch.data.inputs import Side, inputs_at, side_of
@@ -445,7 +445,7 @@ def check_latents(latents: Tensor) -> None:
             f"{_rows(~finite)} not-a-number or infinite values: look at these inputs and at the encoder's dtype"
         )
     centred = latents.double() - latents.double().mean(0)
-    lengths = latents.double().norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    lengths = without_constants(latents).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     if (centred.norm(dim=1) <= 1e-6 * lengths).all():
         raise StitchError(
             f"all {len(latents)} anchors have the same latent: is the encoder trained, and are the inputs different?"
