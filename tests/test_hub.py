@@ -448,6 +448,15 @@ def test_a_folder_is_pulled_onto_itself_as_it_is(model: RelativeStitcher, tmp_pa
     assert not (tmp_path / "copy" / ".partial-of-a-killed-save").exists()
 
 
+def test_a_link_out_of_a_folder_is_not_followed(model: RelativeStitcher, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mine")
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(StitchError, match=r"notes.txt is a link out of its folder"):
+        pull(str(tmp_path / "model"), tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
 def test_command_line_finds_anchor_sets(source_id: str, target_id: str, tmp_path: Path) -> None:
     for repo_id, encoder in {
         "alice/bert-anchors": Encoder.from_pretrained(source_id),

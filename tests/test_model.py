@@ -475,7 +475,8 @@ def test_refuses_weights_that_are_not_the_models(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 9, "hf_relstitch_version": "3.1.0"}, r"format version 9, written by hf_relstitch 3\.1\.0"),
+        ({"format_version": 9, "hf_relstitch_version": "3.1.0"}, r"format version 9.*hf-relstitch>=3\.1\.0'$"),
+        ({"format_version": 9, "hf_relstitch_version": "3'; rm -rf ~; '"}, r"pip install -U hf-relstitch$"),
         ({"pooling": "sum"}, "the config's pooling is 'sum': expected one of mean, cls"),
         ({"head": {"kind": "code"}}, "expected kind 'linear'"),
         ({"translation": {"alpha": 2.0}}, r"alpha is 2\.0: it has to be in \[0, 1\]"),

@@ -102,12 +102,25 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None, force: bool
         raise StitchError(f"{folder / CARD_NAME} has edits that pulling would lose: push them, or move the file away")
     load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
     load(repo.place, revision=repo.commit)
+    _check_links(repo)
     last, owned = (CONFIG_NAME, [LATENTS_NAME]) if is_anchor_set else ("config.json", OWNED)
     with atomic_folder(folder, last=last, owned=owned) as written:
         shutil.copytree(repo.folder(), written, ignore=shutil.ignore_patterns(f"{PARTIAL}*"), dirs_exist_ok=True)
         (written / SHARED).parent.mkdir(parents=True, exist_ok=True)
         write_json(written / SHARED, {repo.name: edits(card)})
     return repo.commit
+
+
+def _check_links(repo: Repo) -> None:
+    """Refuse links out of a folder, whose targets would be copied; a repo of the Hub has none.
+
+    Raises:
+        StitchError: a link leads elsewhere.
+    """
+    folder = repo.folder()
+    for file in () if repo.commit else folder.rglob("*"):
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise StitchError(f"{file} is a link out of its folder: put the file itself there, or take the link away")
 
 
 def _shared_edits(folder: Path) -> dict[str, Any]:

@@ -335,7 +335,7 @@ def number(value: object, digits: int) -> str:
 def _inline(text: object) -> str:
     """Foreign text as one line of Markdown that means nothing but itself, in a table too."""
     line = " ".join(str(text).split())
-    special = r"[\\`*\[\]|~<>&$]|(?<!\w)_+|_+(?!\w)"
+    special = r"[\\`*\[\]|~<>&$@]|(?<!\w)_+|_+(?!\w)|:(?=//)|(?<=www)\."  # the last two begin links
     return re.sub(special, lambda found: "".join(f"&#{ord(one)};" for one in found[0]), line)
 
 

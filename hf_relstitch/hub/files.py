@@ -1,6 +1,7 @@
 """Folders and files that appear whole or not at all, and checksums of what is in them."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -295,9 +296,11 @@ def check_format(version: object, *, supported: int, what: str, written_by: obje
     if not isinstance(version, int) or version < 1:
         raise StitchError(f"{what} has format version {version!r}: expected a whole number from 1 to {supported}")
     if version > supported:
+        is_number = re.fullmatch(r"\d+(\.\d+){0,3}", str(written_by), re.ASCII)  # it is to be copied into a shell
+        newer = f"'hf-relstitch>={written_by}'" if is_number else "hf-relstitch"
         raise StitchError(
-            f"{what} has format version {version}, written by hf_relstitch {written_by}; this hf_relstitch reads "
-            f"versions up to {supported}: pip install -U 'hf-relstitch>={written_by}'"
+            f"{what} has format version {version}, and this hf_relstitch reads versions up to {supported}: "
+            f"pip install -U {newer}"
         )
 
 
