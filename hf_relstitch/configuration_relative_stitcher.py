@@ -9,7 +9,7 @@ from torch import nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.translation import TranslationSettings
 from hf_relstitch.hub.cards import task_of
 from hf_relstitch.hub.files import check_format
@@ -173,6 +173,16 @@ class RelativeStitcherConfig(PretrainedConfig):
         if self.share not in SHARES:
             raise StitchError(f"share is {self.share!r}: expected one of {', '.join(SHARES)}")
         self.translation_settings  # noqa: B018  (its construction is the check)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a config from the content of a `config.json`.
+
+        Raises:
+            StitchError: a field has a value that no stitched model has.
+        """
+        with wrap_errors("the config of the stitched model cannot be read"):
+            return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

@@ -44,7 +44,7 @@ class Document:
             if node is not None:
                 _number(node, (), lines, path.name)
             return cls(loader.construct_document(node) if node is not None else {}, path.name, lines)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             raise StitchError(f"{path} is not YAML: {error}") from error
 
     def error(self, path: Path_, message: str) -> StitchError:

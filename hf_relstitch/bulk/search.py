@@ -8,7 +8,6 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils import logging
@@ -16,7 +15,7 @@ from transformers.utils import logging
 from hf_relstitch.bulk.pairs import mismatched, pair_by_ids, read_side
 from hf_relstitch.configuration_relative_stitcher import rename_settings
 from hf_relstitch.core.cross_validation import make_splits
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.measures import translate_held_out
 from hf_relstitch.core.options import Metric, Prefer, Role
 from hf_relstitch.core.relative import check_latents
@@ -268,7 +267,7 @@ class SearchTranslation(nn.Module):
         Raises:
             StitchError: the file does not exist, is damaged, or has a newer format.
         """
-        try:
+        with wrap_errors(f"{file} is not a whole file of a translation for search", "save it again"):
             tensors, content = read_tensors(
                 file,
                 kind=KIND,
@@ -289,12 +288,6 @@ class SearchTranslation(nn.Module):
                 report=content["report"],
                 **{side: Provenance(**content[side]) for side in ("source", "target") if content.get(side)},
             )
-        except StitchError:
-            raise
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise StitchError(
-                f"{file} is not a whole file of a translation for search ({error!r}): save it again"
-            ) from error
 
 
 def gamma_of(translation: Translation | KernelTranslation) -> float:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -27,21 +28,24 @@ def translate_parquet(source: Source, sink: BinaryIO, translator: Translator) ->
     options = {"pre_buffer": False, "buffer_size": BUFFERS[source.is_local]}
     with source.open_for_arrow(cache="none") as opened, pq.ParquetFile(opened, **options) as file:
         schema = translated_schema(file.schema_arrow, translator)
-        with pq.ParquetWriter(sink, schema, **_parquet_options(file, schema, translator.column)) as writer:
-            for batch in translated_batches(file.iter_batches(translator.batch_size), schema, translator):
+        stored = file.iter_batches(translator.batch_size)
+        first = list(islice(stored, 1))  # fails for a damaged file whose metadata end the process if they are read
+        options = _parquet_options(file if first else None, schema, translator.column)
+        with pq.ParquetWriter(sink, schema, **options) as writer:
+            for batch in translated_batches(chain(first, stored), schema, translator):
                 writer.write_batch(batch)
                 yield batch.num_rows, batch.nbytes
 
 
-def _parquet_options(file: pq.ParquetFile, schema: pa.Schema, column: str) -> dict[str, Any]:
-    """Return the compression of each column, and dictionaries for all but the latents, by the writer's paths."""
+def _parquet_options(file: pq.ParquetFile | None, schema: pa.Schema, column: str) -> dict[str, Any]:
+    """Return the compression of each column, if there is a file, and dictionaries for all but the latents."""
     named = BytesIO()  # the elements of lists may have other names in the file
     pq.write_table(schema.empty_table(), named)
     written = pq.ParquetFile(named).schema
     paths = [written.column(index).path for index in range(len(written))]
     others = [path for path in paths if path.split(".")[0] != column]
     options: dict[str, Any] = {"use_dictionary": others or False}
-    if file.metadata.num_row_groups:
+    if file is not None:
         group = file.metadata.row_group(0)
         names = {path: group.column(index).compression for index, path in enumerate(paths)}
         options["compression"] = {path: "NONE" if name == "UNCOMPRESSED" else name for path, name in names.items()}

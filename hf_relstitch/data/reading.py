@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
-from datasets.exceptions import DatasetsError
 from PIL import Image
 
 from hf_relstitch.core.errors import StitchError
@@ -131,7 +130,7 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     reader = TABLES.get(path.suffix.lower()) if path.is_file() else None
     try:
         table = read_table(name, reader, columns, split) if reader else load_dataset(name, split=split)
-    except (DatasetsError, ValueError, OSError) as error:
+    except Exception as error:  # whatever a library raises for a damaged file
         unread = f"is empty or cannot be read as {reader or 'a data set'}: {str(error.__cause__ or error).strip()}"
         unknown = f"is no text file, no folder, and no data set that could be loaded: {error}"
         raise StitchError(f"{name} {unread if path.exists() else unknown}") from error

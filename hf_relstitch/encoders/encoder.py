@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import check_pairs, inputs_at, probe_inputs, row_names
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.data.words import Word
@@ -165,16 +165,19 @@ class Encoder:
         Raises:
             StitchError: the model is missing or is not for text, images or audio, or its pooler has no trained weights.
         """
+        with wrap_errors(f"{model_id} cannot be loaded as an encoder"):
+            return cls._load(model_id, pooling=pooling, pairs=pairs, revision=revision, **model_kwargs)
+
+    @classmethod
+    def _load(
+        cls, model_id: str, *, pooling: str, pairs: str | None, revision: str | None, **model_kwargs: Any
+    ) -> "Encoder":
         trust = bool(model_kwargs.pop("trust_remote_code", False))
         repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
         modules = read_sentence_modules(repo) if pooling == "auto" else None
         inside = replace(repo, subfolder="/".join(filter(None, [repo.subfolder, transformer_folder(repo)])))
         options = {"output_loading_info": True, **inside.model_loading, **model_kwargs}
-        try:
-            model, loading = AutoModel.from_pretrained(repo.place, **options)
-        except (OSError, RuntimeError, ValueError) as error:
-            said = str(error).partition("\nModel type should be one of")[0]  # and the names of all configs follow
-            raise StitchError(f"{repo.name} cannot be loaded as an encoder: {said}") from error
+        model, loading = AutoModel.from_pretrained(repo.place, **options)
         _refuse_stitched(repo, model.config)
         merge_adapters(model)
         if "EncoderModel" in str(model.config.architectures) and getattr(model, "decoder", None) is not None:

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import inputs_at, probe_inputs
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.data.words import are_texts
@@ -114,6 +114,13 @@ def load_classifier(
     Raises:
         StitchError: the model is missing, is not a classifier that can be cut, or its head was never trained.
     """
+    with wrap_errors(f"{model_id} cannot be loaded as a classifier"):
+        return _load_classifier(model_id, revision=revision, cut=cut, **model_kwargs)
+
+
+def _load_classifier(
+    model_id: str, *, revision: str | None, cut: str | None, **model_kwargs: Any
+) -> tuple[Encoder, Head]:
     trust = bool(model_kwargs.pop("trust_remote_code", False))
     repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
     if repo.file(ADAPTER) is not None:
@@ -134,12 +141,7 @@ def load_classifier(
             f"{repo.name} is {architecture}: the target has to be a …{', …'.join(TASKS)} model, with one row of logits "
             f"an input, or a token; {BY_HAND}"
         )
-    try:
-        model, loading = loader.from_pretrained(
-            repo.place, output_loading_info=True, **repo.model_loading | model_kwargs
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise StitchError(f"{repo.name} cannot be loaded as a classifier: {error}") from error
+    model, loading = loader.from_pretrained(repo.place, output_loading_info=True, **repo.model_loading | model_kwargs)
     if loading["missing_keys"]:
         raise StitchError(
             f"{repo.name} lacks trained weights for {', '.join(sorted(loading['missing_keys']))}: train it first"

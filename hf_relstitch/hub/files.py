@@ -256,7 +256,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise StitchError(f"{file.parent} has no file {file.name}: {remedy}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StitchError(f"{file} is not valid JSON ({error}): copy or download it again") from error
     if not isinstance(content, dict):
         raise StitchError(f"{file} holds a {type(content).__name__} where a JSON object was expected")

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
 from hf_relstitch.configuration_relative_stitcher import rename_settings
 from hf_relstitch.core.anchor_sampling import choose_anchors
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.projection import decode_relative
 from hf_relstitch.core.relative import to_working, without_constants
 from hf_relstitch.core.translation import TranslationSettings
@@ -77,7 +76,7 @@ class RelativeLatents:
         Raises:
             StitchError: the file is missing, incomplete, or of a newer format.
         """
-        try:
+        with wrap_errors(f"{file} is not a whole file of relative latents", "ask for it again"):
             tensors, content = read_tensors(
                 file, kind=KIND, supported=RELATIVE_FORMAT_VERSION, otherwise="is no file of RelativeLatents.save"
             )
@@ -86,10 +85,6 @@ class RelativeLatents:
                 Provenance(**content["target"]),
             )
             return cls(tensors["values"], tensors["ids"], settings, target)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise StitchError(
-                f"{file} is not a whole file of relative latents ({error!r}): ask for it again"
-            ) from error
 
 
 class LatentSource(Protocol):
@@ -388,14 +383,12 @@ class AnchorSet:
             what=f"the anchor set in {folder}",
             written_by=config.get("hf_relstitch_version"),
         )
-        try:
+        with wrap_errors(f"{folder} is not a whole anchor set", "save or download it again"):
             verify_checksum(files[LATENTS_NAME], config["checksums"][LATENTS_NAME])
             tensors = load_file(files[LATENTS_NAME])
             provenance = Provenance(**config["provenance"])
             fingerprints = {"inputs": config.get("inputs", ""), "key": config.get("key")}
             return cls(tensors["latents"], tensors["ids"], provenance, **fingerprints, groups=tensors.get("groups"))
-        except (KeyError, TypeError, SafetensorError) as error:
-            raise StitchError(f"{folder} is not a whole anchor set ({error!r}): save or download it again") from error
 
 
 def first_of_each(latents: Tensor) -> list[int]:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.encoders.callable_encoder import Function
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, placement
 from hf_relstitch.encoders.dual_encoders import LEFT_OUT, as_configured
@@ -44,9 +44,10 @@ REMEDY = (
     "AutoConfig and AutoModel, or save the two anchor sets and stitch again"
 )
 MERGE = "merge its adapter into it first, by model.merge_and_unload(), or "
-SETTINGS = ("modality", "pooling", "after_pooling", "batching", "translation", "logit_temperature", "head", "readout")
-NEWER_SETTINGS = ("pairs",)
-"""Settings that older formats lack, hashed only if they are set."""
+SETTINGS = (
+    *("modality", "pooling", "after_pooling", "batching", "translation", "logit_temperature", "head", "readout"),
+    *("pairs", "source_config"),
+)
 INDEX = "model.safetensors.index.json"
 STUB_NAME = "relative_stitcher.py"
 STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch."""
@@ -77,7 +78,7 @@ def read_config(folder: Path) -> RelativeStitcherConfig:
     Raises:
         StitchError: the config is missing, of another kind of model, or of a newer format.
     """
-    content = read_json(folder / "config.json")
+    content = read_json(folder / CONFIG)
     if content.get("model_type") != RelativeStitcherConfig.model_type:
         raise StitchError(f"{folder} holds a {content.get('model_type')} model: expected a stitched model")
     return RelativeStitcherConfig.from_dict(content)
@@ -125,9 +126,7 @@ def _check_listed(folder: Path, config: RelativeStitcherConfig) -> None:
 
 def _settings_checksum(content: dict[str, Any]) -> str:
     """A hash of the fields of a `config.json` that change an answer, the weights aside."""
-    settings = {name: content.get(name) for name in SETTINGS}
-    settings |= {name: content[name] for name in NEWER_SETTINGS if content.get(name) is not None}
-    fields = json.dumps(settings, sort_keys=True)
+    fields = json.dumps({name: content.get(name) for name in SETTINGS}, sort_keys=True)
     return f"xxh3_128:{xxhash.xxh3_128_hexdigest(fields.encode())}"
 
 
@@ -138,13 +137,12 @@ def _check_answer_checksums(folder: Path, config: RelativeStitcherConfig) -> Non
         StitchError: one was altered, by damage or by hand.
     """
     for name, expected in config.answer_checksums.items():
-        if name != "config.json":
-            if name in config.processor_files:
-                verify_checksum(folder / name, expected)
-        elif _settings_checksum(read_json(folder / name)) != expected:
+        if name in config.processor_files:
+            verify_checksum(folder / name, expected)
+        elif name == "settings" and _settings_checksum(read_json(folder / CONFIG)) != expected:
             raise StitchError(
-                f"{folder / name} is damaged or was altered: one of {', '.join(SETTINGS + NEWER_SETTINGS)} is not what "
-                "was saved; copy or download it again, or change the model and save it"
+                f"{folder / CONFIG} is damaged or was altered: one of {', '.join(SETTINGS)} is not what was saved; "
+                "copy or download it again, or change the model and save it"
             )
 
 
@@ -389,16 +387,20 @@ def save_model(
         model.config.checksums = {file.name: checksum(file) for file in sorted(written.glob("*.safetensors"))}
         if not model.config.checksums:
             raise StitchError("transformers wrote no weights in this process: save in the main process")
-        model.config.answer_checksums = {
-            **{name: checksum(written / name) for name in model.config.processor_files},
-            "config.json": _settings_checksum(json.loads(model.config.to_json_string(use_diff=False))),
-        }
+        model.config.answer_checksums = {name: checksum(written / name) for name in model.config.processor_files}
         model.config.save_pretrained(written)
-        write_card(read_json(written / "config.json"), written, folder=folder, repo_id=repo_id)
+        model.config.answer_checksums["settings"] = _settings_checksum(read_json(written / CONFIG))
+        model.config.save_pretrained(written)
+        write_card(read_json(written / CONFIG), written, folder=folder, repo_id=repo_id)
 
 
-def load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+def load_model(cls: Any, place: str | Path, *args: Any, **kwargs: Any) -> Any:
     """Load a stitched model of class `cls`; see `RelativeStitcher.from_pretrained`."""
+    with wrap_errors(f"{place} cannot be loaded as a stitched model"):
+        return _load_model(cls, place, *args, **kwargs)
+
+
+def _load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
     options = hub_options(kwargs)
     repo = locate(place, revision=kwargs.get("revision"), **options)
     folder = repo.folder()
