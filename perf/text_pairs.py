@@ -28,7 +28,7 @@ from hf_relstitch.core.measures import discounted_gain
 from hf_relstitch.core.relative import directions
 from hf_relstitch.data.ids import first_ids
 
-MOST, TESTS = 1000, 2000
+MOST, TESTS = 1000, 1000
 
 
 def accuracy(pairs, truth):
@@ -49,7 +49,7 @@ def distilled_values(x, answers, q):
 
 def measure(folder, anchors, tests, truth, score_of, counts):
     """Scores by number of anchors and method, and the report of each stitched model."""
-    encoder, head = load_classifier(str(folder))
+    encoder, head = load_classifier(str(folder), dtype=torch.bfloat16)
     score = score_of(tests, truth)
     own = head.module(encoder.encode(tests)).double()
     targets = encoder.encode(anchors)

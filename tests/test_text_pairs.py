@@ -285,6 +285,28 @@ def test_a_cross_encoder_takes_the_stitched_model(activation: str | None, source
     assert [one["corpus_id"] for one in ranked] == logits[:4].argsort(descending=True).tolist()
 
 
+def test_a_cross_encoder_of_several_classes_is_told_their_number(
+    stitched_pairs: RelativeStitcher, tmp_path: Path
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    stitched_pairs.save_pretrained(tmp_path)
+    some = pairs(4, seed=9)
+    with pytest.raises(StitchError, match="1 classes are asked for and the head of the stitched model has 3"):
+        sentence_transformers.CrossEncoder(str(tmp_path), device="cpu")
+    scorer = sentence_transformers.CrossEncoder(str(tmp_path), device="cpu", num_labels=3)
+    found = scorer.predict([(one["text"], one["text_pair"]) for one in some], show_progress_bar=False)
+    np.testing.assert_allclose(found, stitched_pairs.predict(some).numpy(), atol=1e-5)
+
+
+def test_half_precision_composes_the_same(source_folder: str) -> None:
+    half, full = (
+        Encoder.from_pretrained(source_folder, pairs="compose", dtype=dtype).encode(pairs(8), progress=False)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.1)
+
+
 def test_anchor_sets_of_pairs_are_stitched_without_their_inputs(
     source_folder: str, target_folder: str, tmp_path: Path
 ) -> None:

@@ -25,8 +25,8 @@ CLASSES = ("entailment", "neutral", "contradiction")
 ABOVE = {"noun": "@", "verb": "@", "adj": "&", "adv": "\\"}
 GRADES = (3, 2, 1, 1, 1, 0, 0, 0)
 """How relevant a query's documents are: its definition, its hypernym's, its siblings', and others'."""
-FROZEN, EPOCHS, BATCH = 9, 4, 64
-TRAINED = {"inference": 3000, "ranking": 2400}
+FROZEN, EPOCHS, BATCH = 10, 2, 32
+TRAINED = {"inference": 2400, "ranking": 1600}
 """Pairs that each classifier is trained on; those of a query stand together."""
 Pair = dict[str, str]
 
@@ -164,7 +164,7 @@ def _train(pairs: Sequence[Pair], labels: Sequence[int], *, classes: Sequence[st
     known = [_frozen_part(model.eval(), tokenizer, [pairs[row] for row in rows]) for rows in batches]
     encoder.layer = layers[FROZEN:]
     trained = [*encoder.layer.parameters(), *model.classifier.parameters()]
-    optimiser = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.01)
     steps = EPOCHS * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1, (step + 1) / 30) * (1 - step / steps))
     goal = torch.tensor(labels) if len(classes) > 1 else torch.tensor(labels)[:, None] / max(labels)

@@ -27,8 +27,9 @@ def compose(u: Float[Tensor, "n d"], v: Float[Tensor, "n d"]) -> Float[Tensor, "
     These are the features of InferSent (Conneau et al. 2017) and of sentence-transformers' softmax loss, with the
     product of the former.
     """
-    u, v = (side * side.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt() for side in (u, v))
-    return torch.cat([u, v, (u - v).abs(), u * v], -1)
+    exact = [side.to(torch.promote_types(side.dtype, torch.float32)) for side in (u, v)]
+    first, second = (side * side.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt() for side in exact)
+    return torch.cat([first, second, (first - second).abs(), first * second], -1).to(u.dtype)
 
 
 def describe_pairs(layout: "PairLayout | None") -> dict[str, Any]:

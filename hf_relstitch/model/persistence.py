@@ -412,12 +412,13 @@ def _load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: bo
             "that file away, or load the stitched model and then the adapter"
         )
     kwargs = {name: value for name, value in kwargs.items() if name not in (*HUB_OPTIONS, "revision", "subfolder")}
-    config = kwargs.pop("config", None) or read_config(folder)
+    stored = read_config(folder)
+    config = kwargs.pop("config", None) or stored
     classes = kwargs.pop("num_labels", len(kwargs.get("id2label", config.id2label)))
-    if classes != config.num_labels:
+    if classes != stored.num_labels:
         raise StitchError(
-            f"{classes} classes are asked for and the head of the stitched model has {config.num_labels}: stitch it to "
-            "a head of others"
+            f"{classes} classes are asked for and the head of the stitched model has {stored.num_labels}: stitch it to "
+            f"a head of others; where a library asks by itself, like CrossEncoder, say num_labels={stored.num_labels}"
         )
     if kwargs.pop("variant", None) is not None:
         raise StitchError("a stitched model has no variants of its weights: leave variant out, and give dtype=")
