@@ -1,6 +1,6 @@
 """A classifier of pairs and a reranker, of mpnet, stitched to MiniLM; beside RidgeCV and distillation.
 
-python perf/text_pairs.py [--anchors 200 1000]
+python perf/text_pairs.py [--anchors 200 1000] [--only inference ranking]
 
 Both are fine-tuned on pairs out of WordNet the first time (some minutes on a core); see tests/wordnet_pairs.py. RidgeCV
 goes from source latents to the head's input. Distillation is a new head on the source's latents: logistic regression on
@@ -88,9 +88,12 @@ def first(anchors, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--anchors", nargs="+", type=int, default=[200, MOST])
+    parser.add_argument("--only", nargs="+", default=["inference", "ranking"])
     arguments = parser.parse_args()
     console = Console(width=200)
-    for name, score_of in (("inference", accuracy), ("ranking", ndcg)):
+    scores = {"inference": accuracy, "ranking": ndcg}
+    for name in arguments.only:
+        score_of = scores[name]
         folder, anchors, tests, truth = wordnet_pairs.problem(name, anchors=MOST, tests=TESTS)
         rows, reports = measure(folder, anchors, tests, truth, score_of, arguments.anchors)
         table = Table(f"{name}: {score_of.__name__}", *map(str, rows), title=name, box=box.MARKDOWN)
