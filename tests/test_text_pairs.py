@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import assets
 import numpy as np
 import pico
 import pytest
 import torch
+import wordnet_pairs
 from PIL import Image
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -18,12 +20,15 @@ from hf_relstitch.benchmarks import run_suite
 from hf_relstitch.cli.commands import app
 from hf_relstitch.cli.predict import predict
 from hf_relstitch.cli.recommend import recommend
-from hf_relstitch.data.ids import input_ids
+from hf_relstitch.core.measures import discounted_gain
+from hf_relstitch.data.ids import first_ids, input_ids
 from hf_relstitch.data.reading import read_inputs
 from hf_relstitch.encoders.pairs import PairLayout, compose
 from hf_relstitch.model.exporting import plain_classifier
 
 RELEVANCE = {0: "relevance"}
+SHARES = {"inference": 0.85, "ranking": 0.95}
+"""Least share of the own accuracy and of the own nDCG that a real stitched model keeps."""
 
 
 def pairs(count: int, *, seed: int = 0) -> list[dict[str, str]]:
@@ -402,3 +407,37 @@ def test_the_card_shows_how_to_give_pairs_and_how_their_order_is_kept(source_fol
     assert 'print(classify({"text": "One text", "text_pair": "Another text"}))' in card
     assert f"| Spearman of the values | {model.report['spearman']:.3f} |" in card
     assert f"| nDCG of the values | {model.report['ndcg']:.3f} |" in card
+
+
+@pytest.mark.slow
+def test_a_real_classifier_of_pairs_is_stitched_to_another_encoder(tmp_path: Path) -> None:
+    """The target's own accuracy, and that of the stitched model through the stock pipeline, in batches."""
+    folder, anchors, tests, labels = wordnet_pairs.problem("inference", anchors=1000, tests=1000)
+    target, head = load_classifier(str(folder))
+    own = head.module(target.encode(tests, progress=False)).argmax(-1)
+    model = RelativeStitcher.from_parts(str(assets.minilm()), target, anchors, head=head, progress=False)
+    assert model.config.pairs["how"] == "compose"
+    model.save_pretrained(tmp_path)
+    answers = pipeline("text-classification", model=str(tmp_path))(tests, batch_size=32)
+    found = torch.tensor([model.config.label2id[answer["label"]] for answer in answers])
+    truth = torch.tensor(labels)
+    assert float((found == truth).double().mean()) >= SHARES["inference"] * float((own == truth).double().mean())
+    low, high = model.report["agreement_interval"]
+    assert low - 0.05 <= float((found == own).double().mean()) <= high + 0.05
+
+
+@pytest.mark.slow
+def test_a_real_reranker_is_stitched_to_another_encoder(tmp_path: Path) -> None:
+    """The nDCG of the target's own order, and that of the stitched model as a CrossEncoder."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder, anchors, tests, grades = wordnet_pairs.problem("ranking", anchors=1000, tests=1000)
+    target, head = load_classifier(str(folder))
+    own = head.module(target.encode(tests, progress=False))[:, 0]
+    model = RelativeStitcher.from_parts(str(assets.minilm()), target, anchors, head=head, progress=False)
+    assert model.config.pairs["how"] == "compose"
+    model.save_pretrained(tmp_path)
+    scorer = sentence_transformers.CrossEncoder(str(tmp_path), device="cpu")
+    found = torch.tensor(scorer.predict([tuple(one.values()) for one in tests], show_progress_bar=False))
+    groups, relevance = first_ids(tests), torch.tensor(grades).double()
+    share = discounted_gain(found.double(), relevance, groups) / discounted_gain(own.double(), relevance, groups)
+    assert share >= SHARES["ranking"]
