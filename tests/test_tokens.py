@@ -38,7 +38,7 @@ from hf_relstitch import (
 )
 from hf_relstitch.cli.recommend import recommend
 from hf_relstitch.data.ids import ids_of_texts, input_ids
-from hf_relstitch.data.words import Word, split_words
+from hf_relstitch.data.words import Word, entity_f1, entity_spans, split_words
 from hf_relstitch.encoders.words import find_words
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER"}
@@ -173,6 +173,15 @@ def test_the_latent_of_a_word_is_the_state_of_its_first_token(kind: str, sources
         torch.testing.assert_close(latent, states[place], rtol=1e-4, atol=1e-5)
 
 
+def test_entities_by_hand() -> None:
+    own = ["B-PER", "I-PER", "O", "I-LOC", "B-LOC", "I-PER"]
+    assert entity_spans(own) == [("PER", 0, 2), ("LOC", 3, 4), ("LOC", 4, 5), ("PER", 5, 6)]
+    texts = ["a", "a", "a", "b", "b", "b"]
+    assert entity_f1(own, own, texts) == 1
+    assert entity_f1(["B-PER", "O", "O", "B-LOC", "B-LOC", "O"], own, texts) == pytest.approx(2 * 2 / (3 + 4))
+    assert entity_f1(["O"] * 6, ["O"] * 6, texts) is None
+
+
 def test_ids_of_words_say_the_text_and_the_place() -> None:
     words = split_words("storm hits the coast") + split_words("storm rises")
     ids = input_ids(words)
@@ -195,6 +204,7 @@ def test_gives_the_own_labels_behind_its_own_encoder(how: dict[str, Any], tagger
         logits = model(**batch).logits * model.config.logit_temperature
         torch.testing.assert_close(logits[kept], own(**batch).logits[kept], rtol=1e-3, atol=1e-3)
     assert model.report["agreement"] > 0.99
+    assert model.report["entity_agreement"] > 0.97
 
 
 def test_is_saved_and_runs_in_the_stock_pipeline(stitched: RelativeStitcher, tmp_path: Path) -> None:

@@ -184,15 +184,20 @@ def make_splits(
     norm: Norm,
     seed: int,
     splits: int = SPLITS,
+    groups: Int[Tensor, " k"] | None = None,
 ) -> list[Split]:
-    """Split anchors as the seed says, and decompose those that each fit sees.
+    """Split anchors as the seed says, and decompose those that each fit sees; `groups` are not taken apart.
 
     Raises:
         StitchError: the two sides have different numbers of rows, or anchors that are not finite or all the same.
     """
     x, y = pair_anchors(source_anchors, target_anchors)
     precisions = precision_of(source_anchors), precision_of(target_anchors)
-    split_of = _assign_splits(len(x), seed=seed, splits=splits).to(x.device)
+    count, group_of = len(x), torch.arange(len(x))
+    if groups is not None:
+        values, group_of = groups.cpu().unique(return_inverse=True)
+        count = len(values)
+    split_of = _assign_splits(count, seed=seed, splits=splits)[group_of].to(x.device)
     return [Split.from_rows(x, y, split_of == split, norm=norm, precisions=precisions) for split in range(splits)]
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from hf_relstitch.core.decomposition import quick_frame
@@ -34,11 +34,17 @@ class Readout:
 
 
 @torch.no_grad()
-def fit_readout(latents: Float[Tensor, "k d_source"], answers: Float[Tensor, "k classes"]) -> Readout:
+def fit_readout(
+    latents: Float[Tensor, "k d_source"],
+    answers: Float[Tensor, "k classes"],
+    *,
+    groups: Integer[Tensor, " k"] | None = None,
+) -> Readout:
     """Fit multinomial logistic regression to probabilities; held-out loss in five splits chooses the penalty.
 
     This is distillation (Hinton et al. 2015) at temperature 1: the head's probabilities on the target's latents of the
-    anchors replace labels. A row is held out by its position, modulo five. The fits of all splits, and the fit of all
+    anchors replace labels. A row is held out by its position, modulo five; rows with the same number in `groups`
+    together. The fits of all splits, and the fit of all
     rows, are computed side by side in float32, each from the solution for the penalty before.
     """
     x, answers = to_working(latents), to_working(answers)
@@ -49,7 +55,8 @@ def fit_readout(latents: Float[Tensor, "k d_source"], answers: Float[Tensor, "k 
     ones = x.new_ones(len(x), 1)
     features = torch.cat([frame.u * frame.singular_values, ones], dim=1).float()
     curvature = torch.cat([frame.singular_values.square(), ones.sum()[None]]).float() / 2
-    split_of = torch.arange(len(x), device=x.device) % SPLITS
+    position = torch.arange(len(x)) if groups is None else groups.unique(return_inverse=True)[1]
+    split_of = position.to(x.device) % SPLITS
     fitted = (split_of[:, None] != torch.arange(SPLITS + 1, device=x.device)).float()  # the last fit sees all rows
     coefficients = features.new_zeros(features.shape[1], SPLITS + 1, answers.shape[1])
     losses: list[float] = []

@@ -1,6 +1,7 @@
 """How good a translation is, measured on anchors that it was not fitted on: no labels needed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,13 +18,16 @@ def translate_held_out(
     *,
     settings: TranslationSettings,
     splits: int | Sequence[Split] = SPLITS,
+    groups: Int[Tensor, " k"] | None = None,
 ) -> Float[Tensor, "k d_target"]:
     """Translate each source anchor by a fit on the splits that exclude it, drawn from the seed.
 
-    `splits` may be the result of `make_splits` for these anchors, so that nothing is decomposed twice.
+    `splits` may be the result of `make_splits` for these anchors, so that nothing is decomposed twice. Anchors with the
+    same number in `groups` are held out together.
     """
     if isinstance(splits, int):
-        splits = make_splits(source_anchors, target_anchors, norm=settings.norm, seed=settings.seed, splits=splits)
+        options: dict[str, Any] = {"norm": settings.norm, "seed": settings.seed, "splits": splits, "groups": groups}
+        splits = make_splits(source_anchors, target_anchors, **options)
     translated = torch.empty_like(splits[0].y)
     for split in splits:
         translated[split.held_out] = split.translated(settings)

@@ -1,6 +1,6 @@
 """Words in their texts: what a model that labels tokens is compared on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,21 @@ def entity_spans(labels: Sequence[str]) -> list[tuple[str, int, int]]:
         elif prefix in ("B-", "I-"):
             spans.append((kind, place, place + 1))
     return spans
+
+
+def entity_f1(found: Sequence[str], true: Sequence[str], texts: Sequence[Hashable]) -> float | None:
+    """Return the F1 of whole entities with their kinds, from the labels of words, text after text; None without any.
+
+    `texts` says which text each word is of.
+    """
+    rows_of: dict[Hashable, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows_of.setdefault(text, []).append(row)
+    one, other = (
+        {(text, *span) for text, rows in rows_of.items() for span in entity_spans([labels[row] for row in rows])}
+        for labels in (found, true)
+    )
+    return 2 * len(one & other) / (len(one) + len(other)) if one or other else None
 
 
 def has_entities(names: Iterable[str]) -> bool:

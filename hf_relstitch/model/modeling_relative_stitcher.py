@@ -597,7 +597,8 @@ class RelativeStitcher(PreTrainedModel):
         These are measured on anchors held out of the fit, in five folds: `cosine` and `mean_reciprocal_rank` between
         translated and true target latents; `agreement`, the share of inputs on which the head is expected to answer the
         same as on the target's own latent, with its 95 % interval and the agreement by chance (with several labels,
-        `agreement_of` yes-or-no answers, one for each input and class; of a head that labels tokens, words).
+        `agreement_of` yes-or-no answers, one for each input and class; of a head that labels tokens, words;
+        then texts are held out, and `entity_agreement` is the F1 of its entities with the head's own, if it has any).
         `scale_invariance` is the share of answers that the head keeps when latents are scaled; `verdict` is good,
         usable or do not use, with the reason and the likely remedy. For a head that gives values, `agreement` is None
         and there is no verdict, but `values_explained`, a share of the variance of its own values; for a single value

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from hf_relstitch.core.cross_validation import SPLITS
 from hf_relstitch.core.decomposition import Frame
 from hf_relstitch.core.distillation import fit_readout
 from hf_relstitch.core.errors import StitchError
@@ -41,6 +42,7 @@ from hf_relstitch.core.translation import KernelTranslation, Translation, Transl
 from hf_relstitch.data.ids import ids_of_texts
 from hf_relstitch.data.inputs import inputs_at
 from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.data.words import entity_f1, has_entities
 from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.heads.head import Head, num_logits
 from hf_relstitch.hub.cards import Base
@@ -141,13 +143,13 @@ def stitch(
     true = apply_head(head.module, target)
     if not true.isfinite().all():
         raise StitchError("the head gives logits that are not finite for the target's anchors: look at its weights")
-    frames = Frame.from_anchors(x), Frame.from_anchors(y)
+    frames, texts = (Frame.from_anchors(x), Frame.from_anchors(y)), _texts_of(source_anchors)
     if settings.keys() - FREE:
-        translated = translate_held_out(x, y, settings=how)
+        translated = translate_held_out(x, y, settings=how, groups=texts)
         translation = fit(x, y, settings=how, frames=None if how.gamma else frames)
     else:
         prefer = prefer or "auto"
-        choice = choose_settings(x, y, prefer=prefer, norm=how.norm, source_frame=frames[0])
+        choice = choose_settings(x, y, prefer=prefer, norm=how.norm, source_frame=frames[0], groups=texts)
         how, selection = replace(choice.settings, seed=how.seed), _as_data(choice, prefer=prefer)
         translated = choice.translated
         if not (head.answers or how.identity):
@@ -158,22 +160,39 @@ def stitch(
     logits, readout = apply_head(head.module, translated), None
     answers = probabilities(true, multi_label=head.multi_label)
     if selection is not None and head.answers and not head.multi_label and how.norm == "keep" and not how.identity:
-        readout, logits = _add_readout(x, logits, answers)
-    texts = ids_of_texts(source_anchors.ids) if by_token else None
+        readout, logits = _add_readout(x, logits, answers, groups=texts)
     groups = target_anchors.groups
     report = _make_report(translated, target, logits, true, head, frames=frames, groups=groups, texts=texts)
     temperature = matching_temperature(logits, answers, multi_label=head.multi_label) if head.answers else 1.0
     return Stitch(source_anchors, target_anchors, how, selection, translation, readout, temperature, report)
 
 
-def _add_readout(x: Tensor, logits: Tensor, answers: Tensor) -> tuple[Translation | None, Tensor]:
+def _texts_of(anchors: AnchorSet) -> Tensor | None:
+    """The number of each word's text, since the words of a text are held out together; None for whole inputs.
+
+    Raises:
+        StitchError: the words are of fewer texts than there are splits.
+    """
+    if not anchors.provenance.by_token:
+        return None
+    texts = ids_of_texts(anchors.ids)
+    if (count := len(texts.unique())) < SPLITS:
+        raise StitchError(
+            f"the anchors are words of {count} texts: at least {SPLITS} are needed, some hundreds are usual"
+        )
+    return texts
+
+
+def _add_readout(
+    x: Tensor, logits: Tensor, answers: Tensor, *, groups: Tensor | None
+) -> tuple[Translation | None, Tensor]:
     """Add a readout of source latents to held-out logits of the translation, unless it is better alone.
 
     The sum is a weighted mean of log-probabilities, up to the temperature that is matched later. The translation is
     better alone where its cross-entropy with the head's answers is lower by more than one standard
     error of the difference.
     """
-    readout = fit_readout(x, answers)
+    readout = fit_readout(x, answers, groups=groups)
     temperature = matching_temperature(logits, answers)
     scale = READOUT_WEIGHT * temperature
     both = logits + scale * readout.held_out
@@ -266,6 +285,9 @@ def _make_report(
         "answers_used": answers_used(true_logits, multi_label=head.multi_label),
         "scale_invariance": scale_invariance(head.module, target, multi_label=head.multi_label),
     }
+    if texts is not None and not head.multi_label and has_entities(head.id2label.values()):
+        found, own = ([head.id2label[index] for index in each.argmax(-1).tolist()] for each in (logits, true_logits))
+        report["entity_agreement"] = entity_f1(found, own, texts.tolist())
     return report | {"verdict": _give_verdict(report)}
 
 

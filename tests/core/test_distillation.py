@@ -37,12 +37,14 @@ def test_the_fit_is_scikit_learns(distilled):
     assert_close(found.softmax(-1), expected.softmax(-1), rtol=0, atol=2e-3)
 
 
-def test_held_out_logits_are_those_of_fits_without_the_rows(distilled):
+@pytest.mark.parametrize("groups", [None, torch.arange(200) * 7 % 23])
+def test_held_out_logits_are_those_of_fits_without_the_rows(distilled, groups):
     x, answers = distilled
-    readout = fit_readout(x, answers)
+    readout = fit_readout(x, answers, groups=groups)
+    position = torch.arange(len(x)) if groups is None else groups
     unit = (x - x.mean(0)) / (x - x.mean(0)).square().sum(1).mean().sqrt()
     for split in range(SPLITS):
-        held_out = torch.arange(len(x)) % SPLITS == split
+        held_out = position % SPLITS == split
         weight, bias = logistic(unit[~held_out], answers[~held_out], readout.penalty)
         expected = unit[held_out] @ weight.T + bias
         assert_close(readout.held_out[held_out].softmax(-1), expected.softmax(-1), rtol=0, atol=2e-3)

@@ -76,6 +76,15 @@ def test_an_estimate_by_hand():
     assert told.high == pytest.approx(1)
 
 
+def test_copies_in_one_group_make_nothing_surer(logits):
+    other = logits + gaussian(1, *logits.shape)
+    once, groups = estimate_agreement(other, logits), torch.arange(len(logits)).repeat(5)
+    copied = estimate_agreement(other.repeat(5, 1), logits.repeat(5, 1), groups=groups)
+    assert vars(copied) == pytest.approx(vars(once))
+    assert estimate_agreement(other.repeat(5, 1), logits.repeat(5, 1)).low > once.low
+    assert vars(estimate_agreement(other, logits, groups=torch.arange(len(logits)))) == pytest.approx(vars(once))
+
+
 def test_kappa_is_scikit_learns(logits):
     other = logits + gaussian(1, 300, 7)
     share = float((other.argmax(-1) == logits.argmax(-1)).double().mean())

@@ -43,6 +43,15 @@ def test_a_row_is_translated_without_its_own_target(corrupted):
     assert torch.equal(dirty[corrupted], clean[corrupted])
 
 
+def test_a_row_is_translated_without_the_targets_of_its_group():
+    source, target, groups = gaussian(0, 24, 3), gaussian(1, 24, 4), torch.arange(24) % 8
+    clean = translate_held_out(source, target, settings=TranslationSettings(), splits=4, groups=groups)
+    target[5] += 1000
+    dirty = translate_held_out(source, target, settings=TranslationSettings(), splits=4, groups=groups)
+    assert torch.equal(dirty[groups == 5], clean[groups == 5])
+    assert not torch.equal(dirty, clean)
+
+
 def test_a_row_is_translated_with_the_targets_of_the_other_splits():
     source, target = gaussian(0, 12, 3), gaussian(1, 12, 4)
     clean = translate_held_out(source, target, settings=TranslationSettings(), splits=4)

@@ -62,6 +62,31 @@ def test_every_score_is_that_of_refits_without_the_anchor(noisy, prefer):
 
 
 @preferences
+def test_held_out_anchors_are_those_of_refits_without_their_group(noisy, prefer):
+    """The same slow way, for the member that was chosen, and once for each group."""
+    x, y = noisy
+    groups = torch.arange(90) * 7 % 11
+    choice = choose_settings(x, y, prefer=prefer, groups=groups)
+    gamma, ridge = choice.settings.gamma, choice.settings.ridge
+    unit, true = directions(x, centre=x.mean(0)), directions(y, centre=y.mean(0))
+    gram = torch.exp(-GAMMA * torch.cdist(unit, unit).square()) - torch.exp(torch.tensor(-2 * GAMMA))
+    if not gamma:
+        gram = unit @ unit.T
+    frame = kernel_frame(unit, gamma=GAMMA, landmarks=len(x)) if gamma else Frame.from_anchors(x)
+    scale = 1 - float(torch.exp(torch.tensor(-2 * GAMMA))) if gamma else 1
+    penalty = ridge * float(frame.singular_values.square().mean()) * scale
+    for group in range(11):
+        held = groups == group
+        model = KernelRidge(alpha=penalty, kernel="precomputed").fit(gram[~held][:, ~held].numpy(), true[~held].numpy())
+        expected = torch.tensor(model.predict(gram[held][:, ~held].numpy()))
+        found = choice.translated[held] - y.mean(0)
+        assert_close(found / found.norm(dim=1, keepdim=True), expected / expected.norm(dim=1, keepdim=True))
+    alone = choose_settings(x, y, prefer=prefer)
+    assert choice.candidates == alone.candidates
+    assert not torch.allclose(choice.translated, alone.translated)
+
+
+@preferences
 def test_the_best_is_chosen_and_stands_first(noisy, prefer):
     choice = choose_settings(*noisy, prefer=prefer)
     assert choice.score == choice.candidates[0].score == max(each.score for each in choice.candidates)
