@@ -75,6 +75,20 @@ def test_every_norm_is_that_of_the_translation(tmp_path: Path, row_norm: float |
     check(exported, tmp_path / "out", translation(latents))
 
 
+def test_prompts_are_kept(tmp_path: Path) -> None:
+    """As names where the texts were paired without; in the tokenizer where a prompt was before each."""
+    place = repo(tmp_path)
+    settings = {"prompts": {"query": "storm hits: "}, "default_prompt_name": None}
+    Path(place, "config_sentence_transformers.json").write_text(json.dumps(settings))
+    translation, model = search(affine(16)), SentenceTransformer(place, device="cpu")
+    asked = translation(model.encode(INPUTS, prompt_name="query", convert_to_tensor=True))
+    plain = translation.after(place)
+    assert_close(plain.encode(INPUTS, prompt_name="query", convert_to_tensor=True), asked, rtol=1e-4, atol=1e-4)
+    assert_close(encoded(plain), translation(theirs(place)), rtol=1e-4, atol=1e-4)
+    prompted = translation.after(Encoder.from_pretrained(place, prompt="query"), folder=tmp_path / "out")
+    check(prompted, tmp_path / "out", asked)
+
+
 def test_a_stitched_model_is_one_too(tmp_path: Path, target_folder: str) -> None:
     place = repo(tmp_path, after=(Dense(16, 12), Normalize()))
     stitched = RelativeStitcher.from_parts(place, target_folder, pico.texts(60), prefer="linear", progress=False)

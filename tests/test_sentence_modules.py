@@ -189,6 +189,40 @@ def test_the_first_layout_is_read_as_they_read_it(tmp_path: Path) -> None:
     assert "revision" in Encoder.from_pretrained(place).provenance.difference(encoder.provenance)
 
 
+PROMPTS = {"query": "storm hits: ", "document": ""}
+
+
+@pytest.mark.parametrize("lower_case", [False, True])
+def test_a_prompt_is_put_before_each_text_as_they_do(tmp_path: Path, lower_case: bool, target_folder: str) -> None:
+    place = repo(tmp_path)
+    settings = {"prompts": PROMPTS, "default_prompt_name": None}
+    Path(place, "config_sentence_transformers.json").write_text(json.dumps(settings))
+    if lower_case:
+        Path(place, "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    asked = SentenceTransformer(place, device="cpu").encode(INPUTS, prompt_name="query", convert_to_tensor=True)
+    plain, prompted = Encoder.from_pretrained(place), Encoder.from_pretrained(place, prompt="query")
+    assert not torch.allclose(asked, theirs(place))
+    torch.testing.assert_close(plain.encode(INPUTS, progress=False), theirs(place))
+    torch.testing.assert_close(prompted.encode(INPUTS, progress=False), asked)
+    literal = Encoder.from_pretrained(place, prompt="storm hits: ")
+    assert prompted.provenance == literal.provenance
+    assert plain.provenance.difference(prompted.provenance) == "prompt is None and not 'storm hits: '"
+    assert (plain.prompts, prompted.prompts) == ({"query": "storm hits: "}, {})
+    with pytest.raises(StitchError, match=r"has no prompt 'qurey': give one of 'query', or the text"):
+        Encoder.from_pretrained(place, prompt="qurey")
+    settings["default_prompt_name"] = "query"
+    Path(place, "config_sentence_transformers.json").write_text(json.dumps(settings))
+    default = Encoder.from_pretrained(place)
+    torch.testing.assert_close(default.encode(INPUTS, progress=False), theirs(place))
+    torch.testing.assert_close(theirs(place), asked)
+    stitched = RelativeStitcher.from_parts(default, target_folder, pico.texts(40), progress=False)
+    stitched.save_pretrained(tmp_path / "stitched")
+    loaded = RelativeStitcher.from_pretrained(tmp_path / "stitched")
+    torch.testing.assert_close(loaded.predict(INPUTS), stitched.classify(asked))
+    assert "mean, after the prompt storm hits:" in (tmp_path / "stitched" / "README.md").read_text()
+    assert "prompt='storm hits: '" in loaded.config.call
+
+
 PLAIN = ["Transformer", "Pooling"]
 DENSE = {"in_features": 16, "out_features": 4, "bias": True}
 
@@ -201,14 +235,6 @@ DENSE = {"in_features": 16, "out_features": 4, "bias": True}
         (["Pooling", "Transformer"], {"_1_Pooling": MEAN}, "Transformer and Pooling have to come first"),
         (PLAIN, {"_1_Pooling": {"pooling_mode_mean_sqrt_len_tokens": True}}, "pools by mean_sqrt_len_tokens"),
         (PLAIN, {"_1_Pooling": {"pooling_mode": ["mean", "max"]}}, "pools by mean and max"),
-        (
-            PLAIN,
-            {
-                "_1_Pooling": MEAN,
-                "config_sentence_transformers": {"prompts": {"q": "query: "}, "default_prompt_name": "q"},
-            },
-            "puts the prompt 'query: ' before each text",
-        ),
         (
             PLAIN,
             {"_1_Pooling": MEAN, "sentence_bert_config": {"tokenizer_args": {"padding_side": "left"}}},

@@ -4,7 +4,7 @@ from hf_relstitch.bulk.chroma_store import move_collection
 from hf_relstitch.bulk.faiss_store import move_index, translate_index
 from hf_relstitch.bulk.lancedb_store import move_table
 from hf_relstitch.bulk.qdrant_store import move_points
-from hf_relstitch.bulk.search import SearchTranslation, translation_between
+from hf_relstitch.bulk.search import SearchTranslation, translation_between, translations_into
 from hf_relstitch.bulk.translate import BulkResult, translate_files
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "translate_files",
     "translate_index",
     "translation_between",
+    "translations_into",
 ]

@@ -1,6 +1,6 @@
 """Translations for a vector index, of its documents or of its queries, and the expected recall of searches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -177,6 +177,7 @@ class SearchTranslation(nn.Module):
                 "report": self.report,
             },
             metric=self.metric,
+            prompts=encoder.prompts,
             repo_id=repo_id,
         )
 
@@ -400,6 +401,30 @@ def translation_between(
         source=origins[0] if origins else None,
         target=origins[1] if origins else None,
     )
+
+
+def translations_into(
+    target: str | Path | AnchorSet, sources: Mapping[str, str | Path | AnchorSet], **settings: Any
+) -> dict[str, SearchTranslation]:
+    """Fit several encoders into one space, each through its own anchor set and the target's: N sets for N translations.
+
+    Anchor sets are folders, Hub ids or `AnchorSet`s, and no model is loaded. `settings` are those of
+    `translation_between`.
+
+    Raises:
+        StitchError: as in `translation_between`.
+
+    Example:
+        >>> into_old = translations_into("me/old-anchors", {"a": "me/a-anchors", "b": "me/b-anchors"})
+        >>> into_old["a"].after("me/a").encode(["a text"]).shape
+        (1, 384)
+    """
+    anchors = _load_anchors(target)
+    return {name: translation_between(_load_anchors(source), anchors, **settings) for name, source in sources.items()}
+
+
+def _load_anchors(anchors: str | Path | AnchorSet) -> AnchorSet:
+    return anchors if isinstance(anchors, AnchorSet) else AnchorSet.from_pretrained(anchors)
 
 
 def _choose_norms(scorer: RecallScorer, translated: Tensor) -> tuple[float, bool, Tensor]:

@@ -15,7 +15,7 @@ class Provenance:
 
     `revision` is the commit hash of a Hub model, or a hash of the weights of any other. `pooling` says how a model's
     output became one latent, or at which layer a target model was cut. `data` names the inputs. `license` is the
-    model's, None if it is not known.
+    model's, None if it is not known. `prompt` is the text that the encoder puts before each input, like "query: ".
     """
 
     model_id: str
@@ -23,6 +23,7 @@ class Provenance:
     pooling: str
     data: str | None = None
     license: str | None = None
+    prompt: str | None = None
 
     @property
     def by_token(self) -> bool:
@@ -31,5 +32,6 @@ class Provenance:
 
     def difference(self, other: "Provenance") -> str:
         """Describe in words how two models differ; return an empty text if latents of both lie in one space."""
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in ("model_id", "revision", "pooling")]
+        names = ("model_id", "revision", "pooling", "prompt")
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return ", ".join(f"{name} is {ours!r} and not {theirs!r}" for name, ours, theirs in pairs if ours != theirs)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,7 +33,12 @@ from hf_relstitch.encoders.processors import (
     prepare_tokenizer,
     preprocess,
 )
-from hf_relstitch.encoders.sentence_transformers_repo import read_sentence_modules, transformer_folder
+from hf_relstitch.encoders.sentence_transformers_repo import (
+    prepend_prompt,
+    read_prompts,
+    read_sentence_modules,
+    transformer_folder,
+)
 from hf_relstitch.encoders.words import WordTokens, check_offsets, find_words, padded_rows, token_rows
 from hf_relstitch.hub.repo import Repo, hub_options, locate
 from hf_relstitch.layers import describe_chain, flatten_layers
@@ -58,9 +64,11 @@ class Encoder:
         pairs: how pairs of texts are read, one of `hf_relstitch.encoders.pairs.PAIRS`; None reads them jointly, unless
             stitching finds that composing them agrees better.
         layout: how a tokenizer's pairs are split into their texts, if they are composed.
+        prompts: the texts that the model's repo may put before an input, by name; empty if the tokenizer does it.
         provenance: the model, and the module at which `cut` split it, if any; anchors carry it, stitching compares it.
     """
 
+    prompts: Mapping[str, str] = MappingProxyType({})
     pairs: str | None = None
     layout: PairLayout | None = None
 
@@ -77,7 +85,9 @@ class Encoder:
         model_id: str | None = None,
         revision: str | None = None,
         license: str | None = None,  # noqa: A002  (the name that it has on the Hub)
+        prompt: str | None = None,
     ) -> None:
+        """For the record, `prompt` is the text that the tokenizer puts before each input."""
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.modality = modality_of(processor)
@@ -101,6 +111,7 @@ class Encoder:
             revision=revision or fingerprint(model, self.after_pooling),
             pooling=cut or ", ".join([self.pooling, *layers]),
             license=license,
+            prompt=prompt,
         )
         if pairs is not None:
             self._read_pairs(pairs)
@@ -153,24 +164,34 @@ class Encoder:
         *,
         pooling: str = "auto",
         pairs: str | None = None,
+        prompt: str | None = None,
         revision: str | None = None,
         **model_kwargs: Any,
     ) -> "Encoder":
         """Load the encoder of a folder or a Hub repo through `AutoModel`, with its processor.
 
         `pooling="auto"` takes the pooling that a sentence-transformers repo asks for, or else the field's usual choice
-        for the architecture; a log line says which. Other keywords (`token`, `dtype`, `device_map`, …) go to
-        `AutoModel`. Code of the repo runs, for model, config and processor, only with `trust_remote_code=True`.
+        for the architecture; a log line says which. `prompt` is put before each text: the name of one of the repo's
+        prompts, or the text itself, like "query: "; without it, the repo's default prompt if it has one. Other keywords
+        (`token`, `dtype`, `device_map`, …) go to `AutoModel`. Code of the repo runs, for model, config and processor,
+        only with `trust_remote_code=True`.
 
         Raises:
             StitchError: the model is missing or is not for text, images or audio, or its pooler has no trained weights.
         """
         with wrap_errors(f"{model_id} cannot be loaded as an encoder"):
-            return cls._load(model_id, pooling=pooling, pairs=pairs, revision=revision, **model_kwargs)
+            return cls._load(model_id, pooling=pooling, pairs=pairs, prompt=prompt, revision=revision, **model_kwargs)
 
     @classmethod
     def _load(
-        cls, model_id: str, *, pooling: str, pairs: str | None, revision: str | None, **model_kwargs: Any
+        cls,
+        model_id: str,
+        *,
+        pooling: str,
+        pairs: str | None,
+        prompt: str | None,
+        revision: str | None,
+        **model_kwargs: Any,
     ) -> "Encoder":
         trust = bool(model_kwargs.pop("trust_remote_code", False))
         repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
@@ -191,6 +212,10 @@ class Encoder:
         after = modules.after_pooling.to(*placement(model)) if modules else nn.Sequential()
         if isinstance(processor, PreTrainedTokenizerBase):
             prepare_tokenizer(processor, modules, model=model)
+        prompts, default = read_prompts(repo)
+        text = _prompt_text(prompt or (default if modules else None), prompts, name=repo.name)
+        if text is not None:
+            prepend_prompt(processor, text)
         if chosen in FEATURES:
             if modality == "text":
                 model.config.get_text_config().pad_token_id = processor.pad_token_id
@@ -204,7 +229,9 @@ class Encoder:
             model_id=repo.name,
             revision=repo.commit or fingerprint(model, after, without=untrained),
             license=repo.license(),
+            prompt=text,
         )
+        encoder.prompts = {} if text else prompts
         if unfit := encoder.first_that_matters(untrained):
             raise StitchError(
                 f"{repo.name} has no trained weights for {unfit}, which its latents are made by: choose another "
@@ -434,6 +461,22 @@ def modality_at(source: str | Path | Encoder) -> str | None:
     if type(config) not in MODEL_MAPPING:
         raise StitchError(f"{repo.name} holds a {config.model_type} model: expected an encoder")
     return MODALITIES.get(getattr(MODEL_MAPPING[type(config)], "main_input_name", ""))
+
+
+def _prompt_text(prompt: str | None, prompts: Mapping[str, str], *, name: str) -> str | None:
+    """Return the text of a prompt: of one of the repo's by its name, else the prompt itself.
+
+    Raises:
+        StitchError: the prompt is one word, like a name, and the repo has no prompt of that name.
+    """
+    if prompt is None or prompt in prompts:
+        return prompts.get(prompt or "")
+    if prompt.isidentifier():
+        known = ", ".join(map(repr, prompts)) or "none, since it has no prompts"
+        raise StitchError(
+            f"{name} has no prompt {prompt!r}: give one of {known}, or the text to put before each input, like 'query: '"
+        )
+    return prompt
 
 
 def _refuse_stitched(repo: Repo, config: Any) -> None:

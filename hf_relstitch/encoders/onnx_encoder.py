@@ -12,7 +12,12 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.encoders.processors import MODALITIES, load_processor
-from hf_relstitch.encoders.sentence_transformers_repo import SentenceModules, read_sentence_modules
+from hf_relstitch.encoders.sentence_transformers_repo import (
+    SentenceModules,
+    prepend_prompt,
+    read_prompts,
+    read_sentence_modules,
+)
 from hf_relstitch.hub.files import checksum
 from hf_relstitch.hub.repo import Repo, locate
 
@@ -95,6 +100,9 @@ def onnx_encoder(
     chosen = _chosen_pooling(pooling, is_pooled, modules)
     if modules is not None and isinstance(processor, PreTrainedTokenizerBase):
         modules.prepare(processor)
+    prompts, default = read_prompts(repo) if modules is not None else ({}, None)
+    if default is not None:
+        prepend_prompt(processor, prompts[default])
     return Encoder(
         model,
         processor,
@@ -104,6 +112,7 @@ def onnx_encoder(
         model_id=model_id or (repo.name if file.stem == "model" else file.stem),
         revision=repo.commit or checksum(file),
         license=license or repo.license(),
+        prompt=prompts[default] if default is not None else None,
     )
 
 

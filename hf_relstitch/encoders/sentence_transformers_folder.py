@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -90,13 +91,14 @@ def save_sentence_transformer(
     batching: str,
     facts: Mapping[str, Any],
     metric: Metric = "cosine",
+    prompts: Mapping[str, str] = MappingProxyType({}),
     repo_id: str | None = None,
 ) -> Any:
     """Write an encoder, its pooling and the layers after it for sentence-transformers, and return what it loads.
 
     The folder is there once sentence-transformers has loaded it and has given the encoder's own vectors. An encoder in
-    half precision is written in float32. The facts are for the card: `source` and `target`, each a provenance, the
-    `report`, and what of a search is translated, `translates`.
+    half precision is written in float32. `prompts` are texts to put before an input, by name. The facts are for the
+    card: `source` and `target`, each a provenance, the `report`, and what of a search is translated, `translates`.
 
     Raises:
         StitchError: the `sentence-transformers` extra is not installed; that library has no module for a part, or it
@@ -120,7 +122,7 @@ def save_sentence_transformer(
         if (limit := processor.model_max_length) < NO_LIMIT:
             write_json(written / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
         settings = {
-            "prompts": {},
+            "prompts": dict(prompts),
             "default_prompt_name": None,
             "similarity_fn_name": SIMILARITIES[metric],
             FACTS: {

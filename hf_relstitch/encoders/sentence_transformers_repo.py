@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tokenizers.normalizers import Lowercase, Sequence
+from tokenizers.normalizers import Lowercase, Prepend, Sequence
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -93,7 +93,6 @@ def read_sentence_modules(repo: Repo) -> SentenceModules | None:
         raise _refused(repo, f"has the module {unknown[0]}; read are Transformer, Pooling, Dense and Normalize")
     if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
         raise _refused(repo, f"has the modules {', '.join(kinds)}; Transformer and Pooling have to come first, once")
-    _check_prompt(repo)
     settings = _read(repo, f"{folder}/sentence_bert_config.json".lstrip("/"))
     for name in ("model_args", "model_kwargs"):
         if isinstance(given := settings.get(name), dict) and given.keys() <= MODEL_ARGUMENTS:
@@ -146,11 +145,28 @@ def _refused(repo: Repo, what: str) -> StitchError:
     return StitchError(f"{repo.name} is a sentence-transformers model that {what}: {NOT_HERE}")
 
 
-def _check_prompt(repo: Repo) -> None:
-    """Refuse a text that is put before every input, since pipelines would leave it out."""
+def read_prompts(repo: Repo) -> tuple[dict[str, str], str | None]:
+    """Read the texts that a sentence-transformers repo may put before an input, by name, and the default one's name."""
     config = _read(repo, SETTINGS)
-    if prompt := (config.get("prompts") or {}).get(config.get("default_prompt_name")):
-        raise _refused(repo, f"puts the prompt {prompt!r} before each text")
+    prompts = {name: text for name, text in (config.get("prompts") or {}).items() if text}
+    default = config.get("default_prompt_name")
+    return prompts, default if default in prompts else None
+
+
+def prepend_prompt(tokenizer: Any, prompt: str) -> None:
+    """Make a tokenizer put a text before each input; the tokenizer saves it, and pipelines and exports do it too.
+
+    Raises:
+        StitchError: the tokenizer is not one of the tokenizers library.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise StitchError(
+            f"a {type(tokenizer).__name__} cannot put the prompt {prompt!r} before each text: save a fast tokenizer "
+            "with the model"
+        )
+    before = backend.normalizer
+    backend.normalizer = Sequence([Prepend(prompt), *([before] if before else [])])
 
 
 def _pooling(repo: Repo, path: str) -> str:
@@ -163,6 +179,8 @@ def _pooling(repo: Repo, path: str) -> str:
     ]
     if (mode := config.get("pooling_mode")) is not None:
         modes = [mode] if isinstance(mode, str) else list(mode)
+    if config.get("include_prompt") is False and read_prompts(repo)[0]:
+        raise _refused(repo, "leaves its prompts out of the pooling")
     if len(modes) != 1 or modes[0] not in POOLING_MODES:
         raise _refused(repo, f"pools by {' and '.join(modes) or 'nothing'}")
     return POOLING_MODES[modes[0]]

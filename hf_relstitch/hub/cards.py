@@ -245,6 +245,7 @@ class Base:
     pooling: str
     data: str | None
     license: str | None
+    prompt: str | None = None
 
     @property
     def link(self) -> str:
@@ -264,7 +265,8 @@ class Base:
         """Write name, revision and an earlier cut as Python arguments; only the Hub has revisions."""
         given = f"{self.name!r}, revision={self.revision!r}" if self.on_hub else repr(self.name)
         earlier = re.match(r"input of (\S+) then ", self.pooling)
-        return f"{given}, cut={earlier[1]!r}" if earlier else given
+        prompted = f"{given}, prompt={self.prompt!r}" if self.prompt else given
+        return f"{prompted}, cut={earlier[1]!r}" if earlier else prompted
 
     @property
     def call(self) -> str:
@@ -282,7 +284,8 @@ class Base:
         on_hub = is_commit(revision) and re.fullmatch(f"({NAMESPACE})?{NAME}", model_id) is not None
         name = model_id if on_hub else " ".join(PureWindowsPath(model_id).name.split()) or "an unnamed model"
         data = provenance.get("data") and _public_data_name(provenance["data"])
-        return cls(name, on_hub, revision, str(provenance.get("pooling", "")), data, provenance.get("license"))
+        prompt, pooling = provenance.get("prompt"), str(provenance.get("pooling", ""))
+        return cls(name, on_hub, revision, pooling, data, provenance.get("license"), prompt)
 
 
 def dataset_id(data: str | None) -> str | None:
