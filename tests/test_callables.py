@@ -376,3 +376,22 @@ def test_says_where_an_onnx_file_should_be(source_folder: str, tmp_path: Path) -
     (tmp_path / "broken.onnx").write_text("no model")
     with pytest.raises(StitchError, match=r"broken\.onnx cannot be read as an ONNX model"):
         onnx_encoder(tmp_path / "broken.onnx")
+
+
+def test_a_call_that_fails_is_made_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr("hf_relstitch.encoders.callable_encoder.sleep", waits.append)
+    calls: list[int] = []
+
+    def busy(texts: list[str]) -> torch.Tensor:
+        calls.append(len(texts))
+        if len(calls) < 4:
+            raise ConnectionError("429")
+        return torch.ones(len(texts), 3)
+
+    encoder = CallableEncoder(busy, model_id="vendor/embedder", retries=3)
+    assert encoder.encode(["a", "b"], progress=False).shape == (2, 3)
+    assert (waits, calls) == ([1, 2, 4], [2, 2, 2, 2])
+    calls.clear()
+    with pytest.raises(StitchError, match=r"the callable fails at row 0.*429"):
+        CallableEncoder(busy, model_id="vendor/embedder").encode(["a", "b"], progress=False)

@@ -15,9 +15,10 @@ from typing import Any
 
 import pico
 import pytest
+from hub_server import HubServer
 from PIL import Image
 
-from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, __version__
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, __version__, load_classifier
 from hf_relstitch.cli import main
 from hf_relstitch.cli.predict import predict
 from hf_relstitch.cli.quickstart import _hub_data
@@ -524,3 +525,21 @@ def test_hf_runs_it_as_an_extension(tmp_path: Path) -> None:
     env = os.environ | {"HOME": str(tmp_path), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
     done = subprocess.run([hf, "relstitch", "--help"], env=env, capture_output=True, text=True, check=True, timeout=60)
     assert all(command in done.stdout for command in ("stitch", "push", "pull", "find", "card"))
+
+
+def test_anchor_sets_are_made_and_published(
+    source_folder: str, target_folder: str, tmp_path: Path, hub: HubServer
+) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(pico.texts(60)))
+    given = ("--anchors", tmp_path / "texts.txt")
+    run("anchors", source_folder, tmp_path / "ours", *given, "--prompt", "storm hits ", "--push", "alice/ours")
+    found = AnchorSet.from_pretrained("alice/ours")
+    encoder = Encoder.from_pretrained(source_folder, prompt="storm hits ")
+    assert found.latents.equal(AnchorSet.encode(encoder, pico.texts(60), progress=False).latents)
+    assert found.provenance.prompt == "storm hits "
+    shown = json.loads(run("anchors", target_folder, tmp_path / "theirs", *given, "--target", "--json").stdout)
+    assert (shown["anchors"], shown["dim"], shown["commit"]) == (60, 16, None)
+    theirs = AnchorSet.from_pretrained(tmp_path / "theirs")
+    assert theirs.provenance.pooling.startswith("input of ")
+    assert RelativeStitcher.from_anchor_sets(encoder, found, theirs, load_classifier(target_folder)[1]).report
+    assert "leave one out" in run("anchors", source_folder, tmp_path / "x", *given, "--cut", "y", status=1).stderr

@@ -96,6 +96,53 @@ def stitch_command(
             show(description, place=str(out))
 
 
+def anchors_command(
+    model: Annotated[str, typer.Argument(help="The encoder, or with --target a classifier: folder or Hub id.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the anchor set to.")],
+    anchors: Anchors,
+    column: Column = None,
+    split: Split = "train",
+    limit: Annotated[int, typer.Option(help="Use at most this many inputs, chosen at random.", min=32)] = 1000,
+    target: Annotated[bool, typer.Option("--target", help="Cut a classifier, and encode at its head's input.")] = False,
+    cut: Cut = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text before each input: the name of one of the repo's prompts, or the text.")
+    ] = None,
+    push: Annotated[str | None, typer.Option(help="Hub repo to push the set to, made if it is not there.")] = None,
+    batch_size: BatchSize = 32,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the anchor set of one model, and publish it for whoever has another model and the same inputs."""
+    from hf_relstitch.core.errors import StitchError
+    from hf_relstitch.data.reading import STDIN, read_inputs
+    from hf_relstitch.encoders.encoder import Encoder
+    from hf_relstitch.heads.loading import load_classifier
+    from hf_relstitch.hub.files import check_kind, check_output
+    from hf_relstitch.model.anchors import AnchorSet
+
+    if (target and prompt is not None) or (cut is not None and not target):
+        raise StitchError("--prompt is for an encoder, and --cut for a classifier with --target: leave one out")
+    check_output(out)
+    check_kind(out, model_type=None)
+    use_device(device)
+    inputs = read_inputs(anchors, column=column, split=split, count=limit)
+    encoder = (
+        load_classifier(model, cut=cut, revision=revision)[0]
+        if target
+        else Encoder.from_pretrained(model, prompt=prompt, revision=revision)
+    )
+    data = None if anchors == STDIN else anchors
+    encoded = AnchorSet.encode(encoder, inputs, data=data, batch_size=batch_size)
+    encoded.save_pretrained(out)
+    commit = encoded.push_to_hub(push) if push else None
+    if as_json:
+        print_json({"folder": str(out), "anchors": len(encoded), "dim": encoded.dim, "commit": commit})
+    else:
+        typer.echo(f"{len(encoded)} anchors, {encoded.dim} wide, written to {out}" + (f", {commit}" if commit else ""))
+
+
 def recommend_command(
     target: Target,
     candidates: Annotated[

@@ -1,6 +1,7 @@
 """Any callable from inputs to vectors as an encoder, and a stand-in for an encoder that is absent."""
 
 from collections.abc import Callable, Sequence
+from time import sleep
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,13 +16,16 @@ from hf_relstitch.data.provenance import NOT_KNOWN, Provenance
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.encoders.processors import LOADERS
 
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
+
 
 class Function(nn.Module):
     """Wrap a callable as a model: it takes raw inputs, and no tensors from a processor."""
 
-    def __init__(self, function: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, function: Callable[[list[Any]], Any], *, retries: int = 0) -> None:
         super().__init__()
         self.function = function
+        self.retries = retries
         self._done: list[tuple[list[Any], Tensor]] = []  # the batches before the one that failed in the last call
 
     def forward(self, **batch: Tensor) -> NoReturn:
@@ -61,14 +65,14 @@ class Function(nn.Module):
         """The vectors of a batch that begins at row `start`; where the callable raises, of one input at a time."""
         kept = f"; the {start} inputs before its batch are kept, and calling again goes on from there" if start else ""
         try:
-            vectors = self._vectors(inputs)
+            vectors = self._with_retries(inputs)
         except StitchError:
             raise
         except Exception:  # whatever a callable raises
             singles = []
             for row, single in enumerate(inputs, start):
                 try:
-                    singles.append(self._vectors([single]))
+                    singles.append(self._with_retries([single]))
                 except Exception as error:
                     said = f"{type(error).__name__}: {error}"
                     raise StitchError(f"the callable fails at {row_names([row])}: {said}{kept}") from error
@@ -77,6 +81,18 @@ class Function(nn.Module):
             rows = row_names([start + row for row in strange])
             raise StitchError(f"the callable gave numbers that are not finite for {rows}: remove or mend them{kept}")
         return vectors
+
+    def _with_retries(self, inputs: list[Any]) -> Tensor:
+        """Return the vectors of inputs; where the callable raises, call it again after a while."""
+        for wait in (2**attempt for attempt in range(self.retries)):
+            try:
+                return self._vectors(inputs)
+            except StitchError:
+                raise
+            except Exception as error:  # whatever a callable raises
+                logger.warning(f"the callable failed ({type(error).__name__}: {error}): called again in {wait} s")
+                sleep(wait)
+        return self._vectors(inputs)
 
     @torch.no_grad()
     def _vectors(self, inputs: list[Any]) -> Tensor:
@@ -117,15 +133,19 @@ class CallableEncoder(Encoder):
         revision: str = NOT_KNOWN,
         modality: str = "text",
         license: str | None = None,  # noqa: A002  (the name that it has on the Hub)
+        retries: int = 0,
     ) -> None:
         """`model_id` and `revision` tell its latents from those of others, and `modality` is what it takes.
+
+        A call that raises, as an API does that is asked too often, is made again up to `retries` times, after a second,
+        then two, four and so on.
 
         Raises:
             StitchError: an unknown modality.
         """
         if modality not in LOADERS:
             raise StitchError(f"modality is {modality!r}: expected one of {', '.join(LOADERS)}")
-        self.model = self.function = Function(function)
+        self.model = self.function = Function(function, retries=retries)
         self.processor = None
         self.modality = modality
         self.pooling = "none"

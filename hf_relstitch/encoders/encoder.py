@@ -474,7 +474,7 @@ def _prompt_text(prompt: str | None, prompts: Mapping[str, str], *, name: str) -
     if prompt.isidentifier():
         known = ", ".join(map(repr, prompts)) or "none, since it has no prompts"
         raise StitchError(
-            f"{name} has no prompt {prompt!r}: give one of {known}, or the text to put before each input, like 'query: '"
+            f"{name} has no prompt {prompt!r}: give one of {known}, or the text to put before inputs, like 'query: '"
         )
     return prompt
 
