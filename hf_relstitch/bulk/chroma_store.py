@@ -5,6 +5,7 @@ The move makes a new collection, which appears whole or not at all.
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from hf_relstitch.bulk.moves import (
 )
 from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.options import Metric
+from hf_relstitch.data.reading import draw_rows
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -74,8 +77,7 @@ def move_collection(
     source = client.get_collection(old, embedding_function=None)
     check_not_translated(source.metadata, translator, f"collection {old}")
     configuration = _describe_index(source)
-    metrics = [settings["space"] for settings in configuration.values() if "space" in settings]
-    check_metric(translator, (metrics or ["l2"])[0], f"collection {old}")
+    check_metric(translator, _metric_of(source), f"collection {old}")
     _tell_embedding_function(source, embedding_function, new)
     note = {"collection": str(source.id)}
     if f"{new}{PARTIAL}" in names:
@@ -99,6 +101,32 @@ def move_collection(
     partial.modify(name=new)
     tell_zeros(translator, old)
     return total
+
+
+def read_collection(folder: str | Path, name: str, *, count: int) -> tuple[list[str | None], list[Any], int, Metric]:
+    """Return texts and vectors of some records of a collection, its number of records, and its metric.
+
+    Raises:
+        StitchError: the folder has no such collection.
+    """
+    import chromadb  # noqa: PLC0415 (an extra)
+
+    client = chromadb.PersistentClient(str(folder), settings=chromadb.Settings(anonymized_telemetry=False))
+    names = sorted(collection.name for collection in _pages(client.list_collections))
+    if name not in names:
+        raise StitchError(f"{folder} has no collection {name}: it has {', '.join(names) or 'none'}")
+    collection = client.get_collection(name, embedding_function=None)
+    ids = list(_ids(collection))
+    drawn = [ids[row] for row in draw_rows(len(ids), count)]
+    records = collection.get(ids=drawn, include=["embeddings", "documents"])
+    texts = records["documents"] or [None] * len(drawn)
+    return list(texts), list(records["embeddings"]), len(ids), _metric_of(collection)
+
+
+def _metric_of(collection: "Collection") -> Metric:
+    """Return the metric of a collection's searches."""
+    metrics = [settings["space"] for settings in _describe_index(collection).values() if "space" in settings]
+    return (metrics or ["l2"])[0]
 
 
 def _check_name(name: str) -> None:

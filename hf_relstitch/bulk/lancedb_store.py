@@ -23,6 +23,8 @@ from hf_relstitch.bulk.moves import (
 from hf_relstitch.bulk.tables import translated_batches, translated_schema
 from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.options import Metric
+from hf_relstitch.data.reading import draw_rows
 from hf_relstitch.hub.files import run_lock
 
 if TYPE_CHECKING:
@@ -103,6 +105,23 @@ def move_table(
     return total
 
 
+def read_rows(
+    db: "LanceDBConnection | str | Path", name: str, *, text: str, vector: str, count: int
+) -> tuple[list[str | None], list[Any], int, Metric]:
+    """Return texts and vectors of some rows of a table, its number of rows, and the metric of its searches.
+
+    Raises:
+        StitchError: the database, the table or a column does not exist.
+    """
+    table = _open(_connect(db), name)
+    for column in (text, vector):
+        if column not in table.schema.names:
+            raise StitchError(f"table {name} has no column {column!r}: it has {', '.join(table.schema.names)}")
+    total = table.count_rows()
+    rows = table.take_offsets(draw_rows(total, count)).to_arrow()
+    return rows[text].to_pylist(), rows[vector].to_pylist(), total, _metric_of(table, vector)
+
+
 def _connect(db: "LanceDBConnection | str | Path") -> "LanceDBConnection":
     if not isinstance(db, str | Path):
         return db
@@ -130,14 +149,19 @@ def _open(db: "LanceDBConnection", name: str) -> "Table":
 def _tell_indexes(table: "Table", translator: Translator, new: str) -> None:
     """Log the indexes that the new table will lack, and check the metric of the table's searches."""
     indexes = [(index, table.index_stats(index.name)) for index in table.list_indices()]
-    metrics = [stats.distance_type for index, stats in indexes if index.columns == [translator.column]]
-    metric = metrics[0] if metrics and metrics[0] else "l2"  # as LanceDB searches without an index
-    check_metric(translator, "ip" if metric == "dot" else metric, f"table {table.name}")
+    check_metric(translator, _metric_of(table, translator.column), f"table {table.name}")
     if indexes:
         named = ", ".join(
             f"{index.name} ({stats.index_type} of {', '.join(index.columns)})" for index, stats in indexes
         )
         logger.warning(f"{new} gets none of the indexes of {table.name}: make them in it: {named}")
+
+
+def _metric_of(table: "Table", column: str) -> Metric:
+    """Return the metric of searches in a column of vectors: its index's, or L2 as LanceDB searches without one."""
+    indexes = [index.name for index in table.list_indices() if index.columns == [column]]
+    metric = table.index_stats(indexes[0]).distance_type if indexes else None
+    return {"dot": "ip", "cosine": "cosine"}.get(metric or "l2", "l2")  # type: ignore[return-value]
 
 
 def _read(table: "Table", rows: range) -> Iterator[pa.RecordBatch]:

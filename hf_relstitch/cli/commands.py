@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hf_relstitch.cli.export import export_command
+from hf_relstitch.cli.migrate import migrate_command
 from hf_relstitch.cli.printing import AsJson, Device, print_json, print_table, show, use_device
 from hf_relstitch.cli.stitch import Column, Force, PairColumn, anchors_command, recommend_command, stitch_command
 from hf_relstitch.core.options import Metric, Prefer, Role
@@ -68,6 +69,7 @@ def quickstart_command(
 app.command("stitch")(stitch_command)
 app.command("recommend")(recommend_command)
 app.command("anchors")(anchors_command)
+app.command("migrate")(migrate_command)
 app.command("export")(export_command)
 
 

@@ -67,7 +67,7 @@ class RecallScorer:
             StitchError: `translates` is neither "documents" nor "queries".
         """
         check_role(translates)
-        source, target = (_as_compared(side, metric) for side in (splits[0].x, splits[0].y))
+        source, target = (as_compared(side, metric) for side in (splits[0].x, splits[0].y))
         new = target if translates == "documents" else source
         generator = torch.Generator().manual_seed(0)  # whatever order the anchors came in
         rows = [split.held_out.nonzero()[:, 0] for split in splits]
@@ -118,7 +118,7 @@ class RecallScorer:
 
     def recalls(self, translated: Float[Tensor, "k d_target"]) -> Float[Tensor, " q"]:
         """Return the recall of each query with these latents instead of the true latents."""
-        translated = _as_compared(translated, self.metric)
+        translated = as_compared(translated, self.metric)
         if self.translates == "documents":
             return self.shares(self.target, translated)
         return self.shares(translated, self.target)
@@ -169,7 +169,7 @@ def check_role(translates: str) -> None:
         raise StitchError(f"translates is {translates!r}: it has to be 'documents' or 'queries'")
 
 
-def _as_compared(latents: Float[Tensor, "n d"], metric: Metric) -> Float[Tensor, "n d"]:
+def as_compared(latents: Float[Tensor, "n d"], metric: Metric) -> Float[Tensor, "n d"]:
     """Return latents as a search compares them: for cosine their directions."""
     return directions(latents, centre=torch.zeros_like(latents[0])) if metric == "cosine" else latents
 
@@ -178,11 +178,17 @@ def search(
     queries: Float[Tensor, "q d"], documents: Float[Tensor, "n d"], count: int, *, metric: Metric
 ) -> Int[Tensor, "q count"]:
     """Return the documents nearest to each query, without the one in the query's own row; cosine takes directions."""
-    similarity = queries @ documents.T
-    if metric == "l2":
-        similarity = 2 * similarity - documents.square().sum(1)
-    similarity.fill_diagonal_(-torch.inf)
-    return similarity.topk(count).indices
+    nearness = similarities(queries, documents, metric=metric)
+    nearness.fill_diagonal_(-torch.inf)
+    return nearness.topk(count).indices
+
+
+def similarities(
+    queries: Float[Tensor, "q d"], documents: Float[Tensor, "n d"], *, metric: Metric
+) -> Float[Tensor, "q n"]:
+    """Return what orders documents by nearness to each query; cosine takes directions, see `as_compared`."""
+    products = queries @ documents.T
+    return 2 * products - documents.square().sum(1) if metric == "l2" else products
 
 
 def _least_squares_scale(away: Float[Tensor, "k d"], true: Float[Tensor, "k d"]) -> float:

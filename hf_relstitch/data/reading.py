@@ -70,11 +70,11 @@ def read_inputs(
             f"{place} holds no input: expected a text file with one a line or a folder of images or sounds; of a "
             "table or a data set name the column"
         )
-    return inputs_at(inputs, _drawn_rows(len(inputs), count))
+    return inputs_at(inputs, draw_rows(len(inputs), count))
 
 
-def _drawn_rows(total: int, count: int | None) -> list[int]:
-    """At most `count` of so many rows, drawn with a fixed seed, in their order; None draws all."""
+def draw_rows(total: int, count: int | None) -> list[int]:
+    """Draw at most `count` of so many rows with a fixed seed, and return them in their order; None draws all."""
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values.tolist()
 
 
@@ -137,7 +137,7 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     for column in columns:
         if column not in table.column_names:
             raise StitchError(f"{name} has no column {column!r}: it has {', '.join(table.column_names)}")
-    rows = _drawn_rows(len(table), count)
+    rows = draw_rows(len(table), count)
     table = table.select(rows)
     folder, read = path.parent if reader else path, [list(table[column]) for column in columns]
     for column, values in zip(columns, read, strict=True):

@@ -1,0 +1,145 @@
+"""Change the encoder of a vector index: read a sample, encode it anew, and say what each way would find."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from hf_relstitch.bulk.chroma_store import read_collection
+from hf_relstitch.bulk.lancedb_store import read_rows
+from hf_relstitch.bulk.search import SearchTranslation, translation_between
+from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.options import Metric
+from hf_relstitch.core.scoring import HALF, NEAREST, QUERIES, as_compared, search
+from hf_relstitch.encoders.encoder import to_encoder
+
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
+
+
+@dataclass(frozen=True)
+class IndexSample:
+    """Hold some rows of an index.
+
+    Attributes:
+        texts: the texts that were encoded.
+        vectors: `(n, d)` float32, the stored vectors.
+        total: the number of rows of the index.
+        metric: the metric of its searches.
+    """
+
+    texts: list[str]
+    vectors: np.ndarray
+    total: int
+    metric: Metric
+
+
+@dataclass(frozen=True)
+class MigrationPlan:
+    """Hold what each way to a new encoder would find and take.
+
+    Attributes:
+        documents: the translation that moves the index.
+        queries: the translation of the new encoder's queries into the index as it is.
+        seconds: time to encode all documents anew here, from the time for the sample.
+        total: the number of documents.
+    """
+
+    documents: SearchTranslation
+    queries: SearchTranslation
+    seconds: float
+    total: int
+
+    def rows(self) -> list[tuple[str, float, str]]:
+        """Return for each way its name, the share that it finds of what the new encoder finds, and what it takes."""
+        moved, asked = self.documents.report, self.queries.report
+        return [
+            ("the index and the encoder stay", moved["recall_untranslated"], "nothing"),
+            ("the index is moved", moved["recall"], "one pass over the vectors"),
+            ("new queries are translated", asked["recall"], "nothing in the index"),
+            ("all documents are encoded anew", 1.0, f"{self.seconds / 60:,.0f} minutes here"),
+        ]
+
+
+def sample_index(store: str | Path, name: str, *, text: str, vector: str, count: int) -> IndexSample:
+    """Read texts and vectors of some rows of a LanceDB table or a Chroma collection in a local folder.
+
+    The rows are drawn with a fixed seed. Rows without text or vector are left out.
+
+    Args:
+        store: the folder of the database.
+        name: the table or collection.
+        text: the column of texts; a Chroma collection has its documents.
+        vector: the column of vectors; a Chroma collection has its embeddings.
+        count: rows to draw.
+
+    Raises:
+        StitchError: the folder holds neither, has no such table or column, or no row has both.
+    """
+    is_chroma = Path(store, "chroma.sqlite3").is_file()
+    if is_chroma:
+        texts, vectors, total, metric = read_collection(store, name, count=count)
+    else:
+        texts, vectors, total, metric = read_rows(store, name, text=text, vector=vector, count=count)
+    rows = [(line, latent) for line, latent in zip(texts, vectors, strict=True) if line and latent is not None]
+    if not rows:
+        raise StitchError(f"no row of {name} has a text and a vector: name the columns that do")
+    if not all(isinstance(line, str) for line, _ in rows):
+        raise StitchError(f"column {text!r} of {name} does not hold texts: name the column that was encoded")
+    return IndexSample([line for line, _ in rows], np.array([latent for _, latent in rows], "f4"), total, metric)
+
+
+def plan_migration(sample: IndexSample, new: Any, *, progress: bool = True) -> MigrationPlan:
+    """Encode a sample by the new encoder, and fit both translations.
+
+    Args:
+        sample: rows of the index, 1,000 or more.
+        new: the new encoder: a folder, a Hub id, an `Encoder`, a transformers model or a SentenceTransformer.
+        progress: show a progress bar.
+
+    Raises:
+        StitchError: the encoder cannot be loaded, or the sample is too small or does not belong to its vectors.
+
+    Example:
+        >>> sample = sample_index("lancedb-folder", "docs", text="text", vector="vector", count=1000)
+        >>> plan = plan_migration(sample, "me/new-encoder")
+        >>> move_table(plan.documents, "lancedb-folder", "docs", "docs-new")
+    """
+    encoder = to_encoder(new)
+    began = time.perf_counter()
+    latents = encoder.encode(sample.texts, progress=progress)
+    seconds = (time.perf_counter() - began) / len(sample.texts) * sample.total
+    return MigrationPlan(
+        translation_between(sample.vectors, latents, translates="documents", metric=sample.metric),
+        translation_between(latents, sample.vectors, translates="queries", metric=sample.metric),
+        seconds,
+        sample.total,
+    )
+
+
+def check_moved(sample: IndexSample, new: Any, *, progress: bool = True) -> dict[str, Any]:
+    """Compare the vectors of a moved index with the new encoder's own: as texts change, a translation fits them less.
+
+    Returns:
+        `recall`, the share of the nearest hundredth of the sample, by the new encoder, that a search in the moved
+        vectors finds, with its `standard_error`; and `encode_anew`, whether it is below one half.
+
+    Raises:
+        StitchError: the encoder cannot be loaded, or its vectors have another width than those of the index.
+    """
+    true = torch.from_numpy(to_encoder(new).encode(sample.texts, progress=progress).float().numpy())
+    moved = torch.from_numpy(sample.vectors)
+    if true.shape != moved.shape:
+        raise StitchError(
+            f"the index has vectors {moved.shape[1]} wide and the encoder gives {true.shape[1]}: check a moved index, "
+            "with the encoder that it was moved to"
+        )
+    true, moved = (as_compared(side, sample.metric) for side in (true, moved))
+    count = max(1, round(NEAREST * (len(true) - 1)))
+    wanted, found = (search(true[:QUERIES], side, count, metric=sample.metric) for side in (true, moved))
+    recalls = (wanted[:, :, None] == found[:, None, :]).any(-1).double().mean(1)
+    recall, error = float(recalls.mean()), float(recalls.std()) / len(recalls) ** 0.5
+    return {"recall": recall, "standard_error": error, "encode_anew": recall < HALF}
