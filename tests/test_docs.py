@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,14 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
         place = re.sub(r"^https://github\.com/OWNER/hf-relstitch/(blob|tree)/main/", f"{ROOT}/", link)
         if not place.startswith("http"):
             assert (page.parent / place).exists(), link
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-f", ROOT / "mkdocs.yml", "-d", tmp_path / "site"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in (ROOT / "docs").glob("*.md"):
+        place = tmp_path / "site" / ("" if page.stem == "index" else page.stem) / "index.html"
+        assert place.is_file(), f"{page.name} is not in the navigation"
+    assert "RelativeStitcher.from_parts" in (tmp_path / "site" / "api" / "index.html").read_text()

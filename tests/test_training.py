@@ -6,7 +6,8 @@ from typing import Any
 import pico
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from hf_relstitch import RelativeStitcher, StitchError
 
@@ -91,3 +92,28 @@ def test_arguments_that_cannot_be_meant_are_one_clear_line(stitched: RelativeSti
         RelativeStitcher.from_pretrained(tmp_path, num_labels=5)
     with pytest.raises(StitchError, match="has no variants of its weights"):
         RelativeStitcher.from_pretrained(tmp_path, variant="fp16")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # inside peft
+def test_peft_trains_an_adapter_with_the_head(stitched: RelativeStitcher, tmp_path: Path) -> None:
+    stitched.save_pretrained(tmp_path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    config = LoraConfig(target_modules=["query", "value"], modules_to_save=["head"], task_type="SEQ_CLS")
+    adapted = get_peft_model(model, config)
+    batch = model.processor(pico.texts(8), padding=True, return_tensors="pt")
+    before = adapted(**batch).logits.detach()
+    optimizer = torch.optim.SGD([weight for weight in adapted.parameters() if weight.requires_grad], lr=1.0)
+    for _ in range(3):
+        adapted(**batch, labels=torch.arange(8) % 3).loss.backward()
+        optimizer.step()
+    after = adapted.eval()(**batch).logits.detach()
+    assert (after - before).abs().max() > 0.01
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(**batch).logits, after)
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(**batch).logits, after)
+    assert merged.config.trained == ["encoder", "head"]
+    assert "verdict" not in merged.report
