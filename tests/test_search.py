@@ -201,6 +201,7 @@ def test_the_shell_pairs_files_and_translates_by_them(prefer: str, tmp_path: Pat
     assert "search with translated queries" in " ".join(shown.split())
     assert f"{expected.report['recall']:.4g}" in shown
     assert expected.report["verdict"]["grade"] in shown
+    assert CliRunner().invoke(app, ["inspect", files[-1]]).output == shown.partition("Next:")[0]
     failed = CliRunner().invoke(app, ["pair", files[0], files[0], files[2]])
     assert failed.exit_code == 1
     assert "has no 'latents'" in str(failed.exception or failed.output)

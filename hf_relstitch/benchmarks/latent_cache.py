@@ -6,7 +6,7 @@ Each model encodes the same inputs once. A hash of model and inputs names the fi
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def _space_of(
         ids = _digest_of(input_ids(inputs))
     except StitchError as error:
         raise document.error(("data", rows.name, "inputs", column), f"{rows.name}: {error}") from error
-    key = key_of("latents", asdict(model.provenance), _settings_of(model), ids)
+    key = key_of("latents", model.provenance.to_dict(), _settings_of(model), ids)
     file = folder / f"{key}.safetensors"
     unnamed = model.provenance.revision == NOT_KNOWN
     there = file.is_file() and not unnamed

@@ -1,7 +1,6 @@
 """Translations for a vector index, of its documents or of its queries, and the expected recall of searches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -171,8 +170,8 @@ class SearchTranslation(nn.Module):
             layers=[encoder.after_pooling, *translation_layers(self.translation, row_norm=self.row_norm)],
             batching=encoder.batching,
             facts={
-                "source": asdict(known or encoder.provenance),
-                "target": self.target and asdict(self.target),
+                "source": (known or encoder.provenance).to_dict(),
+                "target": self.target and self.target.to_dict(),
                 "translates": self.translates,
                 "report": self.report,
             },
@@ -193,8 +192,8 @@ class SearchTranslation(nn.Module):
             "row_norm": self.row_norm,
             "metric": self.metric,
             "report": self.report,
-            "source": self.source and asdict(self.source),
-            "target": self.target and asdict(self.target),
+            "source": self.source and self.source.to_dict(),
+            "target": self.target and self.target.to_dict(),
             "norm": self.translation.norm,
             "gamma": gamma_of(self.translation),
         }

@@ -100,7 +100,7 @@ def predict_command(
 
 @app.command()
 def inspect(
-    place: Annotated[str, typer.Argument(help="A stitched model or an anchor set: folder or Hub id.")],
+    place: Annotated[str, typer.Argument(help="A stitched model or an anchor set: folder or Hub id; a translation.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -201,6 +201,7 @@ def pair_command(
     """Make the translation between two encoders' latents, for a vector index; say what recall to expect."""
     from hf_relstitch.bulk import translation_between
     from hf_relstitch.bulk.pairs import read_ids
+    from hf_relstitch.cli.describe import describe
     from hf_relstitch.data.latents import as_latents
 
     sides = as_latents(source, column=column), as_latents(target, column=target_column or column)
@@ -210,9 +211,7 @@ def pair_command(
     if as_json:
         print_json(made.report)
     else:
-        expected = {name: value for name, value in made.report.items() if name != "verdict"}
-        kind = f"search with translated {translates}"
-        show({"kind": kind, "to expect": expected, **made.report["verdict"]})
+        show(describe(out))
         typer.echo(f"Next: hf-relstitch translate {quote(str(out))} FILES OUTPUT")
 
 

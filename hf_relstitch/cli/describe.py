@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.cli.push_pull import locate_artifact
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.decomposition import Frame
@@ -23,6 +24,8 @@ def describe(place: str | Path, *, revision: str | None = None) -> dict[str, Any
     Raises:
         StitchError: it holds neither a stitched model nor an anchor set, or a damaged one.
     """
+    if Path(place).is_file():
+        return _describe_translation(SearchTranslation.load(place))
     repo, is_anchor_set = locate_artifact(str(place), revision=revision)
     folder = repo.folder()
     if is_anchor_set:
@@ -43,6 +46,18 @@ def card(place: str | Path, *, repo_id: str | None = None) -> str:
         return anchor_card(read_json(folder / CONFIG_NAME), existing=read_card(folder), repo_id=repo_id)
     read_config(folder)
     return model_card(read_json(folder / "config.json"), existing=read_card(folder), repo_id=repo_id)
+
+
+def _describe_translation(translation: SearchTranslation) -> dict[str, Any]:
+    """Return whose latents a translation for search takes and gives, what to expect of it, and what to do."""
+    expected = dict(translation.report)
+    return {
+        "kind": f"search with translated {translation.translates}",
+        "source": translation.source and translation.source.to_dict(),
+        "target": translation.target and translation.target.to_dict(),
+        "to expect": expected,
+        **expected.pop("verdict", {}),
+    }
 
 
 def _describe_anchors(anchors: AnchorSet) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Where latents come from."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 NOT_KNOWN = "not known"
 """The revision of a model that nobody named one for: another may go by the same `model_id`."""
@@ -24,6 +24,10 @@ class Provenance:
     data: str | None = None
     license: str | None = None
     prompt: str | None = None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Return the fields, the prompt only if there is one, as in files of before there were prompts."""
+        return {name: value for name, value in asdict(self).items() if name != "prompt" or value is not None}
 
     @property
     def by_token(self) -> bool:

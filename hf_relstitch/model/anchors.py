@@ -65,7 +65,7 @@ class RelativeLatents:
 
     def save(self, file: str | Path) -> None:
         """Write one safetensors file; a failure leaves an existing file untouched."""
-        content = {"settings": asdict(self.settings), "target": asdict(self.target)}
+        content = {"settings": asdict(self.settings), "target": self.target.to_dict()}
         tensors = {"values": self.values, "ids": self.ids}
         write_tensors(file, tensors, content, kind=KIND, format_version=RELATIVE_FORMAT_VERSION)
 
@@ -314,7 +314,7 @@ class AnchorSet:
                 "dim": self.dim,
                 "inputs": self.inputs,
                 "key": self.key,
-                "provenance": asdict(self.provenance),
+                "provenance": self.provenance.to_dict(),
                 "checksums": {LATENTS_NAME: checksum(written / LATENTS_NAME)},
             }
             write_json(written / CONFIG_NAME, config)

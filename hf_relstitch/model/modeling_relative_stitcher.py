@@ -345,8 +345,8 @@ class RelativeStitcher(PreTrainedModel):
             readout=made.readout is not None,
             logit_temperature=made.temperature,
             head=described,
-            source=asdict(made.source_anchors.provenance),
-            target=asdict(made.target_anchors.provenance),
+            source=made.source_anchors.provenance.to_dict(),
+            target=made.target_anchors.provenance.to_dict(),
             report=made.report,
             call=write_call(
                 "from_anchor_sets",
