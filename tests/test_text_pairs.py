@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.benchmarks import run_suite
 from hf_relstitch.cli.commands import app
-from hf_relstitch.cli.predict import predict
+from hf_relstitch.cli.predict import classifier, predict
 from hf_relstitch.cli.recommend import recommend
 from hf_relstitch.core.measures import discounted_gain
 from hf_relstitch.data.ids import first_ids, input_ids
@@ -268,6 +268,8 @@ def test_one_logit_is_what_it_was_in_the_stock_pipeline(
     scores = [one["score"] for one in pipeline("text-classification", model=str(tmp_path / "model"))(some)]
     assert scores == pytest.approx(function(model.predict(some))[:, 0].tolist(), abs=1e-5)
     assert ("verdict" in model.report) == (problem_type == "multi_label_classification")
+    with pytest.raises(StitchError, match=r"function_to_apply is 'softmax' and the head is for .*: supported are"):
+        classifier(str(tmp_path / "model"), function_to_apply="softmax")
 
 
 @pytest.mark.parametrize("activation", ["Identity", None])
