@@ -56,7 +56,7 @@ def token_classifier(texts, labels, folder):
     names = sorted(set(truth))
     centre, scale = states.mean(0), states.std(0)
     scale[scale < 1e-4] = torch.inf  # mpnet has numbers that do not vary
-    fitted = LogisticRegression(max_iter=300, C=0.1).fit(((states - centre) / scale).numpy(), truth)
+    fitted = LogisticRegression(max_iter=100, C=0.1, tol=1e-3).fit(((states - centre) / scale).numpy(), truth)
     assert fitted.classes_.tolist() == names
     config = AutoConfig.from_pretrained(place, id2label=dict(enumerate(names)))
     model = AutoModelForTokenClassification.from_pretrained(place, config=config)

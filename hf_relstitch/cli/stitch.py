@@ -41,7 +41,10 @@ def stitch_command(
     pair_column: PairColumn = None,
     split: Split = "train",
     limit: Annotated[
-        int, typer.Option(help="Use at most this many inputs, chosen among up to 4 times as many at random.", min=32)
+        int,
+        typer.Option(
+            help="Use at most this many inputs, chosen among 4 times as many (and 4 times as many words).", min=32
+        ),
     ] = 1000,
     cut: Cut = None,
     prefer: Annotated[Prefer | None, typer.Option(help="linear is one matrix; auto may use a kernel.")] = None,
@@ -62,7 +65,7 @@ def stitch_command(
     from hf_relstitch.data.reading import STDIN, read_inputs
     from hf_relstitch.encoders.devices import accelerate_state
     from hf_relstitch.encoders.encoder import Encoder
-    from hf_relstitch.heads.loading import load_classifier
+    from hf_relstitch.heads.loading import labels_tokens, load_classifier
     from hf_relstitch.hub.files import check_kind, check_output
     from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
@@ -71,8 +74,9 @@ def stitch_command(
     if (out / "config.json").is_file() and not force:
         raise StitchError(f"{out} holds a stitched model already: give another folder, or --force to write over it")
     use_device(device)
+    texts, num_anchors = (limit, 4 * limit) if labels_tokens(target) else (4 * limit, limit)  # words are many a text
     inputs = read_inputs(
-        anchors, column=column, target_column=target_column, pair_column=pair_column, split=split, count=4 * limit
+        anchors, column=column, target_column=target_column, pair_column=pair_column, split=split, count=texts
     )
     settings: dict[str, Any] = {"prefer": prefer, "alpha": alpha, "ridge": ridge, "norm": norm}
     given = {name: value for name, value in settings.items() if value is not None}
@@ -84,7 +88,7 @@ def stitch_command(
         parts |= {"target": encoder, "head": head, "cut": None}
     data = None if anchors == STDIN else anchors
     model = RelativeStitcher.from_parts(
-        **parts, anchors=inputs, num_anchors=limit, data=data, batch_size=batch_size, **given
+        **parts, anchors=inputs, num_anchors=num_anchors, data=data, batch_size=batch_size, **given
     )
     model.save_pretrained(out)
     if accelerate_state().is_main_process:
