@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import assets
 import numpy as np
 import pico
 import pytest
@@ -12,7 +13,9 @@ from hub_server import HubServer
 from PIL import Image
 from test_cli import run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from trained import trained_head
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -354,3 +357,48 @@ def test_a_model_of_whole_inputs_has_no_words(sources: dict[str, str], target_fo
     with pytest.raises(StitchError, match="gives one answer an input, and labels no words"):
         model.words(TEXTS)
     assert str(Word("a storm", 2, 7)) == "storm"
+
+
+def sentences(rows: list[list[tuple[str, str, str]]]) -> tuple[list[str], dict[tuple[str, int], str]]:
+    """Texts of CoNLL's words, and the label at which each word begins."""
+    texts = [" ".join(word for word, *_ in row) for row in rows]
+    labels = {}
+    for text, row in zip(texts, rows, strict=True):
+        place = 0
+        for word, _, label in row:
+            labels[text, place] = label
+            place += len(word) + 1
+    return texts, labels
+
+
+@pytest.mark.slow
+def test_real_entities_of_mpnet_behind_minilm(hub: HubServer, tmp_path: Path) -> None:
+    """Labels of CoNLL 2003 train the head on mpnet; 200 other sentences, without labels, stitch it to MiniLM."""
+    mpnet, news = str(assets.mpnet()), assets.conll("train")
+    news = [news[row] for row in torch.randperm(len(news), generator=torch.Generator().manual_seed(0))]
+    texts, labels = sentences(news[:300])
+    encoder = Encoder.from_pretrained(mpnet, pooling="tokens")
+    words = [word for word in encoder.words(texts) if (word.text, word.start) in labels]
+    names = sorted(set(labels.values()))
+    head = trained_head(encoder.encode(words, progress=False), [names.index(labels[w.text, w.start]) for w in words])
+    config = AutoConfig.from_pretrained(mpnet, id2label=dict(enumerate(names)))
+    tagger = AutoModelForTokenClassification.from_pretrained(mpnet, config=config)
+    tagger.classifier.load_state_dict(head.state_dict())
+    tagger.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(mpnet).save_pretrained(tmp_path)
+    anchors, _ = sentences(news[2000:2200])
+    model = RelativeStitcher.from_parts(str(assets.minilm()), str(tmp_path), anchors, progress=False)
+    model.push_to_hub("alice/minilm-entities")
+    fresh, truth = sentences(news[4000:4120])
+    target, _ = load_classifier(str(tmp_path))
+    words = [word for word in model.words(target.words(fresh)) if (word.text, word.start) in truth]
+    found = model.predict(words).argmax(-1)
+    with torch.no_grad():
+        own = tagger.classifier(target.encode(words, progress=False)).argmax(-1)
+    right = torch.tensor([names.index(truth[word.text, word.start]) for word in words])
+    low, high = model.report["agreement_interval"]
+    assert low - 0.02 < float((found == own).float().mean()) < high + 0.02
+    assert float((found == right).float().mean()) > 0.9 * float((own == right).float().mean())
+    label = pipeline("token-classification", model="alice/minilm-entities", aggregation_strategy="first")
+    people = {one["word"] for one in label("Peter Smith met John Williams in London.") if one["entity_group"] == "PER"}
+    assert people & {"peter smith", "john williams"}
