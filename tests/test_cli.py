@@ -21,7 +21,6 @@ from PIL import Image
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, __version__, load_classifier
 from hf_relstitch.cli import main
 from hf_relstitch.cli.predict import predict
-from hf_relstitch.cli.quickstart import _hub_data
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.reading import read_inputs
 
@@ -396,9 +395,6 @@ def test_more_inputs_than_are_wanted_are_drawn_from_all_of_them(
     assert [label for _, label in read_inputs(str(tmp_path), column="text", target_column="label", count=128)] == [
         label_of[one] for one in drawn
     ]
-    data = _hub_data(str(tmp_path), 40, column="text", label_column="label")
-    assert {label_of[one] for one in data.anchors} == set(data.test_labels) == {0, 1, 2, 3}
-    assert (len(data.anchors), [label_of[one] for one in data.test]) == (40, data.test_labels)
     arguments = ("--anchors", tmp_path / "texts.txt", "--limit", "32")
     run("stitch", source_folder, target_folder, tmp_path / "model", *arguments)
     ids = set(RelativeStitcher.from_pretrained(tmp_path / "model").anchors.ids.tolist())
@@ -455,7 +451,6 @@ def test_an_error_is_one_message_and_leaves_nothing(source_folder: str, target_f
     [
         (["inspect", str(Path(__file__).parent)], "has no file config.json"),
         (["stitch", "nowhere", "no", "out", "--anchors", "nothing-here"], "no text file, no folder, and no data set"),
-        (["quickstart", "--source", "one"], "source, target and data go together"),
     ],
 )
 def test_errors_say_what_to_do(arguments: list[str], message: str) -> None:
@@ -482,31 +477,6 @@ def test_quickstart_from_networks_to_picture(tmp_path: Path, caplog: pytest.LogC
     assert (tmp_path / "stitched" / "model.safetensors").is_file()
 
 
-def test_quickstart_of_ones_own_models(source_folder: str, target_folder: str, tmp_path: Path) -> None:
-    from datasets import Dataset
-
-    (tmp_path / "data").mkdir()
-    for split, seed in (("train", 0), ("test", 1)):
-        table = {"text": pico.texts(60, seed=seed), "label": [row % 3 for row in range(60)]}
-        Dataset.from_dict(table).to_parquet(tmp_path / "data" / f"{split}.parquet")
-    done = run(
-        *("quickstart", "--out", tmp_path / "out", "--anchors", "40"),
-        *("--source", source_folder, "--target", target_folder, "--data", tmp_path / "data"),
-    )
-    assert "source encoder, stitched" in done.stdout
-    assert (tmp_path / "out" / "quickstart.png").is_file()
-
-
-def test_card_is_shown_and_written(model: Path) -> None:
-    card = model / "README.md"
-    written = card.read_text()
-    assert run("card", model).stdout == written
-    card.write_text(written.replace(f"{len(pico.LABELS)} classes", "many classes") + "\nMy note.\n")
-    run("card", model, "--write", "--repo-id", "me/stitched")
-    assert card.read_text() == written.replace("FOLDER_OR_REPO_ID", "me/stitched") + "\nMy note.\n"
-    assert "is no folder here" in run("card", "me/nothing", "--write", status=2).stderr
-
-
 def test_hf_runs_it_as_an_extension(tmp_path: Path) -> None:
     """`hf relstitch` runs the console script that `hf extensions install` finds in an installed package."""
     folder = tmp_path / ".local" / "share" / "hf" / "extensions" / "hf-relstitch"
@@ -524,7 +494,7 @@ def test_hf_runs_it_as_an_extension(tmp_path: Path) -> None:
     hf = str(Path(sys.executable).with_name("hf"))
     env = os.environ | {"HOME": str(tmp_path), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
     done = subprocess.run([hf, "relstitch", "--help"], env=env, capture_output=True, text=True, check=True, timeout=60)
-    assert all(command in done.stdout for command in ("stitch", "push", "pull", "find", "card"))
+    assert all(command in done.stdout for command in ("stitch", "push", "pull", "find", "migrate"))
 
 
 def test_anchor_sets_are_made_and_published(

@@ -503,15 +503,6 @@ def test_command_line_takes_anchors_from_a_data_set(
     assert "has no column 'txt': it has text, label" in " ".join(refused.stderr.split())
 
 
-def test_quickstart_on_hub_ids(source_id: str, target_id: str, data_id: str, tmp_path: Path) -> None:
-    options = ["--source", source_id, "--target", target_id, "--data", data_id, "--anchors", "60", "--out", tmp_path]
-    shown = run("quickstart", *options).stdout
-    assert "source encoder, stitched" in shown
-    assert (tmp_path / "quickstart.png").stat().st_size > 10_000
-    config = json.loads((tmp_path / "stitched" / "config.json").read_text())
-    assert (config["source"]["model_id"], config["source"]["data"]) == (source_id, data_id)
-
-
 def test_files_of_other_folders_stay_when_a_model_is_pushed_again(hub: HubServer, stitched: RelativeStitcher) -> None:
     stitched.push_to_hub("alice/several")
     others = ["model-small/model.safetensors", "models/other.safetensors"]

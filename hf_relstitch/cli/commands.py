@@ -41,11 +41,6 @@ def quickstart_command(
     ),
     seed: Annotated[int, typer.Option(help="Seed of the split and of both networks.")] = 0,
     anchors: Annotated[int, typer.Option(help="How many unlabeled anchors.", min=32)] = 300,
-    source: Annotated[str | None, typer.Option(help="A source encoder of your own: folder or Hub id.")] = None,
-    target: Annotated[str | None, typer.Option(help="A target classifier of your own: folder or Hub id.")] = None,
-    data: Annotated[str | None, typer.Option(help="A data set with train and test splits, for both.")] = None,
-    column: Annotated[str, typer.Option(help="Its column of inputs.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Its column of labels.")] = "label",
     as_json: AsJson = False,
 ) -> None:
     """Stitch two networks that never met and show the result; needs no network and no download."""
@@ -55,11 +50,6 @@ def quickstart_command(
         out,
         seed=seed,
         num_anchors=anchors,
-        source=source,
-        target=target,
-        data=data,
-        column=column,
-        label_column=label_column,
         quiet=as_json,
     )
     if as_json:
@@ -112,27 +102,6 @@ def inspect(
         print_json(description)
     else:
         show(description, place=place)
-
-
-@app.command("card")
-def card_command(
-    place: Annotated[str, typer.Argument(help="A stitched model or an anchor set: folder or Hub id.")],
-    repo_id: Annotated[str | None, typer.Option(help="The repo id that the card is to show.")] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write it to the folder's README.md.")] = False,
-) -> None:
-    """Show the card of a stitched model or an anchor set, with the edits of the README.md that is there."""
-    from hf_relstitch.cli.describe import card
-    from hf_relstitch.hub.cards import CARD_NAME
-    from hf_relstitch.hub.files import atomic_write
-
-    if write and not Path(place).is_dir():
-        raise typer.BadParameter(f"{place} is no folder here, so its README.md cannot be written: pull it first")
-    content = card(place, repo_id=repo_id)
-    if write:
-        with atomic_write(Path(place, CARD_NAME)) as written:
-            written.write_text(content, encoding="utf-8")
-    else:
-        typer.echo(content, nl=False)
 
 
 @app.command("push")

@@ -8,9 +8,7 @@ from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.cli.push_pull import locate_artifact
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.decomposition import Frame
-from hf_relstitch.hub.cards import anchor_card, model_card, read_card
-from hf_relstitch.hub.files import read_json
-from hf_relstitch.model.anchors import CONFIG_NAME, AnchorSet
+from hf_relstitch.model.anchors import AnchorSet
 from hf_relstitch.model.persistence import read_config
 from hf_relstitch.model.stitching import describe_frame
 
@@ -32,20 +30,6 @@ def describe(place: str | Path, *, revision: str | None = None) -> dict[str, Any
         return _describe_anchors(AnchorSet.from_pretrained(folder))
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return _describe_model(read_config(folder)) | {"megabytes": round(size / 1e6, 1)}
-
-
-def card(place: str | Path, *, repo_id: str | None = None) -> str:
-    """Return the card of a folder or a Hub repo as this version writes it, with the edits of its README.md.
-
-    Raises:
-        StitchError: it holds neither a stitched model nor an anchor set, or its README.md cannot be read.
-    """
-    repo, is_anchor_set = locate_artifact(str(place))
-    folder, repo_id = repo.folder(), repo_id or (repo.name if repo.commit else None)
-    if is_anchor_set:
-        return anchor_card(read_json(folder / CONFIG_NAME), existing=read_card(folder), repo_id=repo_id)
-    read_config(folder)
-    return model_card(read_json(folder / "config.json"), existing=read_card(folder), repo_id=repo_id)
 
 
 def _describe_translation(translation: SearchTranslation) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from hf_relstitch.cli.predict import classifier
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.core.translation import TranslationSettings, fit_translation
-from hf_relstitch.data.reading import read_columns
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head
 from hf_relstitch.heads.loading import load_classifier
@@ -63,13 +62,6 @@ def _digits(num_anchors: int, *, seed: int) -> Data:
     labels = [int(bunch.target[row]) for row in order]
     first, last = num_anchors, len(images) - 500
     return Data(images[first:last], labels[first:last], images[:first], images[last:], labels[last:])
-
-
-def _hub_data(name: str, num_anchors: int, *, column: str, label_column: str) -> Data:
-    """Anchors drawn from the train split of a `datasets` data set, and 500 rows from its test split."""
-    (anchors,) = read_columns(name, [column], split="train", count=num_anchors)
-    inputs, labels = read_columns(name, [column, label_column], split="test", count=500)
-    return Data([], [], anchors, inputs, labels)
 
 
 def _train_networks(data: Data, folder: Path, *, seed: int, console: Console) -> tuple[str, str]:
@@ -155,50 +147,34 @@ def _without_load_reports() -> Iterator[None]:
 
 
 @_without_load_reports()
-def quickstart(
-    out: Path,
-    *,
-    seed: int = 0,
-    num_anchors: int = 300,
-    source: str | None = None,
-    target: str | None = None,
-    data: str | None = None,
-    column: str = "text",
-    label_column: str = "label",
-    quiet: bool = False,
-) -> dict[str, float | None]:
-    """Stitch two networks, measure, save, load through `pipeline` and draw; return the accuracies of the table.
+def quickstart(out: Path, *, seed: int = 0, num_anchors: int = 300, quiet: bool = False) -> dict[str, float]:
+    """Train two networks on handwritten digits, stitch, measure, save, load and draw; return the accuracies.
 
-    Without `source`, `target` and `data` it trains two small networks on handwritten digits and needs no network.
+    It needs no network.
 
     Raises:
-        StitchError: only some of `source`, `target` and `data` are given, or one cannot be loaded; `out` cannot be
-            written.
+        StitchError: scikit-learn or matplotlib is not installed, or `out` cannot be written.
     """
     _require_extra()
     check_output(out)
     from hf_relstitch.benchmarks.plots import draw_stitching
 
     console = Console(quiet=quiet)
-    if len({name is None for name in (source, target, data)}) != 1:
-        raise StitchError("source, target and data go together: give all three, or none for the handwritten digits")
-    if source is None or target is None or data is None:
-        inputs = _digits(num_anchors, seed=seed)
-        source, target = _train_networks(inputs, out, seed=seed, console=console)
-    else:
-        inputs = _hub_data(data, num_anchors, column=column, label_column=label_column)
-
+    inputs = _digits(num_anchors, seed=seed)
+    source, target = _train_networks(inputs, out, seed=seed, console=console)
     console.print(
         f"Stitching through {len(inputs.anchors)} anchors: one closed-form translation, no labels, no training …"
     )
     encoder, (target_encoder, head) = Encoder.from_pretrained(source), load_classifier(target)
     stitched = RelativeStitcher.from_parts(
-        encoder, target_encoder, inputs.anchors, head=head, data=data or "handwritten digits"
+        encoder, target_encoder, inputs.anchors, head=head, data="handwritten digits"
     )
     console.print(f"Measuring on {len(inputs.test)} test inputs …")
     spaces = _ways_to_target(stitched, encoder.encode(inputs.test), target_encoder.encode(inputs.test))
     labels = torch.tensor(inputs.test_labels)
-    accuracies = {"source encoder, a head of its own": _own_accuracy(source, inputs)}
+    source_encoder, own_head = load_classifier(source)
+    own = accuracy(own_head, source_encoder.encode(inputs.test), labels)
+    accuracies = {"source encoder, a head of its own": own}
     accuracies |= {way: accuracy(head, latents, labels) for way, latents in spaces.items()}
     console.print(table(accuracies))
     console.print(
@@ -239,18 +215,9 @@ def _require_extra() -> None:
         raise StitchError(f"the quickstart needs {error.name}: pip install 'hf-relstitch[quickstart]'") from error
 
 
-def _own_accuracy(source: str, inputs: Data) -> float | None:
-    """Accuracy of the source with a head of its own, if it has one for these classes."""
-    try:
-        encoder, head = load_classifier(source)
-    except StitchError:
-        return None
-    return accuracy(head, encoder.encode(inputs.test), torch.tensor(inputs.test_labels))
-
-
-def table(accuracies: dict[str, float | None]) -> Table:
+def table(accuracies: dict[str, float]) -> Table:
     """Show accuracies as a table."""
     rows = Table("way to the logits", "accuracy", title="Accuracy on the test inputs")
     for name, value in accuracies.items():
-        rows.add_row(name, "–" if value is None else f"{value:.3f}")
+        rows.add_row(name, f"{value:.3f}")
     return rows
