@@ -207,14 +207,6 @@ def test_refuses_a_layer_that_is_not_the_whole_head() -> None:
         split_classifier(model, pico.tokenizer())
 
 
-def test_refuses_a_head_on_each_token() -> None:
-    from transformers import BertConfig, BertForTokenClassification
-
-    model = BertForTokenClassification(BertConfig(**pico.TINY, vocab_size=64))
-    with pytest.raises(StitchError, match="other shapes, as from a head on each token"):
-        split_classifier(model, pico.tokenizer())
-
-
 def test_refuses_a_model_that_takes_more_than_its_processor_makes() -> None:
     model = pico.classifier("ViT")
     with pytest.raises(

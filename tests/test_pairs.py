@@ -16,7 +16,7 @@ from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
 from hf_relstitch.cli.recommend import recommend
 from hf_relstitch.data import ids
 from hf_relstitch.data.ids import input_ids
-from hf_relstitch.data.reading import _drawn_rows, read_inputs
+from hf_relstitch.data.reading import draw_rows, read_inputs
 
 WORDS = st.text(min_size=1, max_size=5)
 
@@ -129,7 +129,7 @@ def test_an_empty_cell_of_a_table_is_told_by_its_row_there(tmp_path: Path) -> No
     table.write_text("\n".join(json.dumps(row or {"text": None}) for row in rows))
     with pytest.raises(StitchError, match=r"column 'text' of .*news\.jsonl is empty in row (\d+) ") as caught:
         read_inputs(str(table), column="text", count=100)
-    drawn = [row for row in _drawn_rows(400, 100) if row % 2]
+    drawn = [row for row in draw_rows(400, 100) if row % 2]
     assert f"row {drawn[0]} (counted from 0) and {len(drawn) - 1} others: fill in" in str(caught.value)
 
 
