@@ -151,14 +151,15 @@ def test_arrays_without_a_rate_are_refused_where_the_encoders_differ(folders: di
 def test_one_logit_is_never_a_softmax_over_one(folders: dict[str, str], tmp_path: Path) -> None:
     encoder, _ = load_classifier(folders["wav2vec2"])
     layer = torch.nn.Linear(encoder.encode(sounds(2), progress=False).shape[1], 1)
-    for problem_type, verdict in ((None, False), ("multi_label_classification", True)):
+    for problem_type, is_answer in ((None, False), ("multi_label_classification", True)):
         head = Head(layer, {0: "speech"}, problem_type)
         model = RelativeStitcher.from_parts(folders["wav2vec2"], encoder, sounds(60), head=head, progress=False)
         model.save_pretrained(tmp_path / str(problem_type))
         ((answer,),) = pipeline("audio-classification", model=str(tmp_path / str(problem_type)))(sounds(1))
         (logit,) = model.predict(sounds(1))
-        assert answer["score"] == pytest.approx(float(logit.sigmoid() if verdict else logit), abs=1e-4)
-        assert ("verdict" in model.report) is verdict
+        assert answer["score"] == pytest.approx(float(logit.sigmoid() if is_answer else logit), abs=1e-4)
+        of = "values are expected to explain" if not is_answer else "of yes-or-no answers"
+        assert of in model.report["verdict"]["reason"]
 
 
 def test_predict_resamples_files(tmp_path: Path, folders: dict[str, str]) -> None:

@@ -63,7 +63,7 @@ def show(description: dict[str, Any], *, place: str | None = None) -> None:
 def _verdict_last(description: dict[str, Any]) -> dict[str, str]:
     """Return the lines of a stitched model: its parts, its report, what to expect of it, its verdict."""
     report = dict(description["report"])
-    verdict = report.pop("verdict", {"grade": "none: the head gives values, see values_explained"})
+    verdict = report.pop("verdict", {"grade": "none: measure the model on labels"})
     expected = _expected(
         report.pop("agreement", None), report.pop("agreement_interval", None), report.pop("agreement_of", "inputs")
     )

@@ -152,9 +152,14 @@ def verdict(
         rank: number of directions that the source anchors span.
         answers_used: the result of `answers_used`.
         coverage: the result of `anchor_coverage` for inputs that the model is for; None without such inputs.
-        of: the things that the agreement counts: for several labels, the yes and no to each class.
+        of: the things that the agreement counts: for several labels, the yes and no to each class. "values" says that
+            the estimate is the share of the variance of a head's values that is explained, 0 by chance.
     """
     reason = f"the head is expected to answer as on its own encoder on {estimate.agreement:.0%} of {of}"
+    unrelated_agree = f"where unrelated answers would agree on {estimate.chance:.0%}"
+    if of == "values":
+        reason = f"its values are expected to explain {estimate.agreement:.0%} of the variance of the head's own"
+        unrelated_agree = "where their mean alone explains 0%"
     sure = estimate.kappa(estimate.low)
     if coverage is not None and coverage < COVERED:
         return Verdict(
@@ -166,7 +171,7 @@ def verdict(
         unrelated = estimate.kappa(estimate.agreement) < 0.1 or num_anchors >= 2 * rank
         return Verdict(
             "do not use",
-            f"{reason}, where unrelated answers would agree on {estimate.chance:.0%}",
+            f"{reason}, {unrelated_agree}",
             "check that both encoders saw the same inputs in the same order; if they did, they do not share what the "
             "head looks at: take another encoder"
             if unrelated

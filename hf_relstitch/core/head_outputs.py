@@ -75,18 +75,21 @@ def matching_temperature(
 
 
 @torch.no_grad()
-def values_explained(head: nn.Module, translated: Float[Tensor, "k d"], target: Float[Tensor, "k d"]) -> float:
+def values_explained(
+    head: nn.Module, translated: Float[Tensor, "k d"], target: Float[Tensor, "k d"]
+) -> tuple[float, float]:
     """Return the share of the variance of a head's values on true latents that its values on translated ones explain.
 
-    1 explains all; 0 explains as much as the mean value, and less is worse.
+    1 explains all; 0 explains as much as the mean value, and less is worse. The second number is its standard error.
     """
-    return _explained(apply_head(head, translated), apply_head(head, target))
+    explained = _explained(apply_head(head, translated), apply_head(head, target))
+    return float(explained.mean()), float(explained.std()) / len(explained) ** 0.5
 
 
-def _explained(made: Float[Tensor, "k values"], values: Float[Tensor, "k values"]) -> float:
-    """Return 1 less the squared error of values, each in units of its variance."""
+def _explained(made: Float[Tensor, "k values"], values: Float[Tensor, "k values"]) -> Float[Tensor, " k"]:
+    """Return for each row 1 less the squared error of its values, each in units of its variance."""
     variance = values.var(0, correction=0).clamp_min(torch.finfo(values.dtype).tiny)
-    return 1 - float(((made - values).square().mean(0) / variance).mean())
+    return 1 - ((made - values).square() / variance).mean(1)
 
 
 @torch.no_grad()
@@ -97,7 +100,7 @@ def output_scale_for_values(head: nn.Module, translated: Float[Tensor, "k d"], t
     """
     centre, values = target.mean(0), apply_head(head, target)
     read = apply_first_layer(head, translated - centre)
-    return max(SCALES, key=lambda scale: _explained(finish_logits(head, scale * read, centre), values))
+    return max(SCALES, key=lambda scale: float(_explained(finish_logits(head, scale * read, centre), values).mean()))
 
 
 def _bisected(too_small: Callable[[float], bool]) -> float:

@@ -601,7 +601,7 @@ class RelativeStitcher(PreTrainedModel):
         then texts are held out, and `entity_agreement` is the F1 of its entities with the head's own, if it has any).
         `scale_invariance` is the share of answers that the head keeps when latents are scaled; `verdict` is good,
         usable or do not use, with the reason and the likely remedy. For a head that gives values, `agreement` is None
-        and there is no verdict, but `values_explained`, a share of the variance of its own values; for a single value
+        and `values_explained` is a share of the variance of its own values, with its 95 % interval; for a single value
         also `spearman`, the rank correlation with its own, and, for pairs of texts, `ndcg` of the pairs with the same
         first text ranked by it. `pairs` has what was expected of each way to read pairs. `source` and `target` give
         each side's width, rank, condition number and effective rank.

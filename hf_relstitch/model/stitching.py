@@ -50,6 +50,8 @@ from hf_relstitch.layers import widths_of
 from hf_relstitch.model.anchors import AnchorSet
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
+SURE = 2.0
+"""Standard errors on each side of a 95 % interval."""
 READOUT_WEIGHT = 0.5
 """Weight of the readout beside the translation: it knows the head by its answers to the anchors only."""
 FREE = {"norm", "seed"}
@@ -274,7 +276,8 @@ def _make_report(
         "target": describe_frame(frames[1]),
     }
     if not head.answers:
-        return report | {"agreement": None, **_describe_values(translated, target, logits, true_logits, head, groups)}
+        report |= {"agreement": None, **_describe_values(translated, target, logits, true_logits, head, groups)}
+        return report | {"verdict": _give_verdict(report)}
     estimate = estimate_agreement(logits, true_logits, multi_label=head.multi_label, groups=texts)
     of = "inputs" if texts is None else "words"
     report |= {
@@ -295,7 +298,9 @@ def _describe_values(
     translated: Tensor, target: Tensor, logits: Tensor, true_logits: Tensor, head: Head, groups: Tensor | None
 ) -> dict[str, Any]:
     """Return how well held-out values explain a head's own, and of a single value how well they keep its order."""
-    report: dict[str, Any] = {"values_explained": values_explained(head.module, translated, target)}
+    share, error = values_explained(head.module, translated, target)
+    interval = [share - SURE * error, min(1.0, share + SURE * error)]
+    report: dict[str, Any] = {"values_explained": share, "values_explained_interval": interval}
     if true_logits.shape[1] > 1:
         return report
     made, own = logits[:, 0], true_logits[:, 0]
@@ -306,16 +311,18 @@ def _describe_values(
 
 def _give_verdict(report: dict[str, Any], *, coverage: float | None = None) -> dict[str, str]:
     """Return the verdict on a report and, where it is known, on how much of the inputs the anchors cover."""
-    low, high = report["agreement_interval"]
-    estimate = AgreementEstimate(report["agreement"], low, high, report["chance_agreement"])
+    has_values = report["agreement"] is None
+    name = "values_explained" if has_values else "agreement"
+    low, high = report[f"{name}_interval"]
+    estimate = AgreementEstimate(report[name], low, high, report.get("chance_agreement", 0.0))
     return asdict(
         verdict(
             estimate,
             num_anchors=report["num_anchors"],
             rank=report["source"]["rank"],
-            answers_used=report["answers_used"],
+            answers_used=report.get("answers_used", 1.0),
             coverage=coverage,
-            of=report.get("agreement_of", "inputs"),
+            of="values" if has_values else report.get("agreement_of", "inputs"),
         )
     )
 
@@ -345,7 +352,7 @@ def add_coverage(report: dict[str, Any], latents: Tensor, anchors: Tensor) -> di
     """Add to a report the share of source latents that the source anchors cover, and renew its verdict."""
     coverage = anchor_coverage(to_working(latents), to_working(anchors.to(latents.device)))
     covered = {**report, "coverage": coverage}
-    if report["agreement"] is None:
+    if report["agreement"] is None and "values_explained_interval" not in report:  # as in older formats
         return covered
     return covered | {"verdict": _give_verdict(report, coverage=coverage)}
 
