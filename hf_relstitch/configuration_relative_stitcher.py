@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import AutoConfig
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.translation import TranslationSettings
+from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.hub.cards import task_of
 from hf_relstitch.hub.files import check_format
 from hf_relstitch.hub.repo import without_kernels
@@ -182,6 +183,10 @@ class RelativeStitcherConfig(PretrainedConfig):
             StitchError: a field has a value that no stitched model has.
         """
         with wrap_errors("the config of the stitched model cannot be read"):
+            for side in ("source", "target"):
+                Provenance(**config_dict[side])
+            for name in ("report", "fingerprints", "answer_checksums"):
+                dict(config_dict.get(name) or {})
             return super().from_dict(config_dict, **kwargs)
 
     @classmethod

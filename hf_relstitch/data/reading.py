@@ -10,7 +10,7 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import SOUNDS, TABLES, TEXT_PAIR, check_filled, inputs_at
 
 STDIN = "-"
@@ -139,7 +139,9 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
             raise StitchError(f"{name} has no column {column!r}: it has {', '.join(table.column_names)}")
     rows = draw_rows(len(table), count)
     table = table.select(rows)
-    folder, read = path.parent if reader else path, [list(table[column]) for column in columns]
+    with wrap_errors(f"{name} cannot be read"):
+        read = [list(table[column]) for column in columns]
+    folder = path.parent if reader else path
     for column, values in zip(columns, read, strict=True):
         check_filled(values, rows=rows, what=f"column {column!r} of {name} is")
     return [_paths(values, folder) for values in read] if path.exists() else read

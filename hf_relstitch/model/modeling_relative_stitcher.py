@@ -26,7 +26,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.projection import encode_relative
 from hf_relstitch.core.relative import check_latents, to_working
@@ -621,9 +621,9 @@ class RelativeStitcher(PreTrainedModel):
                     f"the source, {self.config.source['model_id']}, is a callable without a processor: give raw inputs "
                     "to model.predict, or latents to model.classify"
                 )
-            self._processor = LOADERS[self.config.modality].from_pretrained(
-                self._processor_folder, trust_remote_code=False
-            )
+            load = LOADERS[self.config.modality].from_pretrained
+            with wrap_errors(f"the processor in {self._processor_folder} cannot be loaded"):
+                self._processor = load(self._processor_folder, trust_remote_code=False)
         return self._processor
 
     def save_pretrained(
