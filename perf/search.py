@@ -24,22 +24,21 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from hf_relstitch.bulk import translation_between
+from hf_relstitch.core.scoring import share_found
 
 
 def nearest(queries, documents, count=10):
     return (queries @ documents.T).topk(count).indices
 
 
-def recall(queries, documents, wanted):
-    """The share of the wanted documents that is found, (queries, count)."""
-    found = nearest(queries, documents, wanted.shape[1])
-    return float((found[:, :, None] == wanted[:, None, :]).any(-1).double().mean())
+def recall(queries, documents, wanted, candidates=None):
+    """The share of the wanted documents, (queries, count), among as many nearest, or among so many candidates."""
+    return float(share_found(wanted, nearest(queries, documents, candidates or wanted.shape[1])).mean())
 
 
-def reachable(queries, documents, wanted, candidates=200):
-    """The share of the wanted documents among the candidates, which is what ranking them by the new encoder finds."""
-    found = nearest(queries, documents, candidates)
-    return float((wanted[:, :, None] == found[:, None, :]).any(-1).double().mean())
+def reachable(queries, documents, wanted):
+    """The share among 200 candidates, which is what ranking them by the new encoder finds."""
+    return recall(queries, documents, wanted, candidates=200)
 
 
 def mapping(kind, x, y):

@@ -100,6 +100,13 @@ def changed_bytes(data: st.DataObject, content: bytes) -> bytes:
     )
 
 
+def changed_file(data: st.DataObject, whole: bytes, *, name: str) -> bytes:
+    """Change bytes of a file, or, in half of the cases if it is JSON, a value."""
+    if name.endswith("json") and data.draw(st.booleans()):
+        return json.dumps(changed_json(data, json.loads(whole))[0]).encode()
+    return changed_bytes(data, whole)
+
+
 def read(load: Callable[[], Any]) -> Any:
     """Return what reading gives, or the package's own error.
 
@@ -204,11 +211,7 @@ def test_an_anchor_set(name: str, folders: Path, tmp_path_factory: pytest.TempPa
     @fuzzed
     @given(st.data())
     def run(data: st.DataObject) -> None:
-        if name.endswith("json") and data.draw(st.booleans()):
-            new = json.dumps(changed_json(data, json.loads(whole))[0]).encode()
-        else:
-            new = changed_bytes(data, whole)
-        (folder / name).write_bytes(new)
+        (folder / name).write_bytes(changed_file(data, whole, name=name))
         outcome = read(lambda: AnchorSet.from_pretrained(folder))
         assert isinstance(outcome, StitchError) or (
             torch.equal(outcome.latents, right.latents) and torch.equal(outcome.ids, right.ids)
@@ -278,11 +281,7 @@ def test_a_folder_of_transformers(
     @fuzzed
     @given(st.data())
     def run(data: st.DataObject) -> None:
-        if file.endswith("json") and data.draw(st.booleans()):
-            new = json.dumps(changed_json(data, json.loads(whole))[0]).encode()
-        else:
-            new = changed_bytes(data, whole)
-        (folder / file).write_bytes(new)
+        (folder / file).write_bytes(changed_file(data, whole, name=file))
         read(lambda: load(str(folder)))
 
     run()

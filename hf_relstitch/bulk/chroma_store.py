@@ -109,9 +109,7 @@ def read_collection(folder: str | Path, name: str, *, count: int) -> tuple[list[
     Raises:
         StitchError: the folder has no such collection.
     """
-    import chromadb  # noqa: PLC0415 (an extra)
-
-    client = chromadb.PersistentClient(str(folder), settings=chromadb.Settings(anonymized_telemetry=False))
+    client = open_folder(folder)
     names = sorted(collection.name for collection in _pages(client.list_collections))
     if name not in names:
         raise StitchError(f"{folder} has no collection {name}: it has {', '.join(names) or 'none'}")
@@ -121,6 +119,13 @@ def read_collection(folder: str | Path, name: str, *, count: int) -> tuple[list[
     records = collection.get(ids=drawn, include=["embeddings", "documents"])
     texts = records["documents"] or [None] * len(drawn)
     return list(texts), list(records["embeddings"]), len(ids), _metric_of(collection)
+
+
+def open_folder(folder: str | Path) -> "ClientAPI":
+    """Open the Chroma database in a local folder, without telemetry."""
+    import chromadb  # noqa: PLC0415 (an extra)
+
+    return chromadb.PersistentClient(str(folder), settings=chromadb.Settings(anonymized_telemetry=False))
 
 
 def _metric_of(collection: "Collection") -> Metric:

@@ -7,17 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.utils import logging
 
-from hf_relstitch.bulk.chroma_store import read_collection
-from hf_relstitch.bulk.lancedb_store import read_rows
+from hf_relstitch.bulk.chroma_store import move_collection, open_folder, read_collection
+from hf_relstitch.bulk.lancedb_store import move_table, read_rows
 from hf_relstitch.bulk.search import SearchTranslation, translation_between
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.options import Metric
-from hf_relstitch.core.scoring import HALF, NEAREST, QUERIES, as_compared, search
+from hf_relstitch.core.scoring import HALF, NEAREST, QUERIES, as_compared, search, share_found
 from hf_relstitch.encoders.encoder import to_encoder
-
-logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 
 @dataclass(frozen=True)
@@ -79,8 +76,7 @@ def sample_index(store: str | Path, name: str, *, text: str, vector: str, count:
     Raises:
         StitchError: the folder holds neither, has no such table or column, or no row has both.
     """
-    is_chroma = Path(store, "chroma.sqlite3").is_file()
-    if is_chroma:
+    if _is_chroma(store):
         texts, vectors, total, metric = read_collection(store, name, count=count)
     else:
         texts, vectors, total, metric = read_rows(store, name, text=text, vector=vector, count=count)
@@ -120,6 +116,22 @@ def plan_migration(sample: IndexSample, new: Any, *, progress: bool = True) -> M
     )
 
 
+def move_sampled(plan: MigrationPlan, store: str | Path, name: str, new: str, *, vector: str) -> int:
+    """Move the index that a plan is for to a new table or collection, and return its number of rows.
+
+    Raises:
+        StitchError: as in `move_table` and `move_collection`.
+    """
+    if _is_chroma(store):
+        return move_collection(plan.documents, open_folder(store), name, new)
+    return move_table(plan.documents, store, name, new, column=vector)
+
+
+def _is_chroma(store: str | Path) -> bool:
+    """Whether a folder holds a Chroma database; else it is LanceDB's."""
+    return Path(store, "chroma.sqlite3").is_file()
+
+
 def check_moved(sample: IndexSample, new: Any, *, progress: bool = True) -> dict[str, Any]:
     """Compare the vectors of a moved index with the new encoder's own: as texts change, a translation fits them less.
 
@@ -140,6 +152,6 @@ def check_moved(sample: IndexSample, new: Any, *, progress: bool = True) -> dict
     true, moved = (as_compared(side, sample.metric) for side in (true, moved))
     count = max(1, round(NEAREST * (len(true) - 1)))
     wanted, found = (search(true[:QUERIES], side, count, metric=sample.metric) for side in (true, moved))
-    recalls = (wanted[:, :, None] == found[:, None, :]).any(-1).double().mean(1)
+    recalls = share_found(wanted, found)
     recall, error = float(recalls.mean()), float(recalls.std()) / len(recalls) ** 0.5
     return {"recall": recall, "standard_error": error, "encode_anew": recall < HALF}

@@ -27,7 +27,7 @@ def migrate_command(
     as_json: AsJson = False,
 ) -> None:
     """Say what each way to a new encoder would find in an index, from its own texts, and do what is chosen."""
-    from hf_relstitch.bulk import check_moved, plan_migration, sample_index
+    from hf_relstitch.bulk.migration import check_moved, move_sampled, plan_migration, sample_index
 
     use_device(device)
     sample = sample_index(store, name, text=text, vector=vector, count=pairs)
@@ -47,7 +47,7 @@ def migrate_command(
         plan.queries.save(queries_to)
         done["queries"] = str(queries_to)
     if move_to is not None:
-        done["moved"] = _move(plan.documents, store, name, move_to, vector)
+        done["moved"] = move_sampled(plan, store, name, move_to, vector=vector)
     if as_json:
         rows = [{"way": way, "finds": finds, "takes": takes} for way, finds, takes in plan.rows()]
         reports = {"documents": plan.documents.report, "queries": plan.queries.report}
@@ -69,15 +69,3 @@ def migrate_command(
         typer.echo(
             f"Next: the same command with --move-to {quote(name + '-new')}, or with --queries-to FILE.safetensors"
         )
-
-
-def _move(translation: Any, store: Path, name: str, new: str, vector: str) -> int:
-    """Move a table or a collection, and return its number of rows."""
-    from hf_relstitch.bulk import move_collection, move_table
-
-    if not (store / "chroma.sqlite3").is_file():
-        return move_table(translation, store, name, new, column=vector)
-    import chromadb
-
-    client = chromadb.PersistentClient(str(store), settings=chromadb.Settings(anonymized_telemetry=False))
-    return move_collection(translation, client, name, new)

@@ -128,7 +128,7 @@ class RecallScorer:
         shares = []
         for rows, wanted in zip(self.rows, self.wanted, strict=True):
             found = search(queries[rows[: len(wanted)]], documents[rows], self.num_nearest, metric=self.metric)
-            shares.append((wanted[:, :, None] == found[:, None, :]).any(-1).to(queries.dtype).mean(1))
+            shares.append(share_found(wanted, found).to(queries.dtype))
         return torch.cat(shares)
 
 
@@ -181,6 +181,11 @@ def search(
     nearness = similarities(queries, documents, metric=metric)
     nearness.fill_diagonal_(-torch.inf)
     return nearness.topk(count).indices
+
+
+def share_found(wanted: Int[Tensor, "q near"], found: Int[Tensor, "q count"]) -> Float[Tensor, " q"]:
+    """Return the share of the wanted documents that is among those found, for each query, in float64."""
+    return (wanted[:, :, None] == found[:, None, :]).any(-1).double().mean(1)
 
 
 def similarities(
