@@ -9,15 +9,18 @@ import pico
 import pytest
 import tiny_models
 import torch
+import transformers
 from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
+from transformers import AutoTokenizer
 
 from hf_relstitch import AnchorSet, CallableEncoder, Encoder, Head, RelativeStitcher, StitchError
 from hf_relstitch.data.ids import input_ids
+from hf_relstitch.encoders.sentence_transformers_repo import prepend_prompt
 from hf_relstitch.model.exporting import plain_classifier, to_onnx
 from hf_relstitch.model.persistence import read_config
 
@@ -221,6 +224,25 @@ def test_a_prompt_is_put_before_each_text_as_they_do(tmp_path: Path, lower_case:
     torch.testing.assert_close(loaded.predict(INPUTS), stitched.classify(asked))
     assert "mean, after the prompt storm hits:" in (tmp_path / "stitched" / "README.md").read_text()
     assert "prompt='storm hits: '" in loaded.config.call
+
+
+VOCABULARY = {word: row for row, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "storm", "hits", ":"])}
+PIECES = [(word, -1.0) for word in ("<s>", "<pad>", "</s>", "<unk>", "▁storm", "▁hits", ":", "s", "<mask>")]
+
+
+@pytest.mark.parametrize("kind", ["Bert", "MPNet", "XLMRoberta"])
+def test_a_prompt_is_saved_by_tokenizers_that_make_their_own_normalizer(tmp_path: Path, kind: str) -> None:
+    own = getattr(transformers, f"{kind}Tokenizer")(vocab=PIECES if kind == "XLMRoberta" else VOCABULARY)
+    own.model_max_length = 9
+    prompted = prepend_prompt(own, "storm hits: ")
+    prompted.save_pretrained(tmp_path)
+    getattr(transformers, f"{kind}Config")().save_pretrained(tmp_path)
+    texts, options = ["Storm", "hits storm " * 9], {"truncation": True, "padding": True}
+    expected = own([f"storm hits: {text}" for text in texts], **options)
+    for found in (prompted, AutoTokenizer.from_pretrained(tmp_path)):
+        assert found(texts, **options) == expected
+        assert found.all_special_ids == own.all_special_ids
+    assert own("storm") != prompted("storm")
 
 
 PLAIN = ["Transformer", "Pooling"]

@@ -211,11 +211,11 @@ class Encoder:
         processor = load_processor(inside, modality=modality)
         after = modules.after_pooling.to(*placement(model)) if modules else nn.Sequential()
         if isinstance(processor, PreTrainedTokenizerBase):
-            prepare_tokenizer(processor, modules, model=model)
+            processor = prepare_tokenizer(processor, modules, model=model)
         prompts, default = read_prompts(repo)
         text = _prompt_text(prompt or (default if modules else None), prompts, name=repo.name)
         if text is not None:
-            prepend_prompt(processor, text)
+            processor = prepend_prompt(processor, text)
         if chosen in FEATURES:
             if modality == "text":
                 model.config.get_text_config().pad_token_id = processor.pad_token_id

@@ -99,10 +99,10 @@ def onnx_encoder(
     modules = read_sentence_modules(repo) if pooling == "auto" and not is_pooled else None
     chosen = _chosen_pooling(pooling, is_pooled, modules)
     if modules is not None and isinstance(processor, PreTrainedTokenizerBase):
-        modules.prepare(processor)
+        processor = modules.prepare(processor)
     prompts, default = read_prompts(repo) if modules is not None else ({}, None)
     if default is not None:
-        prepend_prompt(processor, prompts[default])
+        processor = prepend_prompt(processor, prompts[default])
     return Encoder(
         model,
         processor,

@@ -98,17 +98,20 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, *, name: st
         )
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, modules: SentenceModules | None, *, model: Any) -> None:
-    """Make a tokenizer cut texts at the repo's limit, or else at the end of the model's positions."""
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, modules: SentenceModules | None, *, model: Any
+) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that cuts texts at the repo's limit, or else at the end of the model's positions."""
     text = model.config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     if modules is not None:
-        modules.prepare(tokenizer)
+        tokenizer = modules.prepare(tokenizer)
     if (modules is None or modules.max_length is None) and isinstance(positions, int) and positions > 0:
         embeddings = (each for name, each in model.named_modules() if name.endswith("position_embeddings"))
         padding = getattr(next(embeddings, None), "padding_idx", None)  # where RoBERTa and its like begin
         unused = 0 if padding is None else padding + 1
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions - unused)
+    return tokenizer
 
 
 def main_modality(model: nn.Module) -> str:

@@ -1,15 +1,16 @@
 """A sentence-transformers repo's own files: its pooling, what comes after it, and how long a text may be."""
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tokenizers.normalizers import Lowercase, Prepend, Sequence
+from tokenizers.normalizers import Lowercase, Normalizer, Prepend, Sequence
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub.files import read_json
@@ -66,13 +67,13 @@ class SentenceModules:
     max_length: int | None
     lower_case: bool
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Make a tokenizer cut and lower texts by the repo's rules."""
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """Return a tokenizer that cuts and lowers texts by the repo's rules."""
         if self.max_length is not None:
             tokenizer.model_max_length = self.max_length
-        normaliser = tokenizer.backend_tokenizer.normalizer if self.lower_case else None
-        if self.lower_case and "Lowercase" not in repr(normaliser):
-            tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *([normaliser] if normaliser else [])])
+        if self.lower_case and "Lowercase" not in repr(tokenizer.backend_tokenizer.normalizer):
+            return _normalizing_first(tokenizer, Lowercase())
+        return tokenizer
 
 
 def read_sentence_modules(repo: Repo) -> SentenceModules | None:
@@ -153,20 +154,31 @@ def read_prompts(repo: Repo) -> tuple[dict[str, str], str | None]:
     return prompts, default if default in prompts else None
 
 
-def prepend_prompt(tokenizer: Any, prompt: str) -> None:
-    """Make a tokenizer put a text before each input; the tokenizer saves it, and pipelines and exports do it too.
+def prepend_prompt(tokenizer: Any, prompt: str) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that puts a text before each input; it saves that, and pipelines and exports do it too.
 
     Raises:
         StitchError: the tokenizer is not one of the tokenizers library.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise StitchError(
             f"a {type(tokenizer).__name__} cannot put the prompt {prompt!r} before each text: save a fast tokenizer "
             "with the model"
         )
-    before = backend.normalizer
-    backend.normalizer = Sequence([Prepend(prompt), *([before] if before else [])])
+    return _normalizing_first(tokenizer, Prepend(prompt))
+
+
+def _normalizing_first(tokenizer: PreTrainedTokenizerBase, first: Normalizer) -> PreTrainedTokenizerFast:
+    """Return a copy of a tokenizer that applies this before its own normalizer, also when it is saved and loaded.
+
+    It is of the general class, since those of an architecture, like BertTokenizer, make a normalizer of their own when
+    they are loaded, and leave out the one in the file.
+    """
+    backend = deepcopy(tokenizer.backend_tokenizer)
+    backend.normalizer = Sequence([first, *([backend.normalizer] if backend.normalizer else [])])
+    names = ("model_max_length", "model_input_names", "padding_side", "truncation_side")
+    settings = {name: getattr(tokenizer, name) for name in names} | dict(tokenizer.special_tokens_map)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
 
 
 def _pooling(repo: Repo, path: str) -> str:

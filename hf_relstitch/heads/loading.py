@@ -148,7 +148,7 @@ def _load_classifier(
         )
     processor = load_processor(repo, modality=main_modality(model))
     if isinstance(processor, PreTrainedTokenizerBase):
-        prepare_tokenizer(processor, None, model=model)
+        processor = prepare_tokenizer(processor, None, model=model)
     return split_classifier(model, processor, at=cut, repo=repo)
 
 
