@@ -14,6 +14,7 @@ from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
+from test_cli import run
 from test_sentence_modules import CHAINS, INPUTS, repo, theirs
 from torch import nn
 from torch.testing import assert_close
@@ -220,6 +221,34 @@ def test_both_ways_of_pushing_keep_vectors_and_card(tmp_path: Path, hub: HubServ
         assert "# repo in the space of" in ModelCard.load(name).text
 
 
+def test_the_shell_pushes_pulls_and_shows_translations_and_exported_encoders(tmp_path: Path, hub: HubServer) -> None:
+    """Each pushed from a folder and from a file, pulled, and pushed again, with its card."""
+    place = repo(tmp_path)
+    translation = search(affine(16))
+    translation.save_pretrained(tmp_path / "translation")
+    expected = encoded(translation.after(place, folder=tmp_path / "exported"))
+    for name in ("translation", "exported"):
+        back = tmp_path / "back" / name
+        run("push", tmp_path / name, f"alice/{name}")
+        run("pull", f"alice/{name}", back)
+        run("pull", f"alice/{name}", back)  # again, into its own folder
+        assert f"alice/{name}" in (back / "README.md").read_text()
+        (back / "README.md").write_text((back / "README.md").read_text() + "\nSeen on a ship.\n")
+        run("push", back, f"alice/{name}")
+        assert "Seen on a ship." in ModelCard.load(f"alice/{name}").content
+        run("push", back, f"alice/{name}-too")
+        assert f"alice/{name}-too" in ModelCard.load(f"alice/{name}-too").text
+        shown = run("inspect", f"alice/{name}").stdout, json.loads(run("inspect", back, "--json").stdout)
+        assert ("queries" in shown[0], shown[1]["kind"].split()[0]) == (True, {"t": "search", "e": "exported"}[name[0]])
+    latents = theirs(place)
+    assert SearchTranslation.from_pretrained(tmp_path / "back" / "translation")(latents).equal(translation(latents))
+    for loaded in ("alice/exported", "alice/exported-too", str(tmp_path / "back" / "exported")):
+        assert_close(theirs(loaded), expected)
+    assert "holds an exported encoder" in run("pull", "alice/translation", back, status=1).stderr
+    assert "is not of alice/exported" in run("pull", "alice/exported", tmp_path / "exported", status=1).stderr
+    assert "expected a stitched model" in run("pull", place, tmp_path / "x", status=1).stderr
+
+
 KERNEL = KernelTranslation(40, 16, 8, gamma=1.0, norm="keep")
 
 
@@ -276,7 +305,7 @@ def test_a_missing_library_is_named_with_its_install_line(tmp_path: Path, monkey
 
 def test_only_an_exported_model_is_written_over(tmp_path: Path) -> None:
     place = repo(tmp_path, after=(Normalize(),))
-    with pytest.raises(StitchError, match="holds a model that saving there would spoil"):
+    with pytest.raises(StitchError, match="holds a model of type roberta, which saving there would spoil"):
         search(affine(16)).after(place, folder=place)
     search(affine(16), row_norm=1.0).after(place, folder=tmp_path / "out")
     mine = tmp_path / "out" / "README.md"

@@ -226,7 +226,9 @@ def test_a_prompt_is_put_before_each_text_as_they_do(tmp_path: Path, lower_case:
     assert "prompt='storm hits: '" in loaded.config.call
 
 
-VOCABULARY = {word: row for row, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "storm", "hits", ":"])}
+VOCABULARY = {
+    word: row for row, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "storm", "hits", ":"])
+}
 PIECES = [(word, -1.0) for word in ("<s>", "<pad>", "</s>", "<unk>", "▁storm", "▁hits", ":", "s", "<mask>")]
 
 

@@ -26,16 +26,14 @@ from hf_relstitch.encoders.encoder import to_encoder
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.hub.cards import write_card
 from hf_relstitch.hub.files import atomic_folder, read_tensors, write_tensors
+from hf_relstitch.hub.kinds import TRANSLATION, TRANSLATION_FILE, check_kind
 from hf_relstitch.hub.repo import locate, push_folder
-from hf_relstitch.model.anchors import CONFIG_NAME as ANCHOR_CONFIG
 from hf_relstitch.model.anchors import MIN_ANCHORS, AnchorSet
 from hf_relstitch.version import __version__
 
 FORMAT_VERSION = 2
 """Format 1 had other names of settings."""
 KIND = "search_translation"
-FILE_NAME = "translation.safetensors"
-"""The translation's file in a folder or repo."""
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
@@ -202,12 +200,11 @@ class SearchTranslation(nn.Module):
         """Write the translation's file and a card, which shows `repo_id`; a failure leaves the folder unchanged.
 
         Raises:
-            StitchError: the folder holds a model or an anchor set.
+            StitchError: the folder holds something else.
         """
-        if any(Path(folder, name).is_file() for name in ("config.json", ANCHOR_CONFIG)):
-            raise StitchError(f"{folder} holds a model or an anchor set: give another folder")
-        with atomic_folder(folder, last=FILE_NAME, owned=[]) as written:
-            self.save(written / FILE_NAME)
+        check_kind(folder, TRANSLATION)
+        with atomic_folder(folder, last=TRANSLATION_FILE, owned=[]) as written:
+            self.save(written / TRANSLATION_FILE)
             content = self._content() | {"hf_relstitch_version": __version__}
             write_card(content, written, folder=folder, repo_id=repo_id)
 
@@ -255,9 +252,11 @@ class SearchTranslation(nn.Module):
         """
         if Path(place).is_file():
             return cls.load(place)
-        repo = locate(place, config=FILE_NAME, revision=revision, **options)
-        if (file := repo.file(FILE_NAME)) is None:
-            raise StitchError(f"{repo.place} has no file {FILE_NAME}: give the folder of a translation for search")
+        repo = locate(place, config=TRANSLATION_FILE, revision=revision, **options)
+        if (file := repo.file(TRANSLATION_FILE)) is None:
+            raise StitchError(
+                f"{repo.place} has no file {TRANSLATION_FILE}: give the folder of a translation for search"
+            )
         return cls.load(file)
 
     @classmethod

@@ -2,23 +2,22 @@
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_relstitch.bulk.search import FILE_NAME, SearchTranslation, gamma_of
+from hf_relstitch.bulk.search import SearchTranslation, gamma_of
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.translation import KernelTranslation, Translation, empty_translation
 from hf_relstitch.encoders.devices import fingerprint
 from hf_relstitch.hub.files import verify_checksum, weight_map
-from hf_relstitch.hub.repo import Repo, locate
+from hf_relstitch.hub.kinds import TRANSLATION, locate_kind
+from hf_relstitch.hub.repo import Repo
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.model.persistence import INDEX, read_config
 
@@ -160,10 +159,10 @@ def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[A
     elif isinstance(model, RelativeStitcher):
         translation, name, commit = model.translation, model.config.name_or_path or None, None
     else:
-        repo, is_for_search = locate_translation(model, revision=revision)
+        repo, kind = locate_kind(model, revision=revision)
         translation = (
             SearchTranslation.from_pretrained(repo.place, revision=repo.commit)
-            if is_for_search
+            if kind == TRANSLATION
             else _read_translation(repo)
         )
         name, commit = repo.name, repo.commit
@@ -177,23 +176,6 @@ def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[A
         "gamma": gamma_of(inner),
     }
     return translation, {"name": name, "revision": commit, **which}
-
-
-def locate_translation(place: str | Path, *, revision: str | None = None) -> tuple[Repo, bool]:
-    """Locate a stitched model or a translation for search, and return whether it is a translation for search.
-
-    Raises:
-        StitchError: neither a folder nor a repo has this name.
-    """
-    try:
-        repo = locate(place, revision=revision)
-    except StitchError as error:
-        if not isinstance(error.__cause__, EntryNotFoundError):
-            raise
-        with suppress(StitchError):
-            return locate(place, config=FILE_NAME, revision=revision), True
-        raise
-    return repo, repo.file("config.json") is None and repo.file(FILE_NAME) is not None
 
 
 def _read_translation(repo: Repo) -> AnyTranslation:

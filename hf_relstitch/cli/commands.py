@@ -14,6 +14,8 @@ from hf_relstitch.cli.stitch import Column, Force, PairColumn, anchors_command, 
 from hf_relstitch.core.options import Metric, Prefer, Role
 from hf_relstitch.version import __version__
 
+ARTIFACTS = "a stitched model, an anchor set, a translation for search or an exported encoder"
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -90,11 +92,14 @@ def predict_command(
 
 @app.command()
 def inspect(
-    place: Annotated[str, typer.Argument(help="A stitched model or an anchor set: folder or Hub id; a translation.")],
+    place: Annotated[
+        str,
+        typer.Argument(help=f"Folder or Hub id of {ARTIFACTS}; a translation's file."),
+    ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show sizes, provenance, conditioning and verdict of a stitched model or an anchor set; --json shows all."""
+    """Show sizes, provenance, conditioning and verdict of what a folder or a repo holds; --json shows all."""
     from hf_relstitch.cli.describe import describe
 
     description = describe(place, revision=revision)
@@ -106,7 +111,10 @@ def inspect(
 
 @app.command("push")
 def push_command(
-    folder: Annotated[str, typer.Argument(help="Folder of a stitched model or an anchor set; a translation's file.")],
+    folder: Annotated[
+        str,
+        typer.Argument(help=f"Folder of {ARTIFACTS}; a translation's file."),
+    ],
     repo: Annotated[str, typer.Argument(help="Hub repo to push to, made if it is not there.")],
     share: Annotated[str, typer.Option(help="full, or adapter to leave the source encoder on the Hub.")] = "full",
     private: Annotated[bool | None, typer.Option(help="Whether a new repo is private.")] = None,
@@ -125,7 +133,7 @@ def push_command(
 
 @app.command("pull")
 def pull_command(
-    repo: Annotated[str, typer.Argument(help="Hub id of a stitched model or an anchor set.")],
+    repo: Annotated[str, typer.Argument(help=f"Hub id of {ARTIFACTS}.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write it to.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     force: Force = False,
@@ -150,8 +158,8 @@ def find_command(
     if as_json:
         print_json(rows)
         return
-    columns = ["repo", "model_id", "pooling", "data", "anchors", "dim"]
-    print_table(columns, [[str(row[column]) for column in columns] for row in rows])
+    columns = ["repo", "model_id", "pooling", "prompt", "data", "anchors", "dim"]
+    print_table(columns, [["–" if row[column] is None else str(row[column]) for column in columns] for row in rows])
 
 
 @app.command("pair")

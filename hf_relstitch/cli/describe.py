@@ -8,6 +8,9 @@ from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.cli.push_pull import locate_artifact
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.decomposition import Frame
+from hf_relstitch.hub.cards import FACTS
+from hf_relstitch.hub.files import read_json
+from hf_relstitch.hub.kinds import ANCHOR_SET, EXPORTED, SETTINGS, TRANSLATION
 from hf_relstitch.model.anchors import AnchorSet
 from hf_relstitch.model.persistence import read_config
 from hf_relstitch.model.stitching import describe_frame
@@ -20,14 +23,18 @@ def describe(place: str | Path, *, revision: str | None = None) -> dict[str, Any
     """Return everything that a folder or a Hub repo says about itself, as nested plain values.
 
     Raises:
-        StitchError: it holds neither a stitched model nor an anchor set, or a damaged one.
+        StitchError: it holds nothing of this package's, or something damaged.
     """
     if Path(place).is_file():
         return _describe_translation(SearchTranslation.load(place))
-    repo, is_anchor_set = locate_artifact(str(place), revision=revision)
+    repo, kind = locate_artifact(str(place), revision=revision)
     folder = repo.folder()
-    if is_anchor_set:
+    if kind == ANCHOR_SET:
         return _describe_anchors(AnchorSet.from_pretrained(folder))
+    if kind == TRANSLATION:
+        return _describe_translation(SearchTranslation.from_pretrained(folder))
+    if kind == EXPORTED:
+        return _describe_exported(read_json(folder / SETTINGS)[FACTS])
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return _describe_model(read_config(folder)) | {"megabytes": round(size / 1e6, 1)}
 
@@ -42,6 +49,14 @@ def _describe_translation(translation: SearchTranslation) -> dict[str, Any]:
         "to expect": expected,
         **expected.pop("verdict", {}),
     }
+
+
+def _describe_exported(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the encoder of an exported one, whose space it speaks, and what was expected when it was fitted."""
+    known = {name: facts.get(name) for name in ("source", "target", "translates")}
+    report = dict(facts.get("report") or {})
+    verdict = report.pop("verdict", None)
+    return {"kind": "exported encoder", **known, "to expect": report, **(verdict or {})}
 
 
 def _describe_anchors(anchors: AnchorSet) -> dict[str, Any]:

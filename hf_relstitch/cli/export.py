@@ -30,12 +30,12 @@ def export_command(
 ) -> None:
     """Write a model for use without this package."""
     from hf_relstitch.bulk import SearchTranslation
-    from hf_relstitch.bulk.translator import locate_translation
     from hf_relstitch.core.errors import StitchError
+    from hf_relstitch.hub.kinds import TRANSLATION, locate_kind
     from hf_relstitch.model.exporting import plain_classifier, to_onnx
     from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
-    if Path(model).is_file() or locate_translation(model, revision=revision)[1]:
+    if Path(model).is_file() or locate_kind(model, revision=revision)[1] == TRANSLATION:
         if to != "sentence-transformers" or encoder is None:
             raise StitchError(
                 f"{model} is a translation for search: export it with --to sentence-transformers --encoder ENCODER"

@@ -1,22 +1,35 @@
-"""Pushing, pulling and finding what a folder or a Hub repo holds, a stitched model or an anchor set."""
+"""Pushing, pulling and finding what a folder or a Hub repo holds."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
 
 from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.encoders.encoder import Encoder
+from hf_relstitch.encoders.sentence_transformers_folder import OWNED as OWNED_BY_EXPORTS
+from hf_relstitch.encoders.sentence_transformers_folder import copy_exported
+from hf_relstitch.encoders.sentence_transformers_repo import MODULES
 from hf_relstitch.hub.card_edits import edits
 from hf_relstitch.hub.cards import CARD_NAME, read_card
-from hf_relstitch.hub.files import PARTIAL, atomic_folder, check_kind, read_json, write_json
-from hf_relstitch.hub.repo import Repo, locate, push_folder
-from hf_relstitch.model.anchors import CONFIG_NAME, LATENTS_NAME, AnchorSet
+from hf_relstitch.hub.files import PARTIAL, atomic_folder, read_json, write_json
+from hf_relstitch.hub.kinds import (
+    ANCHOR_CONFIG,
+    ANCHOR_SET,
+    EXPORTED,
+    STITCHED_MODEL,
+    TRANSLATION,
+    TRANSLATION_FILE,
+    check_kind,
+    locate_kind,
+)
+from hf_relstitch.hub.repo import Repo, push_folder
+from hf_relstitch.model.anchors import LATENTS_NAME, AnchorSet
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.model.persistence import OWNED
 
@@ -25,36 +38,47 @@ SHARED = Path(".cache", "huggingface", "hf_relstitch.json")
 """Where a folder notes which edits of its card a repo has had; the Hub's client pushes nothing of these folders."""
 
 
-def locate_artifact(place: str, *, revision: str | None = None) -> tuple[Repo, bool]:
-    """Locate a stitched model or an anchor set, and return whether it is an anchor set.
+@dataclass(frozen=True)
+class Kind:
+    """Hold how one kind of artifact is loaded, and which files of its folder are its own, and last to be written."""
+
+    load: Callable[..., Any]
+    owned: Sequence[str]
+    last: str
+
+
+KINDS = {
+    STITCHED_MODEL: Kind(RelativeStitcher.from_pretrained, OWNED, "config.json"),
+    ANCHOR_SET: Kind(AnchorSet.from_pretrained, [LATENTS_NAME], ANCHOR_CONFIG),
+    TRANSLATION: Kind(SearchTranslation.from_pretrained, [], TRANSLATION_FILE),
+    EXPORTED: Kind(Encoder.from_pretrained, OWNED_BY_EXPORTS, MODULES),
+}
+
+
+def locate_artifact(place: str, *, revision: str | None = None) -> tuple[Repo, str]:
+    """Locate a folder or a repo, and return which of the `KINDS` it holds; what is none of them reads as a model.
 
     Raises:
         StitchError: neither a folder nor a repo has this name.
     """
-    try:
-        repo = locate(place, config=CONFIG_NAME, revision=revision)
-    except StitchError as error:
-        if not isinstance(error.__cause__, EntryNotFoundError):
-            raise
-        repo = locate(place, revision=revision)
-    return repo, repo.file(CONFIG_NAME) is not None
+    repo, kind = locate_kind(place, revision=revision)
+    return repo, kind if kind in KINDS else STITCHED_MODEL
 
 
 def push(place: str, repo_id: str, *, share: str, private: bool | None, revision: str | None) -> str:
-    """Push a folder's model or anchor set, or a file's translation, whole and checked; return the commit's address.
+    """Push what a folder holds, or a file's translation, whole and checked; return the commit's address.
 
     The folder's card is pushed too if people have edited it since it was pulled from the repo or pushed to it.
     Otherwise the edits of the repo's card stay.
 
     Raises:
-        StitchError: the folder holds neither, the Hub refuses, or both cards were edited.
+        StitchError: the folder holds none of the `KINDS`, the Hub refuses, or both cards were edited.
     """
     if Path(place).is_file():
         return SearchTranslation.load(place).push_to_hub(repo_id, private=private, revision=revision)
-    repo, is_anchor_set = locate_artifact(place)
-    load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
-    artifact, card, shared = load(place), read_card(repo.folder()), _shared_edits(repo.folder())
-    how: dict[str, Any] = {} if is_anchor_set else {"share": share}
+    repo, kind = locate_artifact(place)
+    artifact, card, shared = KINDS[kind].load(place), read_card(repo.folder()), _shared_edits(repo.folder())
+    how: dict[str, Any] = {"share": share} if kind == STITCHED_MODEL else {}
     sent: dict[str, Any] = {}
 
     def write(folder: Path, name: str) -> None:
@@ -68,10 +92,13 @@ def push(place: str, repo_id: str, *, share: str, private: bool | None, revision
                 )
             (folder / CARD_NAME).write_text(card, encoding="utf-8")
             sent[branch] = edits(card)
-        artifact.save_pretrained(folder, repo_id=name, **how)
+        if kind == EXPORTED:
+            copy_exported(repo.folder(), folder, repo_id=name)
+        else:
+            artifact.save_pretrained(folder, repo_id=name, **how)
 
-    owned, message = ([LATENTS_NAME], "Push an anchor set") if is_anchor_set else (OWNED, "Push a stitched model")
-    address = push_folder(write, repo_id, owned=owned, message=message, private=private, revision=revision)
+    message = f"Push {kind}"
+    address = push_folder(write, repo_id, owned=KINDS[kind].owned, message=message, private=private, revision=revision)
     if sent and repo.commit is None:
         with suppress(OSError):  # of a folder that cannot be written, nor can its card be edited
             (repo.folder() / SHARED).parent.mkdir(parents=True, exist_ok=True)
@@ -80,18 +107,18 @@ def push(place: str, repo_id: str, *, share: str, private: bool | None, revision
 
 
 def pull(repo_id: str, folder: Path, *, revision: str | None = None, force: bool = False) -> str | None:
-    """Copy a repo's model or anchor set, whole and checked, into a folder; return its commit.
+    """Copy what a repo holds, whole and checked, into a folder; return its commit.
 
     A folder that was pulled from this repo, or pushed to it, is updated. Other contents are overwritten only with
     `force`.
 
     Raises:
-        StitchError: the repo holds neither, the folder holds another model, or its card has edits that the repo's
-            card lacks and no push has sent.
+        StitchError: the repo holds none of the `KINDS`, the folder holds something of another kind, or its card has
+            edits that the repo's card lacks and no push has sent.
     """
-    repo, is_anchor_set = locate_artifact(repo_id, revision=revision)
-    check_kind(folder, model_type=None if is_anchor_set else RelativeStitcher.config_class.model_type)
-    is_taken = (folder / "config.json").is_file() or (folder / CONFIG_NAME).is_file()
+    repo, kind = locate_artifact(repo_id, revision=revision)
+    check_kind(folder, kind)
+    is_taken = (folder / KINDS[kind].last).is_file()
     pulled = {name.partition("@")[0] for name in _shared_edits(folder)}
     if is_taken and not force and repo.name not in pulled and repo.folder().resolve() != folder.resolve():
         raise StitchError(
@@ -100,11 +127,9 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None, force: bool
     card, mine = read_card(repo.folder()), read_card(folder)
     if edits(mine) not in (edits(None), edits(card), *_shared_edits(folder).values()):
         raise StitchError(f"{folder / CARD_NAME} has edits that pulling would lose: push them, or move the file away")
-    load: Callable[..., Any] = AnchorSet.from_pretrained if is_anchor_set else RelativeStitcher.from_pretrained
-    load(repo.place, revision=repo.commit)
+    KINDS[kind].load(repo.place, revision=repo.commit)
     _check_links(repo)
-    last, owned = (CONFIG_NAME, [LATENTS_NAME]) if is_anchor_set else ("config.json", OWNED)
-    with atomic_folder(folder, last=last, owned=owned) as written:
+    with atomic_folder(folder, last=KINDS[kind].last, owned=KINDS[kind].owned) as written:
         shutil.copytree(repo.folder(), written, ignore=shutil.ignore_patterns(f"{PARTIAL}*"), dirs_exist_ok=True)
         (written / SHARED).parent.mkdir(parents=True, exist_ok=True)
         write_json(written / SHARED, {repo.name: edits(card)})

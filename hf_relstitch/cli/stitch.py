@@ -66,11 +66,12 @@ def stitch_command(
     from hf_relstitch.encoders.devices import accelerate_state
     from hf_relstitch.encoders.encoder import Encoder
     from hf_relstitch.heads.loading import labels_tokens, load_classifier
-    from hf_relstitch.hub.files import check_kind, check_output
+    from hf_relstitch.hub.files import check_output
+    from hf_relstitch.hub.kinds import STITCHED_MODEL, check_kind
     from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
     check_output(out)
-    check_kind(out, model_type=RelativeStitcher.config_class.model_type)
+    check_kind(out, STITCHED_MODEL)
     if (out / "config.json").is_file() and not force:
         raise StitchError(f"{out} holds a stitched model already: give another folder, or --force to write over it")
     use_device(device)
@@ -123,13 +124,14 @@ def anchors_command(
     from hf_relstitch.data.reading import STDIN, read_inputs
     from hf_relstitch.encoders.encoder import Encoder
     from hf_relstitch.heads.loading import load_classifier
-    from hf_relstitch.hub.files import check_kind, check_output
+    from hf_relstitch.hub.files import check_output
+    from hf_relstitch.hub.kinds import ANCHOR_SET, check_kind
     from hf_relstitch.model.anchors import AnchorSet
 
     if (target and prompt is not None) or (cut is not None and not target):
         raise StitchError("--prompt is for an encoder, and --cut for a classifier with --target: leave one out")
     check_output(out)
-    check_kind(out, model_type=None)
+    check_kind(out, ANCHOR_SET)
     use_device(device)
     inputs = read_inputs(anchors, column=column, split=split, count=limit)
     encoder = (

@@ -40,14 +40,13 @@ from hf_relstitch.encoders.sentence_transformers_repo import (
     transformer_folder,
 )
 from hf_relstitch.encoders.words import WordTokens, check_offsets, find_words, padded_rows, token_rows
+from hf_relstitch.hub.kinds import STITCHED
 from hf_relstitch.hub.repo import Repo, hub_options, locate
 from hf_relstitch.layers import describe_chain, flatten_layers
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 
-STITCHED = "relative_stitcher"
-"""The model type of stitched models, which AutoModel knows."""
 WITH_PROCESSOR = "give Encoder(model, processor), or as a target split_classifier(model, processor)"
 
 

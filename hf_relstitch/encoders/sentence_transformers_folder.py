@@ -5,6 +5,7 @@ sentence-transformers read no other, and newer versions read it too.
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -25,9 +26,10 @@ from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.encoder import encode_batch
 from hf_relstitch.encoders.padding import BATCHINGS
 from hf_relstitch.encoders.processors import modality_of, preprocess
-from hf_relstitch.encoders.sentence_transformers_repo import DENSE_ACTIVATIONS, MODULES, POOLING_MODES, SETTINGS
-from hf_relstitch.hub.cards import FACTS, write_card
-from hf_relstitch.hub.files import atomic_folder, read_json, write_json
+from hf_relstitch.encoders.sentence_transformers_repo import DENSE_ACTIVATIONS, MODULES, POOLING_MODES
+from hf_relstitch.hub.cards import CARD_NAME, FACTS, write_card
+from hf_relstitch.hub.files import PARTIAL, atomic_folder, read_json, write_json
+from hf_relstitch.hub.kinds import EXPORTED, SETTINGS, check_kind
 from hf_relstitch.layers import Normalize, flatten_layers, linear_of
 from hf_relstitch.version import __version__
 
@@ -108,7 +110,7 @@ def save_sentence_transformer(
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise StitchError(f"a sentence-transformers model needs {error.name}: {INSTALL}") from error
-    _check_folder(Path(folder))
+    check_kind(folder, EXPORTED)
     _check_encoder(model, processor, pooling=pooling, batching=batching)
     if torch.finfo(placement(model)[1]).bits < 32:
         model = deepcopy(model).float()
@@ -143,16 +145,11 @@ def save_sentence_transformer(
     return made
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse to save over a model that is not an exported one.
-
-    Raises:
-        StitchError: the folder holds another model or an anchor set.
-    """
-    is_taken = (folder / "config.json").is_file() or (folder / "anchor_config.json").is_file()
-    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    if is_taken and FACTS not in settings:
-        raise StitchError(f"{folder} holds a model that saving there would spoil: give another folder")
+def copy_exported(source: Path, folder: Path, *, repo_id: str) -> None:
+    """Copy an exported encoder's folder into another one, with a card that shows the repo id and keeps edits there."""
+    left_out = shutil.ignore_patterns(f"{PARTIAL}*", CARD_NAME, ".cache")
+    shutil.copytree(source, folder, ignore=left_out, dirs_exist_ok=True)
+    write_card(read_json(source / SETTINGS), folder, folder=folder, repo_id=repo_id)
 
 
 def _check_encoder(model: Any, processor: Any, *, pooling: str, batching: str) -> None:

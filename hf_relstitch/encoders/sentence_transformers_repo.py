@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub.files import read_json
+from hf_relstitch.hub.kinds import SETTINGS
 from hf_relstitch.hub.repo import Repo
 from hf_relstitch.layers import Normalize, linear_of
 
 MODULES = "modules.json"
-SETTINGS = "config_sentence_transformers.json"
 POOLING_MODES = {  # sentence-transformers' name, old and new, and ours
     "mean": "mean",
     "mean_tokens": "mean",

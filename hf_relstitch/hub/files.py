@@ -154,22 +154,6 @@ def check_output(folder: Path) -> Path:
         return there
 
 
-def check_kind(folder: str | Path, *, model_type: str | None) -> None:
-    """Refuse to save over a model of another type, or over an anchor set; the type None stands for an anchor set.
-
-    Raises:
-        StitchError: the folder holds something of another type.
-    """
-    config, found = Path(folder, "config.json"), None
-    there = read_json(config).get("model_type") if config.is_file() else None
-    if config.is_file() and (model_type is None or there != model_type):
-        found = f"a model of type {there}"
-    elif model_type is not None and Path(folder, "anchor_config.json").is_file():
-        found = "an anchor set"
-    if found:
-        raise StitchError(f"{folder} holds {found}, which saving there would spoil: give another folder")
-
-
 def _give_usual_modes(*places: Path) -> None:
     """Give files the mode that any new file has there; safetensors makes its own readable by the owner alone."""
     files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*")) if file.is_file()]

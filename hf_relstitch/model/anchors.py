@@ -27,7 +27,6 @@ from hf_relstitch.hub.cards import ANCHORS_TAG, inputs_tag, write_card
 from hf_relstitch.hub.files import (
     atomic_folder,
     check_format,
-    check_kind,
     checksum,
     finish_save,
     read_json,
@@ -36,12 +35,12 @@ from hf_relstitch.hub.files import (
     write_json,
     write_tensors,
 )
+from hf_relstitch.hub.kinds import ANCHOR_CONFIG, ANCHOR_SET, check_kind
 from hf_relstitch.hub.repo import find_tagged, locate, push_folder
 from hf_relstitch.version import __version__
 
 MIN_ANCHORS = 32
 FORMAT_VERSION = 1
-CONFIG_NAME = "anchor_config.json"
 LATENTS_NAME = "anchors.safetensors"
 RELATIVE_FORMAT_VERSION = 2
 KIND = "relative_latents"
@@ -301,10 +300,10 @@ class AnchorSet:
         Raises:
             StitchError: the folder holds a model.
         """
-        check_kind(folder, model_type=None)
+        check_kind(folder, ANCHOR_SET)
         if not accelerate_state().is_main_process:
             return
-        with atomic_folder(folder, last=CONFIG_NAME, owned=[LATENTS_NAME]) as written:
+        with atomic_folder(folder, last=ANCHOR_CONFIG, owned=[LATENTS_NAME]) as written:
             groups = {} if self.groups is None else {"groups": self.groups}
             save_file({"latents": self.latents, "ids": self.ids, **groups}, written / LATENTS_NAME, {"format": "pt"})
             config = {
@@ -317,7 +316,7 @@ class AnchorSet:
                 "provenance": self.provenance.to_dict(),
                 "checksums": {LATENTS_NAME: checksum(written / LATENTS_NAME)},
             }
-            write_json(written / CONFIG_NAME, config)
+            write_json(written / ANCHOR_CONFIG, config)
             write_card(config, written, folder=folder, repo_id=repo_id)
 
     def push_to_hub(
@@ -371,12 +370,12 @@ class AnchorSet:
         Raises:
             StitchError: the set or a file of it is missing, damaged or of a newer format.
         """
-        repo = locate(place, config=CONFIG_NAME, revision=revision, subfolder=subfolder, **options)
+        repo = locate(place, config=ANCHOR_CONFIG, revision=revision, subfolder=subfolder, **options)
         folder = Path(repo.place, subfolder)
         if repo.commit is None:
-            finish_save(folder, last=CONFIG_NAME, owned=[LATENTS_NAME])
-        files = {name: repo.file(name) or folder / name for name in (CONFIG_NAME, LATENTS_NAME)}
-        config = read_json(files[CONFIG_NAME])
+            finish_save(folder, last=ANCHOR_CONFIG, owned=[LATENTS_NAME])
+        files = {name: repo.file(name) or folder / name for name in (ANCHOR_CONFIG, LATENTS_NAME)}
+        config = read_json(files[ANCHOR_CONFIG])
         check_format(
             config.get("format_version"),
             supported=FORMAT_VERSION,

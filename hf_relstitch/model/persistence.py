@@ -24,13 +24,13 @@ from hf_relstitch.heads.loading import ADAPTER
 from hf_relstitch.hub.cards import RESULTS_NAME, write_card
 from hf_relstitch.hub.files import (
     atomic_folder,
-    check_kind,
     checksum,
     finish_save,
     read_json,
     verify_checksum,
     weight_map,
 )
+from hf_relstitch.hub.kinds import STITCHED_MODEL, check_kind
 from hf_relstitch.hub.repo import HUB_OPTIONS, hub_options, is_commit, locate
 from hf_relstitch.layers import CHAIN
 
@@ -361,7 +361,7 @@ def save_model(
     model: Any, folder: str | Path, *, share: str = "full", repo_id: str | None = None, **kwargs: Any
 ) -> None:
     """Write a stitched model's folder whole, or leave it unchanged; see `RelativeStitcher.save_pretrained`."""
-    check_kind(folder, model_type=model.config.model_type)
+    check_kind(folder, STITCHED_MODEL)
     _check_savable(model, share=share, push_to_hub=kwargs.get("push_to_hub", False))
     if not kwargs.get("is_main_process", accelerate_state().is_main_process):
         return
