@@ -18,7 +18,15 @@ import pytest
 from hub_server import HubServer
 from PIL import Image
 
-from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, __version__, load_classifier
+from hf_relstitch import (
+    AnchorSet,
+    CallableEncoder,
+    Encoder,
+    RelativeStitcher,
+    StitchError,
+    __version__,
+    load_classifier,
+)
 from hf_relstitch.cli import main
 from hf_relstitch.cli.predict import predict
 from hf_relstitch.data.ids import input_ids
@@ -513,3 +521,49 @@ def test_anchor_sets_are_made_and_published(
     assert theirs.provenance.pooling.startswith("input of ")
     assert RelativeStitcher.from_anchor_sets(encoder, found, theirs, load_classifier(target_folder)[1]).report
     assert "leave one out" in run("anchors", source_folder, tmp_path / "x", *given, "--cut", "y", status=1).stderr
+
+
+API = """
+seen, limit = [], 48
+
+def embed(texts):
+    if len(seen) + len(texts) > limit:
+        raise ConnectionError("429 too many requests")
+    seen.extend(texts)
+    return [[float(len(text)), *(float(ord(letter)) for letter in (text * 20)[5:40:4])] for text in texts]
+"""
+
+
+def test_the_anchor_set_of_an_api_is_told_its_cost_and_goes_on_after_a_failure(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    texts = list(dict.fromkeys(pico.texts(100)))
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    (tmp_path / "made_api.py").write_text(API)
+    given = ("out", "--anchors", "texts.txt", "--function", "made_api:embed", "--batch-size", "16", "--json")
+    told = json.loads(run("anchors", "vendor/embedder", *given, "--dry-run", "--price", "20").stdout)
+    characters = sum(map(len, texts))
+    assert (told["inputs"], told["kept"], told["characters"]) == (len(texts), 0, characters)
+    assert (told["tokens"], told["cost"]) == (characters // 4, pytest.approx(characters // 4 * 20 / 1e6))
+    stopped = run("anchors", "vendor/embedder", *given, "--retries", "0", status=1)
+    assert "100 inputs to encode, " in stopped.stderr
+    assert "429 too many requests (of 16 inputs, the first " in stopped.stderr
+    api = sys.modules["made_api"]
+    assert api.seen == texts[:48]
+    other = json.loads(run("anchors", "vendor/other", *given, "--dry-run").stdout)
+    assert (other["inputs"], other["cost"]) == (len(texts), None)
+    monkeypatch.setattr(api, "limit", 1000)
+    done = json.loads(run("anchors", "vendor/embedder", *given, "--push", "alice/api").stdout)
+    assert api.seen == texts
+    assert (done["anchors"], done["encoded"]["inputs"], done["encoded"]["kept"]) == (len(texts), len(texts) - 48, 48)
+    whole = AnchorSet.encode(CallableEncoder(api.embed, model_id="vendor/embedder"), texts, data="texts.txt")
+    published = AnchorSet.from_pretrained("alice/api")
+    assert published.latents.equal(whole.latents)
+    assert published.provenance == whole.provenance
+    assert not [*(tmp_path / "out").glob(".partial*")]
+    for name in ("made_api:nothing", "made_api", "no_such:embed"):
+        refused = run("anchors", "x", *given[:4], name, status=1).stderr
+        assert "give MODULE:NAME of a function from a list of texts to their" in refused.replace("\n", " ")
+    assert "leave one out" in run("anchors", "x", *given, "--target", status=1).stderr

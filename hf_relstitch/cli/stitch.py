@@ -102,10 +102,14 @@ def stitch_command(
 
 
 def anchors_command(
-    model: Annotated[str, typer.Argument(help="The encoder, or with --target a classifier: folder or Hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="The encoder, or with --target a classifier: folder or Hub id; with --function its name."),
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to write the anchor set to.")],
     anchors: Anchors,
     column: Column = None,
+    pair_column: PairColumn = None,
     split: Split = "train",
     limit: Annotated[int, typer.Option(help="Use at most this many inputs, chosen at random.", min=32)] = 1000,
     target: Annotated[bool, typer.Option("--target", help="Cut a classifier, and encode at its head's input.")] = False,
@@ -113,40 +117,80 @@ def anchors_command(
     prompt: Annotated[
         str | None, typer.Option(help="Text before each input: the name of one of the repo's prompts, or the text.")
     ] = None,
+    pairs: Annotated[str | None, typer.Option(help="How the encoder reads pairs: joint or compose.")] = None,
+    function: Annotated[
+        str | None,
+        typer.Option(help="MODULE:NAME of your own function from a list of texts to their vectors, as of an API."),
+    ] = None,
+    retries: Annotated[int, typer.Option(help="How often to call the function again where it fails.", min=0)] = 5,
+    price: Annotated[
+        float | None, typer.Option(help="Price of a million tokens, to say beforehand about what it will cost.", min=0)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how much there is to encode.")] = False,
     push: Annotated[str | None, typer.Option(help="Hub repo to push the set to, made if it is not there.")] = None,
     batch_size: BatchSize = 32,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the anchor set of one model, and publish it for whoever has another model and the same inputs."""
+    """Make the anchor set of one model, and publish it; a run that was stopped goes on where it was."""
     from hf_relstitch.core.errors import StitchError
+    from hf_relstitch.data.provenance import NOT_KNOWN
     from hf_relstitch.data.reading import STDIN, read_inputs
+    from hf_relstitch.encoders.callable_encoder import CallableEncoder, load_function
     from hf_relstitch.encoders.encoder import Encoder
+    from hf_relstitch.encoders.kept_latents import KeptLatents, estimate_cost
     from hf_relstitch.heads.loading import load_classifier
-    from hf_relstitch.hub.files import check_output
+    from hf_relstitch.hub.files import PARTIAL, check_output
     from hf_relstitch.hub.kinds import ANCHOR_SET, check_kind
     from hf_relstitch.model.anchors import AnchorSet
 
-    if (target and prompt is not None) or (cut is not None and not target):
-        raise StitchError("--prompt is for an encoder, and --cut for a classifier with --target: leave one out")
+    encoders_own = prompt is not None or pairs is not None
+    if (target and encoders_own) or (cut is not None and not target) or (function and (target or encoders_own)):
+        raise StitchError(
+            "--prompt and --pairs are for an encoder, --cut is for a classifier with --target, --function for neither: "
+            "leave one out"
+        )
     check_output(out)
     check_kind(out, ANCHOR_SET)
     use_device(device)
-    inputs = read_inputs(anchors, column=column, split=split, count=limit)
-    encoder = (
-        load_classifier(model, cut=cut, revision=revision)[0]
-        if target
-        else Encoder.from_pretrained(model, prompt=prompt, revision=revision)
-    )
+    inputs = read_inputs(anchors, column=column, pair_column=pair_column, split=split, count=limit)
+    encoder: Encoder
+    if function:
+        called = load_function(function)
+        encoder = CallableEncoder(called, model_id=model, revision=revision or NOT_KNOWN, retries=retries)
+    elif target:
+        encoder = load_classifier(model, cut=cut, revision=revision)[0]
+    else:
+        encoder = Encoder.from_pretrained(model, prompt=prompt, pairs=pairs, revision=revision)
+    kept = KeptLatents(encoder, out / f"{PARTIAL}latents")
+    estimate = estimate_cost(inputs, kept.missing(encoder.anchor_inputs(inputs)), price=price)
+    if not as_json or not dry_run:
+        typer.echo(_describe_cost(estimate), err=not dry_run)
+    if dry_run:
+        if as_json:
+            print_json(estimate)
+        return
     data = None if anchors == STDIN else anchors
-    encoded = AnchorSet.encode(encoder, inputs, data=data, batch_size=batch_size)
+    encoded = AnchorSet.encode(kept, inputs, data=data, batch_size=batch_size)
     encoded.save_pretrained(out)
+    kept.discard()
     commit = encoded.push_to_hub(push) if push else None
     if as_json:
-        print_json({"folder": str(out), "anchors": len(encoded), "dim": encoded.dim, "commit": commit})
+        counts = {"anchors": len(encoded), "dim": encoded.dim, "encoded": estimate}
+        print_json({"folder": str(out), **counts, "commit": commit})
     else:
         typer.echo(f"{len(encoded)} anchors, {encoded.dim} wide, written to {out}" + (f", {commit}" if commit else ""))
+
+
+def _describe_cost(estimate: dict[str, Any]) -> str:
+    """Return what is to be encoded in a line."""
+    line = f"{estimate['inputs']:,} inputs to encode"
+    if estimate["characters"]:
+        line += f", {estimate['characters']:,} characters, about {estimate['tokens']:,} tokens"
+    if estimate["cost"] is not None:
+        line += f", about {estimate['cost']:.4g} at that price"
+    return line + (f"; {estimate['kept']:,} are kept from a run before, or repeat others" if estimate["kept"] else "")
 
 
 def recommend_command(

@@ -1,6 +1,8 @@
 """Any callable from inputs to vectors as an encoder, and a stand-in for an encoder that is absent."""
 
+import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from time import sleep
 from typing import Any, NoReturn
 
@@ -162,6 +164,27 @@ class CallableEncoder(Encoder):
             StitchError: there are no inputs, or the callable does not return one vector for each.
         """
         return self.function.latents(inputs, batch_size=batch_size, progress=progress)
+
+
+def load_function(name: str) -> Callable[[list[Any]], Any]:
+    """Import a function that the user names, MODULE:NAME, from the current folder or what is installed.
+
+    Raises:
+        StitchError: there is no such module or function.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # the current folder, where a console script does not look
+        function = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise StitchError(
+            f"{name!r} cannot be imported ({error}): give MODULE:NAME of a function from a list of texts to their "
+            "vectors, like my_api:embed for the function embed in my_api.py here"
+        ) from error
+    if not callable(function):
+        raise StitchError(f"{name} is a {type(function).__name__}: give a function from a list of texts to vectors")
+    return function
 
 
 def absent_encoder(provenance: Provenance) -> CallableEncoder:
