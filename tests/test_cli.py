@@ -105,7 +105,7 @@ def test_a_choice_is_shown_with_its_best_candidates(source_folder: str, target_f
     arguments = ("--anchors", tmp_path / "texts.txt", "--limit", "40", "--prefer", "auto")
     shown = run("stitch", source_folder, target_folder, tmp_path / "model", *arguments).stdout
     assert all(word in shown for word in ("best candidates", "gamma", "expected agreement", "do not use"))
-    assert shown.endswith(f'next                hf-relstitch predict {tmp_path / "model"} "…"\n')
+    assert re.search(rf'\n  next +hf-relstitch predict {tmp_path / "model"} "…"\n$', shown)
     description = json.loads(run("inspect", tmp_path / "model", "--json").stdout)
     assert description["report"]["num_anchors"] == 40
     assert description["selection"]["prefer"] == "auto"

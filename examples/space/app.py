@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 
 from hf_relstitch import Encoder, RelativeStitcher, StitchError, load_classifier
-from hf_relstitch.benchmarks.plots import draw_stitching
 from hf_relstitch.data.reading import read_inputs
+from hf_relstitch.model.plots import draw_stitching
 
 SOURCE, TARGET = "sentence-transformers/all-MiniLM-L6-v2", "distilbert/distilbert-base-uncased-finetuned-sst-2-english"
 SAMPLE = Path(__file__).with_name("texts.csv")

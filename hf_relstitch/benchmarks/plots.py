@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
-COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000", "#999999", "#7f3c8d"]
-"""Colours that colour-blind readers can tell apart (Okabe and Ito)."""
+from hf_relstitch.model.plots import COLOURS, MARKERS
+
 LINE_COLOURS = [colour for colour in COLOURS if colour not in ("#f0e442", "#000000")]
 """Without yellow, which is faint as a line, and black, which is the native encoder's."""
-MARKERS = "osD^vP*X<>"
 WIDTH = 11.0
 """Inches of a picture, at 150 dots each and letters of 12 points."""
 LEGEND_COLUMNS = 5
@@ -275,67 +272,3 @@ def _logarithmic(axes: Axes, ticks: Mapping[float, str]) -> None:
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-
-
-def draw_stitching(
-    spaces: Mapping[str, Tensor],
-    *,
-    labels: Tensor,
-    predictions: Tensor,
-    names: Sequence[str],
-    file: Path,
-) -> None:
-    """Draw latents `(n, d_target)` of each space in a common plane, and the confusion matrix of the predictions.
-
-    The first space's two principal components span the plane, so that panels can be compared. The ten most frequent
-    classes are drawn. The predictions belong to the last space.
-    """
-    reference = next(iter(spaces.values())).double()
-    centre = reference.mean(0)
-    plane = torch.linalg.svd(reference - centre, full_matrices=False).Vh[:2].T
-    shown = labels.bincount(minlength=len(names)).argsort(descending=True)[:10].sort().values.tolist()
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
-    axes = figure.subplots(1, len(spaces) + 1)
-    for axis, (title, latents) in zip(axes, spaces.items(), strict=False):
-        _scatter(axis, (latents.double() - centre) @ plane, labels=labels, shown=shown, names=names)
-        axis.set_title(title, fontsize=11)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(shown), frameon=False)
-    _draw_confusion(axes[-1], labels=labels, predictions=predictions, names=names)
-    figure.savefig(file, dpi=120)
-
-
-def _scatter(axis: Axes, points: Tensor, *, labels: Tensor, shown: Sequence[int], names: Sequence[str]) -> None:
-    """Draw points of some classes, each class in its own colour and shape."""
-    for place, label in enumerate(shown):
-        chosen = points[labels == label]
-        axis.scatter(
-            chosen[:, 0].tolist(),
-            chosen[:, 1].tolist(),
-            s=14,
-            c=COLOURS[place],
-            marker=MARKERS[place],
-            linewidths=0,
-            alpha=0.8,
-            label=names[label],
-        )
-    axis.set_xticks([])
-    axis.set_yticks([])
-
-
-def _draw_confusion(axis: Axes, *, labels: Tensor, predictions: Tensor, names: Sequence[str]) -> None:
-    """Draw how often each true class (row) is answered with each class (column), as shares of the row."""
-    counts = torch.zeros(len(names), len(names))
-    counts.index_put_((labels, predictions), torch.ones(len(labels)), accumulate=True)
-    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
-    image = axis.imshow(shares.tolist(), cmap="Blues", vmin=0, vmax=1)
-    few = len(names) <= 12
-    if few:
-        for row, column in counts.nonzero().tolist():
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    axis.set_xticks(range(len(names)), names if few else [""] * len(names))
-    axis.set_yticks(range(len(names)), names if few else [""] * len(names))
-    axis.set_xlabel("answered")
-    axis.set_ylabel("true class")
-    axis.set_title("Stitched: confusion matrix", fontsize=11)
-    axis.figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)

@@ -22,6 +22,7 @@ from hf_relstitch.core.scoring import RecallScorer, advise, check_role
 from hf_relstitch.core.selection import check_prefer, choose_for_search
 from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, empty_translation, fit
 from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
+from hf_relstitch.data.report import Report
 from hf_relstitch.encoders.encoder import to_encoder
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.hub.cards import write_card
@@ -82,7 +83,7 @@ class SearchTranslation(nn.Module):
         self.translates = translates
         self.row_norm = 1.0 if unit else row_norm
         self.metric = metric
-        self.report = report
+        self.report = Report(report)
         self.source = source
         self.target = target
 

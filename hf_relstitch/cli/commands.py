@@ -109,6 +109,26 @@ def inspect(
         show(description, place=place)
 
 
+@app.command("plot")
+def plot_command(
+    place: Annotated[str, typer.Argument(help="A stitched model: folder or Hub id.")],
+    picture: Annotated[Path, typer.Argument(help="File to write, as PNG.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a stitched model's spaces and answers, and tell what more anchors would bring."""
+    from hf_relstitch.hub.files import check_output
+    from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
+
+    check_output(picture)
+    curve = RelativeStitcher.from_pretrained(place, revision=revision).plot(picture)
+    if as_json:
+        print_json({"picture": str(picture), "learning_curve": curve})
+        return
+    print_table(("anchors", "expected"), [(str(count), f"{value:.3f}") for count, value in curve.items()])
+    typer.echo(f"Wrote {quote(str(picture))}")
+
+
 @app.command("push")
 def push_command(
     folder: Annotated[

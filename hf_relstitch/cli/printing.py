@@ -5,11 +5,14 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from shlex import quote
+from textwrap import indent
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+
+from hf_relstitch.data.report import Report, aligned, as_text
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[
@@ -51,44 +54,21 @@ def show(description: dict[str, Any], *, place: str | None = None) -> None:
 
     Lines are as long as their content, so that no id is cut off.
     """
-    lines = {name: _plain(value) for name, value in description.items() if name != "kind" and value is not None}
+    lines = {name: as_text(value) for name, value in description.items() if name != "kind" and value is not None}
     if "report" in description:
         lines = _verdict_last(description)
         if place is not None:
             lines["next"] = f'hf-relstitch predict {quote(place)} "…"'
-    width = max(map(len, lines), default=0)
-    typer.echo("\n".join([description["kind"], *(f"  {name:<{width}}  {line}" for name, line in lines.items())]))
+    typer.echo(description["kind"] + "\n" + indent(aligned(lines), "  "))
 
 
 def _verdict_last(description: dict[str, Any]) -> dict[str, str]:
-    """Return the lines of a stitched model: its parts, its report, what to expect of it, its verdict."""
-    report = dict(description["report"])
-    verdict = report.pop("verdict", {"grade": "none: measure the model on labels"})
-    expected = _expected(
-        report.pop("agreement", None), report.pop("agreement_interval", None), report.pop("agreement_of", "inputs")
-    )
-    parts = {name: value for name, value in description.items() if name not in ("kind", "report", "best candidates")}
+    """Return the lines of a stitched model: its parts, the choice, its report, which ends in the verdict."""
+    parts = {name: value for name, value in description.items() if name not in ("kind", "report")}
     parts["best candidates"] = dict(list(description["best candidates"].items())[:SHOWN])
-    parts |= {"report": report, "anchors": report.pop("num_anchors", None), "expected agreement": expected}
-    parts |= {"verdict": verdict["grade"], "reason": verdict.get("reason"), "remedy": verdict.get("remedy")}
-    return {name: _plain(value) for name, value in parts.items() if value not in (None, {})}
-
-
-def _expected(agreement: float | None, interval: list[float] | None, of: str) -> str | None:
-    """Return an agreement with its interval, as whole percents."""
-    if agreement is None or interval is None:
-        return None
-    share, low, high = (f"{100 * value:.0f}" for value in (agreement, *interval))
-    return f"{share} % ({low}–{high} %) of {of}"
-
-
-def _plain(value: Any) -> str:
-    """Return a value as text, its numbers rounded to 4 digits."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items() if inner is not None)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_plain, value)) + "]"
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    measured = {"verdict": {"grade": "none: measure the model on labels"}} | description["report"]
+    lines = {name: as_text(value) for name, value in parts.items() if value not in (None, {})}
+    return lines | Report(measured).lines()
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

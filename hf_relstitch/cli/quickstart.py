@@ -157,7 +157,7 @@ def quickstart(out: Path, *, seed: int = 0, num_anchors: int = 300, quiet: bool 
     """
     _require_extra()
     check_output(out)
-    from hf_relstitch.benchmarks.plots import draw_stitching
+    from hf_relstitch.model.plots import draw_stitching
 
     console = Console(quiet=quiet)
     inputs = _digits(num_anchors, seed=seed)

@@ -60,7 +60,11 @@ FREE = {"norm", "seed"}
 
 @dataclass(frozen=True)
 class Stitch:
-    """Hold a fitted translation with the paired anchors behind it, and the facts known about it."""
+    """Hold a fitted translation with the paired anchors behind it, and the facts known about it.
+
+    `held_out` are the source anchors, each translated by a fit that has not seen it; `held_out_logits` are their
+    logits before the temperature.
+    """
 
     source_anchors: AnchorSet
     target_anchors: AnchorSet
@@ -70,6 +74,8 @@ class Stitch:
     readout: Translation | None
     temperature: float
     report: dict[str, Any]
+    held_out: Tensor
+    held_out_logits: Tensor
 
     def logits(self, latents: Tensor, *, head: nn.Module) -> Tensor:
         """Return logits `(n, classes)` of source latents `(n, d_source)` by the head, as the stitched model does."""
@@ -166,7 +172,8 @@ def stitch(
     groups = target_anchors.groups
     report = _make_report(translated, target, logits, true, head, frames=frames, groups=groups, texts=texts)
     temperature = matching_temperature(logits, answers, multi_label=head.multi_label) if head.answers else 1.0
-    return Stitch(source_anchors, target_anchors, how, selection, translation, readout, temperature, report)
+    facts = selection, translation, readout, temperature, report
+    return Stitch(source_anchors, target_anchors, how, *facts, held_out=translated, held_out_logits=logits)
 
 
 def _texts_of(anchors: AnchorSet) -> Tensor | None:
