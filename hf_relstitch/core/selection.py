@@ -105,7 +105,7 @@ def choose_settings(
         best = -torch.inf
         for ridge in RIDGES:
             settings = TranslationSettings(alpha=1.0, ridge=ridge, gamma=gamma, norm=norm)
-            scores[settings] = 1 - (_leave_one_out(frame, true, settings)[1] - true).square().sum(-1)
+            scores[settings] = 1 - (_leave_one_out(frame, true, settings) - true).square().sum(-1)
             if (score := float(scores[settings].mean())) < best:
                 break  # the error has one valley along λ
             best = score
@@ -117,11 +117,12 @@ def choose_settings(
         return LeaveOneOutChoice(**vars(choice), translated=x, source_frame=frames[0.0])
     norms = (x - centre).norm(dim=-1, keepdim=True) if norm == "keep" else 1.0
     frame = frames[choice.settings.gamma]
-    fitted, left_out = (norms * predicted for predicted in _leave_one_out(frame, true, choice.settings, groups))
+    fitted = norms * (frame.u @ (_shrink(frame, choice.settings)[:, None] * (frame.u.T @ true)))
+    left_out = norms * _leave_one_out(frame, true, choice.settings, groups)
     scaled = replace(choice.settings, output_scale=float(mean_norm(fitted) / mean_norm(left_out)))
     return LeaveOneOutChoice(
         **vars(choice) | {"settings": scaled},
-        translated=target_centre + left_out * (mean_norm(y - target_centre) / mean_norm(left_out)),
+        translated=_mean_of_others(y, groups) + left_out * (mean_norm(y - target_centre) / mean_norm(left_out)),
         source_frame=frame,
     )
 
@@ -131,21 +132,50 @@ def _leave_one_out(
     true: Float[Tensor, "k d"],
     settings: TranslationSettings,
     groups: Integer[Tensor, " k"] | None = None,
-) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]]:
-    """Predict each row by ridge regression on all rows, and by the one on all rows but it, or but its whole group."""
-    gains = frame.singular_values * settings.gains(frame.singular_values, side="source")
-    fitted = frame.u @ (gains[:, None] * (frame.u.T @ true))
+) -> Float[Tensor, "k d"]:
+    """Predict each row by ridge regression on all rows but it, or but its whole group.
+
+    Rows are measured from their mean, so each is minus the sum of all others: a regression without an intercept would
+    know a left-out row by these. So left-out predictions are those of the regression with an intercept, less the
+    intercept. A row is `k/(k − 1)` times as far from the mean of the others as from that of all, which is undone.
+    """
+    gains = _shrink(frame, settings)
+    count, mean = len(true), frame.u.mean(0)
+    # The hat matrix with an intercept is A Aᵀ: the columns are the intercept, the centred features, and what centring
+    # takes from their Gram matrix, by Sherman and Morrison.
+    centred, taken = frame.u - mean, count**0.5 * gains * mean
     least = torch.finfo(true.dtype).eps
+    rest = (1 - count * (gains * mean.square()).sum()).clamp_min(least)
+    columns = [
+        centred.new_full((count, 1), count**-0.5),
+        centred * gains.sqrt(),
+        (centred @ taken)[:, None] / rest.sqrt(),
+    ]
+    a = torch.cat(columns, dim=1)
+    residual = true - a @ (a.T @ true)
     if groups is None:
-        leverage = frame.u.square() @ gains
-        return fitted, true - (true - fitted) / (1 - leverage).clamp_min(least)[:, None]
-    left_out = torch.empty_like(true)
+        away = residual / (1 - a.square().sum(1)).clamp_min(least)[:, None]
+    else:
+        away = torch.empty_like(true)
+        _, number, sizes = groups.unique(return_inverse=True, return_counts=True)
+        for rows in number.argsort(stable=True).split(sizes.tolist()):
+            values, vectors = torch.linalg.eigh(torch.eye(len(rows)).to(a) - a[rows] @ a[rows].T)
+            away[rows] = vectors @ ((vectors.T @ residual[rows]) / values.clamp_min(least)[:, None])
+    return (1 - 1 / count) * (true - away - _mean_of_others(true, groups))
+
+
+def _shrink(frame: Frame, settings: TranslationSettings) -> Float[Tensor, " r"]:
+    """Return the share of each direction of the anchors that ridge regression keeps."""
+    return frame.singular_values * settings.gains(frame.singular_values, side="source")
+
+
+def _mean_of_others(rows: Float[Tensor, "k d"], groups: Integer[Tensor, " k"] | None) -> Float[Tensor, "k d"]:
+    """Return for each row the mean of all rows but it, or but its whole group."""
+    if groups is None:
+        return (rows.sum(0) - rows) / (len(rows) - 1)
     _, number, sizes = groups.unique(return_inverse=True, return_counts=True)
-    for rows in number.argsort(stable=True).split(sizes.tolist()):
-        u, residual = frame.u[rows], true[rows] - fitted[rows]
-        values, vectors = torch.linalg.eigh(torch.eye(len(rows)).to(u) - (u * gains) @ u.T)
-        left_out[rows] = true[rows] - vectors @ ((vectors.T @ residual) / values.clamp_min(least)[:, None])
-    return fitted, left_out
+    sums = rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, number, rows)
+    return (rows.sum(0) - sums[number]) / (len(rows) - sizes[number])[:, None]
 
 
 def _rank(scores: dict[TranslationSettings, Tensor], criterion: Criterion) -> Choice:

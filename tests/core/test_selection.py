@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
+from sklearn.preprocessing import KernelCenterer
 from spaces import clusters, gaussian, isometry
 from torch.testing import assert_close
 
@@ -13,7 +14,7 @@ from hf_relstitch.core.cross_validation import Split, _assign_splits
 from hf_relstitch.core.decomposition import Frame, kernel_frame, quick_frame
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.relative import directions
-from hf_relstitch.core.selection import GAMMA, choose_settings
+from hf_relstitch.core.selection import GAMMA, _leave_one_out, choose_settings
 from hf_relstitch.core.translation import fit, mean_norm
 
 examples = settings(deadline=None, max_examples=5, derandomize=True)
@@ -33,9 +34,43 @@ def scores(choice):
     return {(each.settings.gamma, each.settings.ridge): each.score for each in choice.candidates}
 
 
+def kernel_predictions(gram, true, held, *, penalty):
+    """Predict held-out rows by scikit-learn's kernel ridge regression with an intercept, which is taken off."""
+    centre = KernelCenterer().fit(gram[~held][:, ~held].numpy())
+    model = KernelRidge(alpha=penalty, kernel="precomputed")
+    model.fit(centre.transform(gram[~held][:, ~held].numpy()), (true[~held] - true[~held].mean(0)).numpy())
+    return torch.tensor(model.predict(centre.transform(gram[held][:, ~held].numpy())))
+
+
+@pytest.mark.parametrize("gamma", [0.0, GAMMA])
+@pytest.mark.parametrize("ridge", [1e-4, 0.1, 1.0])
+def test_what_a_left_out_anchor_is_worth_is_what_a_fit_without_it_gives(gamma, ridge):
+    """Rows about their mean are each minus the sum of the others, by which a fit may not know the one left out."""
+    x, _ = clusters(count=40)
+    x = torch.cat([x, gaussian(7, 40, 80)], 1)
+    y = x @ gaussian(5, 96, 24) + gaussian(6, 40, 24)
+    choice = choose_settings(x, y)
+    frame = kernel_frame(directions(x, centre=x.mean(0)), gamma=GAMMA, landmarks=40) if gamma else Frame.from_anchors(x)
+    settings = replace(choice.settings, gamma=gamma, ridge=ridge, output_scale=1.0)
+    true = directions(y, centre=y.mean(0))
+    found = _leave_one_out(frame, true, settings)
+    refits = torch.stack(
+        [
+            fit(x[others], y[others], settings=settings)(x[~others])[0] - y[others].mean(0)
+            for others in ~torch.eye(40, dtype=torch.bool)
+        ]
+    )
+    of_found, of_refits = (torch.cosine_similarity(each, true).mean() for each in (found, refits))
+    assert_close(of_found, of_refits, rtol=0, atol=0.02)
+    assert torch.cosine_similarity(found, refits).mean() > 0.97
+
+
 @preferences
 def test_every_score_is_that_of_refits_without_the_anchor(noisy, prefer):
-    """Against the slow way: scikit-learn's ridge and kernel ridge regression, fitted once for each anchor."""
+    """Against the slow way: scikit-learn's ridge and kernel ridge regression with an intercept, fitted for each anchor.
+
+    The intercept is taken off again.
+    """
     x, y = noisy
     unit, true = directions(x, centre=x.mean(0)), directions(y, centre=y.mean(0))
     gram = torch.exp(-GAMMA * torch.cdist(unit, unit).square()) - torch.exp(torch.tensor(-2 * GAMMA))
@@ -51,13 +86,11 @@ def test_every_score_is_that_of_refits_without_the_anchor(noisy, prefer):
             others = torch.arange(len(x)) != row
             if gamma:
                 scale = 1 - float(torch.exp(torch.tensor(-2 * GAMMA)))
-                model = KernelRidge(alpha=ridge * mean * scale, kernel="precomputed")
-                model.fit(gram[others][:, others].numpy(), true[others].numpy())
-                predicted = model.predict(gram[row : row + 1, others].numpy())
+                predicted = kernel_predictions(gram, true, ~others, penalty=ridge * mean * scale)
             else:
-                model = Ridge(alpha=ridge * mean, fit_intercept=False).fit(unit[others].numpy(), true[others].numpy())
-                predicted = model.predict(unit[row : row + 1].numpy())
-            errors.append(float((torch.tensor(predicted)[0] - true[row]).square().sum()))
+                model = Ridge(alpha=ridge * mean).fit(unit[others].numpy(), true[others].numpy())
+                predicted = torch.tensor(model.predict(unit[row : row + 1].numpy())) - true[others].mean(0)
+            errors.append(float((predicted[0] * (1 - 1 / len(x)) - true[row]).square().sum()))
         assert candidate.score == pytest.approx(1 - sum(errors) / len(errors), abs=1e-6), candidate
 
 
@@ -77,9 +110,8 @@ def test_held_out_anchors_are_those_of_refits_without_their_group(noisy, prefer)
     penalty = ridge * float(frame.singular_values.square().mean()) * scale
     for group in range(11):
         held = groups == group
-        model = KernelRidge(alpha=penalty, kernel="precomputed").fit(gram[~held][:, ~held].numpy(), true[~held].numpy())
-        expected = torch.tensor(model.predict(gram[held][:, ~held].numpy()))
-        found = choice.translated[held] - y.mean(0)
+        expected = kernel_predictions(gram, true, held, penalty=penalty)
+        found = choice.translated[held] - y[~held].mean(0)
         assert_close(found / found.norm(dim=1, keepdim=True), expected / expected.norm(dim=1, keepdim=True))
     alone = choose_settings(x, y, prefer=prefer)
     assert choice.candidates == alone.candidates
@@ -139,7 +171,8 @@ def test_held_out_anchors_and_the_fit_have_the_norm_of_the_target(noisy, prefer,
     """The fit gives anchors that it has seen a larger norm than those that it has not, so it is scaled by these."""
     x, y = noisy
     choice = choose_settings(x, y, prefer=prefer, norm=norm)
-    assert mean_norm(choice.translated - y.mean(0)) / mean_norm(y - y.mean(0)) == pytest.approx(1)
+    centres = (y.sum(0) - y) / (len(y) - 1)  # without the anchor
+    assert mean_norm(choice.translated - centres) / mean_norm(y - y.mean(0)) == pytest.approx(1)
     row = 7
     others = torch.arange(90) != row
     refitted = fit(x[others], y[others], settings=choice.settings)(x[row : row + 1])
