@@ -315,6 +315,19 @@ def test_a_head_of_no_entities_labels_words(sources: dict[str, str], tagger: str
     ]
 
 
+def test_each_pipeline_takes_its_own_kind(
+    stitched: RelativeStitcher, source: Encoder, target_folder: str, tmp_path: Path
+) -> None:
+    stitched.save_pretrained(tmp_path / "token-classification")
+    whole = RelativeStitcher.from_parts(source, target_folder, TEXTS, progress=False)
+    whole.save_pretrained(tmp_path / "text-classification")
+    tasks = ("token-classification", "text-classification")
+    for task, other in (tasks, tasks[::-1]):
+        pipeline(task, model=str(tmp_path / task))(TEXTS[0])
+        with pytest.raises(ValueError, match=rf"is a model for {task}, and not for {other}: use pipeline\('{task}', …"):
+            pipeline(other, model=str(tmp_path / task))
+
+
 class SlowTokenizer:
     """What gives no offsets."""
 

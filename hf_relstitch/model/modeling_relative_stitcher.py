@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoModelForAudioClassification,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
+from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
@@ -59,6 +53,7 @@ from hf_relstitch.hub.repo import push_folder
 from hf_relstitch.layers import build_head, copy_head, describe_chain, describe_head
 from hf_relstitch.model.anchors import AnchorSet, RelativeLatents, check_count
 from hf_relstitch.model.persistence import (
+    AUTO_CLASSES,
     OWNED,
     load_model,
     part_fingerprints,
@@ -770,7 +765,28 @@ class RelativeStitcherModel(RelativeStitcher):
 
 
 AutoModel.register(RelativeStitcherConfig, RelativeStitcherModel)
-AutoModelForSequenceClassification.register(RelativeStitcherConfig, RelativeStitcher)
-AutoModelForTokenClassification.register(RelativeStitcherConfig, RelativeStitcher)
-AutoModelForImageClassification.register(RelativeStitcherConfig, RelativeStitcher)
-AutoModelForAudioClassification.register(RelativeStitcherConfig, RelativeStitcher)
+
+
+def _register(auto: Any, task: str) -> None:
+    """Register the model with an Auto class, which refuses a model for another task: all have one class here."""
+
+    class ForTask(RelativeStitcher):
+        @classmethod
+        def from_pretrained(cls, place: str | Path, *args: Any, config: RelativeStitcherConfig, **kwargs: Any) -> Any:  # type: ignore[override]
+            if config.task != task:
+                raise StitchError(
+                    f"{place} is a model for {config.task}, and not for {task}: use pipeline({config.task!r}, …) or "
+                    f"{AUTO_CLASSES[config.task]}"
+                )
+            return RelativeStitcher.from_pretrained(place, *args, config=config, **kwargs)
+
+        @classmethod
+        def _from_config(cls, config: RelativeStitcherConfig, **kwargs: Any) -> Any:
+            return RelativeStitcher._from_config(config, **kwargs)
+
+    ForTask.__name__ = RelativeStitcher.__name__  # by which pipelines know what they take
+    auto.register(RelativeStitcherConfig, ForTask)
+
+
+for _task, _auto in AUTO_CLASSES.items():
+    _register(getattr(transformers, _auto), _task)
