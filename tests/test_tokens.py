@@ -9,6 +9,7 @@ import numpy as np
 import pico
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
 from hub_server import HubServer
 from PIL import Image
 from test_cli import run
@@ -39,6 +40,7 @@ from hf_relstitch import (
     StitchError,
     load_classifier,
 )
+from hf_relstitch.benchmarks import run_suite, write_report
 from hf_relstitch.cli.recommend import recommend
 from hf_relstitch.data.ids import ids_of_texts, input_ids
 from hf_relstitch.data.words import Word, entity_f1, entity_spans, split_words
@@ -326,6 +328,61 @@ def test_each_pipeline_takes_its_own_kind(
         pipeline(task, model=str(tmp_path / task))(TEXTS[0])
         with pytest.raises(ValueError, match=rf"is a model for {task}, and not for {other}: use pipeline\('{task}', …"):
             pipeline(other, model=str(tmp_path / task))
+
+
+SUITE: dict[str, Any] = {
+    "name": "words",
+    "data": {"salad": {"inputs": {"text": "tokens"}, "label": "tags", "head_rows": 30, "test_rows": 20}},
+    "heads": ["own"],
+    "methods": ["linear", "distillation"],
+    "anchors": [100],
+}
+
+
+def test_a_suite_measures_words(sources: dict[str, str], tagger: str, tmp_path: Path) -> None:
+    """Of all words but those that an encoder cuts off; labels are the tagger's own, so that it is right on all."""
+    encoder, head = load_classifier(tagger)
+    long = " ".join(pico.WORDS)  # of whose words the tagger reads 30
+    texts = [*pico.texts(90), f"{long} {long}"]
+    labels = {
+        word: int(label)
+        for word, label in zip(
+            encoder.words(texts), head.module(encoder.encode(texts, progress=False)).argmax(-1), strict=True
+        )
+    }
+    tags = [[labels.get(word, 0) for word in split_words(text)] for text in texts]
+    assert sum(map(len, tags)) == len(labels) + 2 * len(pico.WORDS) - 30
+    features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=[*LABELS.values()]))})
+    rows = Dataset.from_dict({"tokens": [text.split() for text in texts], "tags": tags}, features=features)
+    encoders = {
+        "pieces": {"model": sources["pieces"], "pooling": "tokens"},
+        "bytes": {"model": sources["bytes"], "pooling": "tokens"},
+        "tagger": {"classifier": tagger},
+    }
+    suite = SUITE | {"encoders": encoders}
+    suite["data"]["salad"]["pairs"] = [["pieces", "tagger"], ["bytes", "tagger"]]
+    results = run_suite(suite, tmp_path / "out", data={"salad": rows}, progress=False)
+    assert results["failures"] == []
+    cells = {(cell["source"], cell["method"]): cell for cell in results["cells"]}
+    assert len(cells) == 4
+    own = cells["pieces", "linear"]
+    assert (own["native_accuracy"], own["agreement"]) == (1.0, own["accuracy"])
+    assert own["expected_agreement"] == pytest.approx(own["agreement"], abs=0.1)
+    assert 0 < own["entity_f1"] < 1
+    about = results["data"]["salad"]
+    assert about["classes"] == [*LABELS.values()]
+    assert "F1 of entities" in write_report(tmp_path / "out").read_text()
+    whole = {**encoders, "pieces": {"model": sources["pieces"]}}
+    with pytest.raises(StitchError, match=r"a label for each word, and encoder 'pieces' gives a latent for each input"):
+        run_suite(suite | {"encoders": whole}, tmp_path / "out", data={"salad": rows}, progress=False)
+    one = Dataset.from_dict({"tokens": texts, "tags": [str(len(text) % 2) for text in texts]})
+    with pytest.raises(
+        StitchError, match=r"a label for each input, and encoder 'pieces' gives a latent for each token"
+    ):
+        run_suite(suite, tmp_path / "out", data={"salad": one}, progress=False)
+    short = Dataset.from_dict({"tokens": [text.split()[1:] for text in texts], "tags": tags})
+    with pytest.raises(StitchError, match=r"the labels in row 0 are a list of .*expected a list of as many words"):
+        run_suite(suite, tmp_path / "out", data={"salad": short}, progress=False)
 
 
 class SlowTokenizer:

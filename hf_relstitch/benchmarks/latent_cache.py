@@ -5,7 +5,7 @@ Each model encodes the same inputs once. A hash of model and inputs names the fi
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,6 @@ def load(name: str, spec: EncoderSpec, document: Document, given: Mapping[str, E
         else:
             options: dict[str, Any] = {"pooling": spec.pooling, "pairs": spec.pairs, "revision": spec.revision}
             encoder = Encoder.from_pretrained(str(spec.model), **options)
-        if encoder.provenance.by_token:
-            raise StitchError("it has a latent for each token, and suites measure whole inputs: leave it out")
         return encoder, head
     except (StitchError, OSError, ValueError) as error:
         raise _unloadable(name, spec, document, error) from error
@@ -166,6 +164,13 @@ def _space_of(
             f"{', '.join(rows.inputs)}; add it to inputs, say input: of the encoder, or name the pairs",
         )
     inputs, state = rows.inputs[column], accelerate_state()
+    if model.provenance.by_token != rows.by_word:
+        raise document.error(
+            ("encoders", name),
+            f"{rows.name!r} has a label for each {'word' if rows.by_word else 'input'}, and encoder {name!r} gives "
+            f"a latent for each {'token' if model.provenance.by_token else 'input'}: words are read by models with "
+            "pooling: tokens and by classifiers of tokens, whole inputs by others",
+        )
     try:
         ids = _digest_of(input_ids(inputs))
     except StitchError as error:
@@ -177,7 +182,7 @@ def _space_of(
     state.wait_for_everyone()  # all look before one writes
     if not there:
         logger.info(f"encoding {len(inputs)} inputs of {rows.name} with {name}")
-        latents = model.encode(inputs, batch_size=spec.batch_size, progress=progress).float().contiguous()
+        latents = _encode(model, inputs, batch_size=spec.batch_size, progress=progress)
         if unnamed:
             return Space(latents, model.provenance, _digest_of(latents))
         if state.is_main_process:
@@ -185,6 +190,30 @@ def _space_of(
                 save_file({"latents": latents}, written, {"encoder": name, "data": rows.name})
         state.wait_for_everyone()
     return Space(load_file(file)["latents"], model.provenance, key)
+
+
+def _encode(model: Encoder, inputs: Sequence[Any], *, batch_size: int, progress: bool) -> Tensor:
+    """Return latents `(n, d)`; those of words that have none are NaN."""
+    encoded = model.anchor_inputs(inputs)
+    latents = model.encode(encoded, batch_size=batch_size, progress=progress).float().contiguous()
+    if encoded is inputs:
+        return latents
+    row_of = {word: row for row, word in enumerate(encoded)}
+    nothing = latents.new_full(latents.shape[1:], torch.nan)
+    return torch.stack([latents[row_of[word]] if word in row_of else nothing for word in inputs])
+
+
+def keep_common_words(
+    tables: Mapping[str, Rows], spaces: Mapping[tuple[str, str], Space]
+) -> tuple[dict[str, Rows], dict[tuple[str, str], Space]]:
+    """Leave out, of data with labels of words, the words for which an encoder has no latent."""
+    kept_tables, kept_spaces = dict(tables), dict(spaces)
+    for name in (name for name, rows in tables.items() if rows.by_word):
+        of_data = {key: space for key, space in spaces.items() if key[0] == name}
+        kept = torch.stack([space.latents.isfinite().all(1) for space in of_data.values()]).all(0)
+        kept_tables[name] = tables[name].select(kept)
+        kept_spaces |= {key: replace(space, latents=space.latents[kept]) for key, space in of_data.items()}
+    return kept_tables, kept_spaces
 
 
 def _settings_of(encoder: Encoder) -> list[object]:

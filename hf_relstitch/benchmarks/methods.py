@@ -37,7 +37,7 @@ NEVER = -1e4
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Hold the input of a method: both spaces, the rows of the anchors and of the test, and the target's head.
+    """Hold the input of a method: both spaces, the rows and ids of the anchors, the tests, and the target's head.
 
     `labels` are the anchors' labels, which only a fresh head sees. `decoder(anchors)` trains a head of the same kind on
     the target's latents relative to these anchors.
@@ -46,6 +46,7 @@ class Problem:
     source: Space
     target: Space
     anchors: Tensor
+    ids: Tensor
     tests: slice
     head: Head
     labels: Tensor
@@ -108,7 +109,7 @@ def answer(method: str, problem: Problem) -> Answer:
 def _stitched(method: str, problem: Problem) -> Answer:
     """Answer as `RelativeStitcher` does: settings are chosen on the anchors, logits scaled by their temperature."""
     sides = [
-        AnchorSet(space.latents[problem.anchors], problem.anchors, space.provenance)
+        AnchorSet(space.latents[problem.anchors], problem.ids, space.provenance)
         for space in (problem.source, problem.target)
     ]
     made = stitch(sides[0], sides[1], problem.head, source=problem.source.provenance, prefer=CHOSEN[method])

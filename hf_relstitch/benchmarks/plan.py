@@ -133,7 +133,7 @@ class Bench:
 
     def raw_cells(self) -> Iterator[Cell]:
         """Yield a cell for each pair that has raw inputs, grouped by source, so that each model is loaded once."""
-        names = [name for name, rows in self.tables.items() if rows.inputs and self.suite.raw_rows]
+        names = [name for name, rows in self.tables.items() if rows.inputs and not rows.by_word and self.suite.raw_rows]
         count, seed, kind = max(self.suite.anchors), self.suite.seeds[0], self.suite.heads[0]
         pairs = [(source, target, name) for name in names for source, target in self.suite.pairs(name)]
         for source, target, name in sorted(pairs):
@@ -211,6 +211,7 @@ class Bench:
             source=source,
             target=target,
             anchors=anchors,
+            ids=rows.ids(anchors),
             tests=rows.tests,
             head=head,
             labels=rows.labels[anchors],
@@ -218,7 +219,9 @@ class Bench:
         )
         made = answer(cell.method, problem)
         native = apply_head(head.module, target.latents[rows.tests].double())
-        return score(made.logits, native, rows.labels[rows.tests]) | made.known
+        entities = rows.entity_f1(made.logits.argmax(-1))
+        known = made.known if entities is None else made.known | {"entity_f1": entities}
+        return score(made.logits, native, rows.labels[rows.tests]) | known
 
     def measure_raw(self, cell: Cell) -> dict[str, Any]:
         """Measure the stitched model's accuracy on raw inputs, and on the cached latents of the same rows.

@@ -89,15 +89,36 @@ def _pair_table(cells: Sequence[Mapping[str, Any]]) -> str:
 def _method_table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Tabulate means over pairs, heads and seeds by number of anchors, and of the other scores at the most anchors."""
     counts, rows = sorted({cell["anchors"] for cell in cells}), []
+    entities = ["entity_f1"] if any("entity_f1" in cell for cell in cells) else []
     for (method,), group in _grouped(cells, ("method",)).items():
         by_count = {count: [cell for cell in group if cell["anchors"] == count] for count in counts}
         last = by_count[counts[-1]] or group
         index = [cell["accuracy"] / cell["native_accuracy"] for cell in last if cell["native_accuracy"]]
-        means = [fmean(cell[name] for cell in last) for name in ("f1", "agreement", "ece", "native_ece")]
+        names = ("f1", *entities, "agreement", "ece", "native_ece")
+        means = [fmean(values) if (values := [cell[name] for cell in last if name in cell]) else None for name in names]
         accuracies = [_spread([cell["accuracy"] for cell in each], deviation=False) for each in by_count.values()]
-        rows.append([method, *accuracies, _decimal(fmean(index)) if index else "–", *map(_decimal, means)])
+        rows.append(
+            [
+                method,
+                *accuracies,
+                _decimal(fmean(index)) if index else "–",
+                *("–" if mean is None else _decimal(mean) for mean in means),
+            ]
+        )
     titles = [f"accuracy, {count}" for count in counts]
-    return table(["method", *titles, "stitching index", "F1", "agreement", "ECE", "native ECE"], rows)
+    return table(
+        [
+            "method",
+            *titles,
+            "stitching index",
+            "F1",
+            *(["F1 of entities"] if entities else []),
+            "agreement",
+            "ECE",
+            "native ECE",
+        ],
+        rows,
+    )
 
 
 def _agreement_table(cells: Sequence[Mapping[str, Any]]) -> str:

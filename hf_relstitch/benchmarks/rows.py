@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import Tensor
 from hf_relstitch.benchmarks.suite import DataSpec
 from hf_relstitch.benchmarks.yaml_schema import Document, Path_
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import TABLES, TEXT_PAIR
+from hf_relstitch.data.ids import input_ids
+from hf_relstitch.data.inputs import TABLES, TEXT_PAIR, inputs_at
 from hf_relstitch.data.reading import read_table
+from hf_relstitch.data.words import Word, entity_f1, has_entities
 from hf_relstitch.hub.cards import dataset_id
 from hf_relstitch.hub.repo import HUB_ERRORS, is_commit
 
@@ -30,8 +33,8 @@ CANDIDATES = 4
 class Rows:
     """Hold the rows of a data set: first the rows for heads, then for tests, then for anchors.
 
-    `inputs` and `latents` have the rows of each name in the suite; either of them is empty. `revision` is the commit of
-    a data set on the Hub.
+    `inputs` and `latents` have the rows of each name in the suite; either of them is empty. A row is a word if
+    words have labels. `revision` is the commit of a data set on the Hub.
     """
 
     name: str
@@ -42,6 +45,37 @@ class Rows:
     head_rows: int
     test_rows: int
     revision: str | None = None
+
+    @property
+    def by_word(self) -> bool:
+        """Tell whether a row is a word in its text."""
+        return any(isinstance(rows[0], Word) for rows in self.inputs.values())
+
+    def select(self, kept: Tensor) -> "Rows":
+        """Return only the rows of a mask `(n,)`."""
+        rows = kept.nonzero().flatten().tolist()
+        return replace(
+            self,
+            labels=self.labels[kept],
+            inputs={name: [inputs[row] for row in rows] for name, inputs in self.inputs.items()},
+            head_rows=int(kept[self.heads].sum()),
+            test_rows=int(kept[self.tests].sum()),
+        )
+
+    def ids(self, rows: Tensor) -> Tensor:
+        """Return ids of these rows: of words those that say their texts, else the rows' numbers."""
+        return input_ids(inputs_at(self._words, rows.tolist())) if self.by_word else rows
+
+    def entity_f1(self, answers: Tensor) -> float | None:
+        """Return the F1 of entities, of answers to the tests, if the labels are those of entities of words."""
+        if not self.by_word or not has_entities(self.classes):
+            return None
+        labels = [[self.classes[label] for label in each.tolist()] for each in (answers, self.labels[self.tests])]
+        return entity_f1(labels[0], labels[1], [word.text for word in self._words[self.tests]])
+
+    @property
+    def _words(self) -> list[Word]:
+        return next(iter(self.inputs.values()))
 
     @property
     def heads(self) -> slice:
@@ -93,9 +127,49 @@ def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: in
     for key, column in spec.text_pairs.items():
         seconds = [one for part in parts for one in part[column]]
         inputs[key] = [dict(zip(TEXT_PAIR, pair, strict=True)) for pair in zip(inputs[key], seconds, strict=True)]
-    labels, classes = _labels([one for part in parts for one in part[spec.label]], train.features[spec.label])
+    values, feature = [one for part in parts for one in part[spec.label]], train.features[spec.label]
+    sizes = spec.head_rows, spec.test_rows
+    if values and isinstance(values[0], list):
+        inputs, values, sizes = _by_word(
+            inputs, values, sizes, most=CANDIDATES * most_anchors, document=document, at=at
+        )
+        feature = feature.feature
+    labels, classes = _labels(values, feature)
     revision = spec.revision if is_commit(spec.revision or "") else None
-    return Rows(name, labels, classes, inputs, {}, spec.head_rows, spec.test_rows, revision)
+    return Rows(name, labels, classes, inputs, {}, *sizes, revision)
+
+
+def _by_word(
+    inputs: Mapping[str, list[Any]],
+    labels: list[list[Any]],
+    sizes: tuple[int, int],
+    *,
+    most: int,
+    document: Document,
+    at: Path_,
+) -> tuple[dict[str, list[Any]], list[Any], tuple[int, int]]:
+    """Return the words of texts and the label of each, and how many are for heads and for tests.
+
+    A text is its words with spaces between them. Of the others, `most` words are kept, for anchors.
+
+    Raises:
+        StitchError: an input is not a list of words, as many as there are labels.
+    """
+    made: dict[str, list[Any]] = {name: [] for name in inputs}
+    for name, texts in inputs.items():
+        for row, (words, each) in enumerate(zip(texts, labels, strict=True)):
+            if not isinstance(words, list) or len(words) != len(each):
+                raise document.error(
+                    (*at, "inputs", name),
+                    f"the labels in row {row} are a list of {len(each)}, one a word: expected a list of as many words",
+                )
+            ends = list(accumulate(len(word) + 1 for word in words))
+            text = " ".join(words)
+            made[name] += [Word(text, end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True)]
+    counts = [sum(map(len, labels[: sizes[0]])), sum(map(len, labels[sizes[0] : sum(sizes)]))]
+    count = sum(counts) + most
+    flat = [label for each in labels for label in each]
+    return {name: words[:count] for name, words in made.items()}, flat[:count], (counts[0], counts[1])
 
 
 def _stored(name: str, spec: DataSpec, document: Document, at: Path_, *, most_anchors: int) -> Rows:

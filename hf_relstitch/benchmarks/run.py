@@ -10,7 +10,7 @@ from filelock import FileLock
 from transformers.utils import logging
 
 from hf_relstitch.benchmarks.hub_results import Stitched
-from hf_relstitch.benchmarks.latent_cache import Sources, all_spaces, check_models
+from hf_relstitch.benchmarks.latent_cache import Sources, all_spaces, check_models, keep_common_words
 from hf_relstitch.benchmarks.plan import KINDS, Bench, Task
 from hf_relstitch.benchmarks.report import FORMAT_VERSION, RESULTS_NAME
 from hf_relstitch.benchmarks.rows import read_rows
@@ -69,6 +69,7 @@ def run_suite(
     lock = run_lock(folder / ".lock", doing=f"writing to {folder}", instead="give another folder")
     with lock if state.is_main_process else nullcontext():
         spaces = all_spaces(plan, document, tables, folder / "latents", given=given, progress=progress)
+        tables, spaces = keep_common_words(tables, spaces)
         bench = Bench(plan, tables, spaces, Sources(plan, document, given), found)
 
         def write_results() -> None:
