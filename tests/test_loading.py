@@ -7,9 +7,10 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModel, PreTrainedTokenizerFast
 
-from hf_relstitch import Encoder, StitchError, load_classifier
+from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError, load_classifier
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "GPT2", "DistilBert", "MPNet"])
@@ -31,6 +32,35 @@ def test_a_tokenizer_of_far_fewer_tokens_is_refused() -> None:
     model = pico.classifier("Bert", vocab_size=4_000).bert
     with pytest.raises(StitchError, match="has 4000 token embeddings and its tokenizer knows 42 tokens"):
         Encoder(model, pico.tokenizer())
+
+
+def tokenizer_of(kind: str, *, size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of this many tokens, none of them of a word."""
+    special = {"<unk>": 0, "<pad>": 1}
+    tokens = special | {f"w{index}" if kind == "WordLevel" else chr(0xA000 + index): index for index in range(2, size)}
+    options = {} if kind == "without unknown" else {"unk_token": "<unk>"}
+    made = models.WordLevel(tokens, "<unk>") if kind == "WordLevel" else models.BPE(tokens, [], **options)
+    whole = Tokenizer(made)
+    whole.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="<pad>", **options)
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "BPE", "without unknown"])
+def test_a_tokenizer_that_knows_no_words_is_refused(kind: str) -> None:
+    model = pico.classifier("Bert", vocab_size=1_000).bert
+    with pytest.raises(
+        StitchError, match="100% of the tokens that BertModel's tokenizer makes .* tokenizer.json there"
+    ):
+        Encoder(model, tokenizer_of(kind, size=1_000))
+
+
+def test_a_tokenizer_that_knows_few_words_of_the_anchors_is_refused(source: Encoder, target_folder: str) -> None:
+    anchors = [f"{text} {text[::-1]} weiter fort {row}" for row, text in enumerate(pico.texts(40))]
+    with pytest.raises(
+        StitchError, match=r"5\d% of the tokens that tiny-\S+ tokenizer makes of the inputs are unknown"
+    ):
+        RelativeStitcher.from_parts(source, target_folder, anchors, progress=False)
+    assert len(AnchorSet.encode(source, [f"{text} weiter" for text in pico.texts(40)], progress=False)) == 40
 
 
 def drop(folder: Path, *names: str) -> None:

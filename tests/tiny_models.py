@@ -50,7 +50,7 @@ FIELDS: dict[str, dict[str, Any]] = {  # what the rules do not know, by model ty
     "convnext": {"patch_size": 4},
     "convnextv2": {"patch_size": 4},
     "data2vec-audio": {"conv_pos_kernel_size": 3, "num_conv_pos_embedding_groups": 2},
-    "efficientnet": {"width_coefficient": 0.25, "hidden_dim": 320},
+    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "layoutlmv3": {"coordinate_size": 6, "shape_size": 4},
@@ -125,6 +125,9 @@ def classifier(task: str, model_type: str, architecture: str | None = None) -> P
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "norm" not in name.lower():
                 parameter.normal_(std=2 / (parameter.numel() / len(parameter)) ** 0.5)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.fill_(1)  # EfficientNet's are 0.02, and after some layers nothing is left
     return model.eval()
 
 

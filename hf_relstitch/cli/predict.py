@@ -6,7 +6,7 @@ from typing import Any
 from transformers import Pipeline, pipeline
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import TEXT_PAIR, check_kinds, check_pairs, is_text_pair, load_audio, load_image
+from hf_relstitch.data.inputs import TEXT_PAIR, check_kinds, check_pairs, is_text_pair, is_url, load_audio, load_image
 from hf_relstitch.data.reading import STDIN, is_here, names_file, read_inputs
 from hf_relstitch.data.words import entity_spans, has_entities
 from hf_relstitch.hub.cards import TASKS, WORDS_TASK
@@ -73,7 +73,7 @@ def predict(
     options = {"truncation": True} if classify.task == TASKS["text"] else {}
     given: Any = inputs
     if modality == "image":
-        given = (one if isinstance(one, str) else load_image(one) for one in inputs)  # a URL is a text
+        given = (load_image(one) for one in inputs)
     if modality == "audio":
         given = [load_audio(one, sampling_rate=classify.feature_extractor.sampling_rate) for one in inputs]
     answers = classify(given, top_k=1, **options)
@@ -109,7 +109,7 @@ def _inputs_of(argument: str, *, modality: str, column: str | None = None, pair_
         inputs = read_inputs(argument, column=column, pair_column=pair_column)
         check_kinds(inputs, modality=modality)
         return inputs
-    if modality == "image" and argument.startswith(("http://", "https://")):
+    if modality != "text" and is_url(argument):
         return [argument]
     if modality != "text" or names_file(argument):
         raise StitchError(f"there is no file or folder {argument}: check the path")

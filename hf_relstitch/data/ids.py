@@ -30,7 +30,7 @@ PLACE_BITS = 32
 def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
     """Return a 64-bit id for each input, `(n,)` int64.
 
-    An id is the BLAKE2b of a text's UTF-8, of an image's size and RGB pixels, or of a sound's float32 samples; the id
+    An id is the BLAKE2b of the UTF-8 of a text or a URL, of an image's size and RGB pixels, or of a sound's float32 samples; the id
     of a pair is the hash of both ids, and differs for a tuple and for a pair of texts that is one input. The id of a
     word has the upper half of its text's, and below it the place of the word's first character.
 

@@ -2,19 +2,23 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 
 INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "text": ("texts", (str,)),
-    "image": ("PIL images or Paths of images", (Image.Image, Path)),
+    "image": ("PIL images, or Paths or URLs of images", (Image.Image, Path)),
     "audio": (
-        "numpy arrays of sound, dicts of an array and its sampling_rate, or Paths of sound files",
+        "numpy arrays of sound, dicts of an array and its sampling_rate, or Paths or URLs of sound files",
         (np.ndarray, dict, Path),
     ),
 }
@@ -22,6 +26,33 @@ INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
 
 TEXT_PAIR = ("text", "text_pair")
 """The keys of a pair of texts that is one input, by transformers' own names."""
+
+
+URLS = ("http://", "https://", "data:")
+PATIENCE = 60
+"""Seconds to wait for a URL's answer."""
+
+
+def is_url(one: Any) -> bool:
+    """Tell whether an input is the URL of an image or a sound, where one of these is taken."""
+    return isinstance(one, str) and one.startswith(URLS)
+
+
+def _open_file(one: Path | str) -> Path | BytesIO:
+    """A file's path, or what a URL holds.
+
+    Raises:
+        StitchError: the URL gives nothing.
+    """
+    if isinstance(one, Path):
+        return one
+    try:
+        with urlopen(one, timeout=PATIENCE) as answer:  # noqa: S310  (whoever gives inputs names the URLs)
+            return BytesIO(answer.read())
+    except (OSError, ValueError, HTTPException) as error:
+        if isinstance(error, HTTPError):
+            error.close()
+        raise StitchError(f"{one[:200]} cannot be fetched: {error}; check the address") from error
 
 
 def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
@@ -43,8 +74,8 @@ def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
         raise StitchError(f"the inputs are a {kind}, which has no order: give a list of them")
     if not len(inputs):
         raise StitchError("there are no inputs to encode: give at least one")
-    if batch_size < 1:
-        raise StitchError(f"batch_size is {batch_size}: expected 1 or more")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise StitchError(f"batch_size is {batch_size!r}: expected a whole number, 1 or more")
 
 
 def check_filled(inputs: Sequence[Any], *, what: str, rows: Sequence[int] | None = None) -> None:
@@ -147,7 +178,12 @@ def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "mode
     expected, kinds = INPUTS.get(modality or "", ("anything", (object,)))
     if modality in (None, "text") and are_text_pairs(inputs):
         return
-    strange = {row: one for row, one in enumerate(inputs) if not isinstance(one, kinds) or is_text_pair(one)}
+    urls = modality in ("image", "audio")
+    strange = {
+        row: one
+        for row, one in enumerate(inputs)
+        if not (isinstance(one, kinds) or (urls and is_url(one))) or is_text_pair(one)
+    }
     if strange:
         names = sorted({"pair of texts" if is_text_pair(one) else type(one).__name__ for one in strange.values()})
         came = " or ".join(f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}" for name in names)
@@ -165,21 +201,19 @@ TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"}
 
 
-def load_image(image: Path | Image.Image) -> Image.Image:
-    """Load an image in RGB and upright, from memory or from a file, as transformers' pipelines do.
+def load_image(image: Path | str | Image.Image) -> Image.Image:
+    """Load an image in RGB and upright, from memory, a file or a URL, as transformers' pipelines do.
 
     Numbers of 16 bits are scaled to 8.
 
     Raises:
         StitchError: the file is missing or is not an image, or holds numbers of an unknown range.
     """
-    try:
+    with wrap_errors(f"{str(image)[:200]} cannot be read as an image", "look at it, or remove it"):
         if isinstance(image, Image.Image):
             return _in_eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-        with Image.open(image) as opened:
+        with Image.open(_open_file(image)) as opened:
             return _in_eight_bits(ImageOps.exif_transpose(opened)).convert("RGB")
-    except OSError as error:
-        raise StitchError(f"{image} cannot be read as an image: {error}") from error
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
@@ -201,8 +235,8 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(values * (255 / unit)).astype(np.uint8))
 
 
-def load_audio(audio: Path | np.ndarray | dict[str, Any], *, sampling_rate: int | None = None) -> np.ndarray:
-    """Load a sound as samples `(n,)`, float32 from -1 to 1, from memory or from a file (its channels' mean).
+def load_audio(audio: Path | str | np.ndarray | dict[str, Any], *, sampling_rate: int | None = None) -> np.ndarray:
+    """Load a sound as samples `(n,)`, float32 from -1 to 1, from memory, a file or a URL (its channels' mean).
 
     A file, or a dict of `array` and `sampling_rate` from `datasets`, is resampled to the sampling rate; an array has to
     be at it already.
@@ -260,8 +294,8 @@ def _resample(samples: np.ndarray, length: int) -> np.ndarray:
     return np.fft.irfft(spectrum, length) * (length / len(samples))
 
 
-def _open_sound(path: Path) -> Any:
-    """A sound file, opened by soundfile.
+def _open_sound(path: Path | str) -> Any:
+    """A sound file, or what a URL holds, opened by soundfile.
 
     Raises:
         StitchError: soundfile is not installed, or cannot read the file.
@@ -272,10 +306,8 @@ def _open_sound(path: Path) -> Any:
         raise StitchError(
             f"reading {path} needs soundfile: pip install soundfile, or give the samples as a numpy array"
         ) from error
-    try:
-        return soundfile.SoundFile(path)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise StitchError(f"{path} cannot be read as a sound: {error}") from error
+    with wrap_errors(f"{str(path)[:200]} cannot be read as a sound", "look at it, or remove it"):
+        return soundfile.SoundFile(_open_file(path))
 
 
 def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:
@@ -286,7 +318,7 @@ def inputs_at(inputs: Sequence[Any], rows: Sequence[int]) -> list[Any]:
 
 def length_of(one: Any, *, modality: str, sampling_rate: int | None = None) -> int:
     """Count characters of a text or of both of a pair, or samples of a sound; 0 for anything else."""
-    if modality == "audio" and isinstance(one, Path):
+    if modality == "audio" and (isinstance(one, Path) or is_url(one)):
         with _open_sound(one) as opened:
             return resampled_length(opened.frames, opened.samplerate, sampling_rate or opened.samplerate)
     if modality == "audio" and isinstance(one, dict):

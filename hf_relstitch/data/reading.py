@@ -11,7 +11,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
-from hf_relstitch.data.inputs import SOUNDS, TABLES, TEXT_PAIR, check_filled, inputs_at
+from hf_relstitch.data.inputs import SOUNDS, TABLES, TEXT_PAIR, check_filled, inputs_at, is_url
 
 STDIN = "-"
 """Stands for the standard input, one input a line."""
@@ -158,4 +158,4 @@ def read_table(name: str, reader: str, columns: Sequence[str | None], split: str
 
 def _paths(values: list[Any], folder: Path) -> list[Any]:
     named = all(isinstance(one, str) and _is_media(one) for one in values)
-    return [folder / one for one in values] if named else values
+    return [one if is_url(one) else folder / one for one in values] if named else values

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from inspect import signature
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from hf_relstitch.encoders.pairs import PAIRS, PairLayout, compose
 from hf_relstitch.encoders.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.encoders.processors import (
     MODALITIES,
+    PIXELS_AS_TOKENS,
     batch_rows,
     check_vocabulary,
     load_processor,
@@ -200,7 +202,7 @@ class Encoder:
         model, loading = AutoModel.from_pretrained(repo.place, **options)
         _refuse_stitched(repo, model.config)
         merge_adapters(model)
-        if "EncoderModel" in str(model.config.architectures) and getattr(model, "decoder", None) is not None:
+        if _lacks_decoder(model, loading["missing_keys"]):
             leave_out(model, ["decoder"])
         chosen = modules.pooling if modules else resolve_pooling(pooling, model=model)
         if pooling == "auto":
@@ -459,7 +461,17 @@ def modality_at(source: str | Path | Encoder) -> str | None:
     _refuse_stitched(repo, config)
     if type(config) not in MODEL_MAPPING:
         raise StitchError(f"{repo.name} holds a {config.model_type} model: expected an encoder")
+    if config.model_type in PIXELS_AS_TOKENS:
+        return "image"
     return MODALITIES.get(getattr(MODEL_MAPPING[type(config)], "main_input_name", ""))
+
+
+def _lacks_decoder(model: Any, missing: Collection[str]) -> bool:
+    """Whether a text-to-text model was loaded from a folder that holds its encoder alone."""
+    if "decoder_input_ids" not in signature(model.forward).parameters:
+        return False
+    names = {name for name, _ in model.named_parameters() if name.startswith("decoder.")}
+    return bool(names) and names <= {*missing}
 
 
 def _prompt_text(prompt: str | None, prompts: Mapping[str, str], *, name: str) -> str | None:

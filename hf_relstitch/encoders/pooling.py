@@ -22,6 +22,10 @@ POOLINGS = {
 }
 
 
+CLASS_TOKEN_APART = ("cvt",)
+"""Whose class token is not in the last hidden state, which is a map."""
+
+
 def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
     """Pool an encoder's output into latents `(n, d)`, by one of `POOLINGS`; for "tokens" they are `(n, t, d)`.
 
@@ -36,6 +40,8 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
         pooled = getattr(output, "pooler_output", None)
         return _require(pooled, ndim=(2, 4), pooling=pooling).flatten(1)
     hidden = getattr(output, "last_hidden_state", None)
+    if hidden is None and getattr(output, "feature_maps", None):  # of a backbone
+        hidden = output.feature_maps[-1]
     if pooling == "tokens":
         return _require(output if isinstance(output, Tensor) else hidden, ndim=(3,), pooling=pooling)
     if attention_mask is not None and isinstance(hidden, Tensor):
@@ -155,7 +161,7 @@ def _usual_pooling(model: nn.Module) -> str:
     decoder = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if decoder and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return "last"
-    has_class_token = any(
+    has_class_token = config.model_type not in CLASS_TOKEN_APART and any(
         name.split(".")[-1] in ("cls_token", "class_embedding") for name, _ in model.named_parameters()
     )
     return "cls" if has_class_token else "mean"

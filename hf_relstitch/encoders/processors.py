@@ -1,8 +1,9 @@
 """Processors: tokenizers, image processors and feature extractors of sound; from raw inputs to a model's batches."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import signature
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from hf_relstitch.data.inputs import (
     are_text_pairs,
     check_kinds,
     check_some,
+    inputs_at,
+    is_text_pair,
     length_of,
     load_audio,
     load_image,
@@ -26,6 +29,8 @@ from hf_relstitch.encoders.sentence_transformers_repo import SentenceModules
 from hf_relstitch.hub.repo import Repo
 
 MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
+PIXELS_AS_TOKENS = ("imagegpt",)
+"""Whose main input is `input_ids` that an image processor makes."""
 LOADERS = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
 TOKENIZER = "tokenizer.json"
 KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin, "audio": SequenceFeatureExtractor}
@@ -75,7 +80,7 @@ def _check_tokens(batch: Mapping[str, Tensor], model: Any) -> None:
     """Refuse a text without tokens, or with one that the model has no embedding for."""
     tokens, mask = batch["input_ids"], batch.get("attention_mask")
     if tokens.shape[1] == 0 or (mask is not None and not mask.any(1).all()):
-        raise StitchError("the tokenizer makes no tokens of an empty text: remove it")
+        raise StitchError("the tokenizer makes no tokens of it, as of an empty text: remove it")
     embeddings = _num_embeddings(model)
     if embeddings is not None and int(tokens.max()) >= embeddings:
         raise StitchError(
@@ -84,12 +89,69 @@ def _check_tokens(batch: Mapping[str, Tensor], model: Any) -> None:
         )
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, *, name: str) -> None:
-    """Refuse a tokenizer with far fewer tokens than the model has embeddings.
+WORDS_OF_MANY = (
+    "A storm hits the northern coast and the harbour is closed until the morning",
+    "Ein Sturm trifft die Küste",
+    "буря на северном побережье",
+    "عاصفة تضرب الساحل",
+    "תאריך יום חדש",
+    "北 海 岸 有 大 風",
+    "あ ら し が き た",
+    "폭풍 이 왔 다",
+    "तूफान तट पर है",
+    "M K T A Y I A K Q R",
+    "ATGCGT TGCGTA GCGTAC CGTACG",
+)
+"""Texts in many alphabets, and residues and bases in letters: a tokenizer that reads none of them reads nothing."""
+MOSTLY = 0.5
+"""The share of unknown tokens from which a tokenizer does not understand a text."""
+
+
+def check_words(
+    tokenizer: Any,
+    inputs: Sequence[Any],
+    *,
+    name: str,
+    of: str = "the inputs",
+    over: Callable[[Sequence[float]], float] = fmean,
+) -> None:
+    """Refuse a tokenizer that does not know most words of inputs; a hundred of them are read.
+
+    `over` is of the texts' shares of unknown tokens.
 
     Raises:
-        StitchError: it has less than a tenth of them: it is another model's, or files are missing.
+        StitchError: it is another model's, or files are missing.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return
+    some = inputs_at(inputs, range(0, len(inputs), max(1, len(inputs) // 100)))
+    texts = [text for one in some for text in (one.values() if is_text_pair(one) else [one]) if isinstance(text, str)]
+    if texts and (share := over([_unknown_share(tokenizer, text) for text in texts])) > MOSTLY:
+        raise StitchError(
+            f"{share:.0%} of the tokens that {name}'s tokenizer makes of {of} are unknown: give the tokenizer that the "
+            f"model was trained with (is its {TOKENIZER} there, and its own?)"
+        )
+
+
+def _unknown_share(tokenizer: PreTrainedTokenizerBase, text: str) -> float:
+    """The share of a text's tokens that are unknown, marks of spaces aside; 1 where it has no tokens."""
+    try:
+        ids = tokenizer(text, add_special_tokens=False, truncation=True)["input_ids"]
+    except Exception:  # of a tokenizer that wants boxes or the like beside a text; encoding says so
+        return 0.0
+    unknown = ids.count(tokenizer.unk_token_id)
+    spaces = sum(not token.strip("▁Ġ ") for token in tokenizer.convert_ids_to_tokens(ids) if token)
+    return unknown / max(1, len(ids) - spaces) if len(ids) > spaces else float(bool(text.strip()))
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, *, name: str) -> None:
+    """Refuse a tokenizer with far fewer tokens than the model has embeddings, or one that knows no words.
+
+    Raises:
+        StitchError: it has less than a tenth of them, or no words of any alphabet: it is another model's, or files are
+            missing.
+    """
+    check_words(tokenizer, WORDS_OF_MANY, name=name, of="words in ten alphabets", over=min)
     embeddings = _num_embeddings(model)
     if embeddings is not None and len(tokenizer) * 10 < embeddings:
         raise StitchError(
@@ -116,6 +178,8 @@ def prepare_tokenizer(
 
 def main_modality(model: nn.Module) -> str:
     """Return `text`, `image` or `audio`, by a transformers model's main input."""
+    if getattr(getattr(model, "config", None), "model_type", None) in PIXELS_AS_TOKENS:
+        return "image"
     name = getattr(model, "main_input_name", None)
     if name not in MODALITIES:
         raise StitchError(

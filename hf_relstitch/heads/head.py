@@ -1,6 +1,6 @@
 """Head: the layers from a target model's latent to its logits, as a module and as data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -123,6 +123,8 @@ class Head:
         Raises:
             StitchError: `head` cannot be a head, or the names do not fit its classes.
         """
+        if isinstance(labels, str | Set) or not (labels is None or hasattr(labels, "__iter__")):
+            raise StitchError(f"labels is a {type(labels).__name__}: expected a list of names, in order, or a mapping")
         if hasattr(head, "model_head") and labels is None:
             labels = _setfit_labels(head)
         normalized = normalized or bool(getattr(head, "normalize_embeddings", False))

@@ -1,6 +1,7 @@
 """The Hub: finding a model's files, in a folder or in a repo at one commit, and pushing a folder as one commit."""
 
 import glob
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -166,9 +167,9 @@ def locate(
         StitchError: neither a folder nor a repo of this name has this config file, or the Hub cannot be reached.
     """
     _check_inside(subfolder, "the subfolder")
-    if Path(place).is_dir():
+    if os.path.isdir(place):  # noqa: PTH112  (Path.is_dir has an error for a long name)
         return Repo(str(place), None, subfolder, options, trust_remote_code)
-    if Path(place).is_file():
+    if os.path.isfile(place):  # noqa: PTH113
         raise StitchError(f"{place} is a file: give a folder or a Hub id")
     if reads_as_path(str(place)):
         raise StitchError(f"there is no folder {place}: check the path")

@@ -23,6 +23,7 @@ from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
 from hf_relstitch.data.reading import data_name
 from hf_relstitch.data.words import Word
 from hf_relstitch.encoders.devices import accelerate_state
+from hf_relstitch.encoders.processors import check_words
 from hf_relstitch.hub.cards import ANCHORS_TAG, inputs_tag, write_card
 from hf_relstitch.hub.files import (
     atomic_folder,
@@ -153,7 +154,8 @@ class AnchorSet:
         batch_size: int = 32,
         progress: bool = True,
     ) -> "AnchorSet":
-        """Encode anchor inputs: texts, PIL images, numpy arrays of sound, or Paths of images or sounds.
+        """Encode anchor inputs: texts, PIL images, numpy arrays of sound, or Paths or URLs of images
+        or sounds.
 
         A pair of texts that is one input is a dict, `{"text": …, "text_pair": …}`.
 
@@ -170,6 +172,7 @@ class AnchorSet:
         Raises:
             StitchError: too few inputs differ, `side` is missing for pairs, or the latents cannot be anchors.
         """
+        check_words(getattr(encoder, "processor", None), side_of(inputs, side), name=encoder.provenance.model_id)
         if encoder.provenance.by_token:
             inputs, ids = encoder.words(inputs), None
         taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
@@ -411,7 +414,9 @@ def _check_shapes(latents: Tensor, ids: Tensor) -> None:
 
 
 def check_count(count: int) -> None:
-    """Refuse fewer than 32 anchors."""
+    """Refuse fewer than 32 anchors, and what is no number."""
+    if not isinstance(count, int):
+        raise StitchError(f"num_anchors is {count!r}: expected a whole number, {MIN_ANCHORS} or more")
     if count < MIN_ANCHORS:
         raise StitchError(
             f"{count} anchors: at least {MIN_ANCHORS} different inputs are needed, some hundreds are usual"

@@ -44,7 +44,7 @@ from hf_relstitch.encoders.devices import accelerate_state, placement
 from hf_relstitch.encoders.dual_encoders import as_configured
 from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_inputs, in_order, modality_at, to_encoder
 from hf_relstitch.encoders.pairs import describe_pairs
-from hf_relstitch.encoders.processors import LOADERS, check_inputs
+from hf_relstitch.encoders.processors import LOADERS, PIXELS_AS_TOKENS, check_inputs
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.encoders.words import find_words
 from hf_relstitch.heads.head import Head
@@ -419,7 +419,8 @@ class RelativeStitcher(PreTrainedModel):
     def _encode_inputs(self, inputs: Mapping[str, Tensor | None], **options: Any) -> tuple[Tensor, Any]:
         """Return source latents of the processor's output, as `encode_batch`, after a check of its kind."""
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        check_inputs(given.keys() | options.keys(), modality=self.config.modality)
+        tokens = getattr(self.config.source_config, "model_type", None) in PIXELS_AS_TOKENS
+        check_inputs(given.keys() | options.keys(), modality="text" if tokens else self.config.modality)
         return self.encode_batch(given, **options)
 
     def encode_batch(self, batch: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Any]:
@@ -460,6 +461,14 @@ class RelativeStitcher(PreTrainedModel):
         if self.readout is not None:
             logits = logits + self.readout(latents)
         return logits / self.config.logit_temperature
+
+    def extra_repr(self) -> str:
+        """Return the names of both models, and what is expected of the stitched one."""
+        config, grade = self.config, self.config.report.get("verdict", {}).get("grade", "not known")
+        return (
+            f"{config.source['model_id']!r} with the head of {config.target['model_id']!r}, {config.num_anchors} "
+            f"anchors, verdict: {grade}"
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the source encoder's embeddings."""

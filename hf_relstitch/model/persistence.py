@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -279,7 +279,7 @@ def note_training(model: Any) -> None:
     model.config.fingerprints = now
 
 
-def _check_loadable(model: Any, *, share: str) -> None:
+def _check_loadable(model: Any, state: dict[str, Tensor], *, share: str) -> None:
     """Refuse a model whose tensors are not those that loading makes of its config.
 
     Modules that the encoder's class has and this encoder has not, as a pooler or a decoder, are named in its config.
@@ -307,7 +307,7 @@ def _check_loadable(model: Any, *, share: str) -> None:
     except (OSError, ValueError) as error:
         raise StitchError(f"{UNLOADABLE}: transformers makes no model of its config ({error}): {REMEDY}") from error
     due = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    written = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    written = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if share == "adapter":
         written = {name: shape for name, shape in written.items() if not name.startswith("encoder.")}
     if written != due:
@@ -328,7 +328,7 @@ def _check_class(encoder: Any, whole: Any) -> None:
         )
 
 
-def _check_savable(model: Any, *, share: str, push_to_hub: bool) -> None:
+def _check_savable(model: Any, *, share: str, push_to_hub: bool = False, variant: str | None = None) -> None:
     """Refuse what cannot be stored as data, and arguments that cannot be meant."""
     if isinstance(model.encoder, Function):
         raise StitchError(
@@ -348,6 +348,10 @@ def _check_savable(model: Any, *, share: str, push_to_hub: bool) -> None:
         )
     if push_to_hub:
         raise StitchError("push_to_hub=True is no argument of save_pretrained here: call model.push_to_hub(repo_id)")
+    if variant is not None:
+        raise StitchError(
+            f"variant is {variant!r}, and a stitched model has none: model.half() saves it in another dtype"
+        )
     if share not in SHARES:
         raise StitchError(f"share is {share!r}: expected one of {', '.join(SHARES)}")
     if _is_quantised(model) or (share == "full" and _is_quantised(model.encoder)):
@@ -362,16 +366,17 @@ def save_model(
 ) -> None:
     """Write a stitched model's folder whole, or leave it unchanged; see `RelativeStitcher.save_pretrained`."""
     check_kind(folder, STITCHED_MODEL)
-    _check_savable(model, share=share, push_to_hub=kwargs.get("push_to_hub", False))
+    _check_savable(model, share=share, **{name: kwargs[name] for name in ("push_to_hub", "variant") if name in kwargs})
     if not kwargs.get("is_main_process", accelerate_state().is_main_process):
         return
-    _check_loadable(model, share=share)
+    _check_loadable(model, kwargs.get("state_dict") or model.state_dict(), share=share)
     note_training(model)
     fingerprint = None
     if share == "adapter":
         options = {"token": kwargs["token"]} if "token" in kwargs else {}
         fingerprint = _pin_encoder(model.encoder, model.config.source, **options)
-        kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+        state = kwargs.get("state_dict") or model.state_dict()
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
         kwargs["state_dict"] = kept
     model.config.share, model.config.encoder_fingerprint = share, fingerprint
     model.config.auto_map = _auto_map(model.config.task)
