@@ -107,7 +107,7 @@ def try_cut(task: str, model_type: str, architecture: str) -> Row:
 
 
 def try_source(task: str, model: PreTrainedModel, processor: Any) -> tuple[str, str]:
-    """Whether a saved classifier's encoder, as a source, gives an input one latent, and a stitch of it is kept whole."""
+    """Say whether a saved classifier's encoder gives an input one latent, and whether a stitch of it is kept whole."""
     with TemporaryDirectory() as place:
         folder = Path(place, "model")
         model.save_pretrained(folder)
@@ -205,9 +205,9 @@ def render(tables: dict[str, list[Row]]) -> str:
         "the tokenizer's pair encoding.",
         "",
         "*As a source*: what the saved classifier's encoder is as the new encoder of another head: whether an input's",
-        "latent depends on the others in its batch, and whether a model that is stitched with it saves, and loads again",
-        "with the same answers. What is refused, with its reason, works as a `CallableEncoder`, in memory. Of models of",
-        "two towers the image side is the source.",
+        "latent depends on the others in its batch, and whether a model that is stitched with it saves, and loads",
+        "again with the same answers. What is refused, with its reason, works as a `CallableEncoder`, in memory. Of",
+        "models of two towers the image side is the source.",
     ]
     for task, table in tables.items():
         lines += ["", f"## {HEADINGS[task]}", ""]

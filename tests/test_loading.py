@@ -48,17 +48,13 @@ def tokenizer_of(kind: str, *, size: int) -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("kind", ["WordLevel", "BPE", "without unknown"])
 def test_a_tokenizer_that_knows_no_words_is_refused(kind: str) -> None:
     model = pico.classifier("Bert", vocab_size=1_000).bert
-    with pytest.raises(
-        StitchError, match="100% of the tokens that BertModel's tokenizer makes .* tokenizer.json there"
-    ):
+    with pytest.raises(StitchError, match=r"100% of the tokens that BertModel's tokenizer makes .*\.json there"):
         Encoder(model, tokenizer_of(kind, size=1_000))
 
 
 def test_a_tokenizer_that_knows_few_words_of_the_anchors_is_refused(source: Encoder, target_folder: str) -> None:
     anchors = [f"{text} {text[::-1]} weiter fort {row}" for row, text in enumerate(pico.texts(40))]
-    with pytest.raises(
-        StitchError, match=r"5\d% of the tokens that tiny-\S+ tokenizer makes of the inputs are unknown"
-    ):
+    with pytest.raises(StitchError, match=r"5\d% of the tokens that tiny-\S+ tokenizer makes of the inputs"):
         RelativeStitcher.from_parts(source, target_folder, anchors, progress=False)
     assert len(AnchorSet.encode(source, [f"{text} weiter" for text in pico.texts(40)], progress=False)) == 40
 

@@ -30,9 +30,9 @@ PLACE_BITS = 32
 def input_ids(inputs: Sequence[Any], *, key: str | None = None) -> Tensor:
     """Return a 64-bit id for each input, `(n,)` int64.
 
-    An id is the BLAKE2b of the UTF-8 of a text or a URL, of an image's size and RGB pixels, or of a sound's float32 samples; the id
-    of a pair is the hash of both ids, and differs for a tuple and for a pair of texts that is one input. The id of a
-    word has the upper half of its text's, and below it the place of the word's first character.
+    An id is the BLAKE2b of the UTF-8 of a text or a URL, of an image's size and RGB pixels, or of a sound's float32
+    samples; the id of a pair is the hash of both ids, and differs for a tuple and for a pair of texts that is one
+    input. The id of a word has the upper half of its text's, and below it the place of the word's first character.
 
     The same input has the same id everywhere, so two people can pair their anchor sets without showing the inputs.
     Anyone who has an input can compute its id, and so can find out whether it is in a set; with a secret `key` only

@@ -154,8 +154,7 @@ class AnchorSet:
         batch_size: int = 32,
         progress: bool = True,
     ) -> "AnchorSet":
-        """Encode anchor inputs: texts, PIL images, numpy arrays of sound, or Paths or URLs of images
-        or sounds.
+        """Encode anchor inputs: texts, PIL images, numpy arrays of sound, or Paths or URLs of images or sounds.
 
         A pair of texts that is one input is a dict, `{"text": …, "text_pair": …}`.
 

@@ -349,9 +349,7 @@ def _check_savable(model: Any, *, share: str, push_to_hub: bool = False, variant
     if push_to_hub:
         raise StitchError("push_to_hub=True is no argument of save_pretrained here: call model.push_to_hub(repo_id)")
     if variant is not None:
-        raise StitchError(
-            f"variant is {variant!r}, and a stitched model has none: model.half() saves it in another dtype"
-        )
+        raise StitchError(f"variant is {variant!r}, and stitched models have none: use another dtype, model.half()")
     if share not in SHARES:
         raise StitchError(f"share is {share!r}: expected one of {', '.join(SHARES)}")
     if _is_quantised(model) or (share == "full" and _is_quantised(model.encoder)):
