@@ -120,14 +120,14 @@ def try_source(task: str, model: PreTrainedModel, processor: Any) -> tuple[str, 
             alone = torch.cat([source.encode([each], progress=False) for each in some])
             together = source.encode(some, progress=False)
         except StitchError as error:
-            return first_line(error), ""
+            return f"refused: {reason_of(error)}", "refused"
         differs = float((together - alone).abs().max()) / max(1.0, float(alone.abs().max()))
         batches = BATCHES[source.batching] if differs <= TOLERANCE else f"differs by {differs:.1e}"
         try:
             stitched = stitch(source, task)
             stitched.save_pretrained(Path(place, "stitched"))
         except StitchError as error:
-            return batches, first_line(error)
+            return batches, f"refused: {reason_of(error)}"
         loaded = RelativeStitcher.from_pretrained(Path(place, "stitched"))
         same = torch.equal(loaded.predict(some), stitched.predict(some))
         return batches, "yes" if same else "answers otherwise once loaded"
@@ -150,9 +150,10 @@ def own_tokenizer(processor: Any) -> Iterator[None]:
         yield
 
 
-def first_line(error: StitchError) -> str:
-    """An error's first line, without the folder."""
-    return re.sub(r"/\S+/model", "it", str(error)).splitlines()[0].replace("|", "/")[:160]
+def reason_of(error: StitchError) -> str:
+    """Why something is refused, without the folder and what to do."""
+    said = re.sub(r"/\S+/model|^model", "it", str(error)).splitlines()[0].replace("|", "/")
+    return re.split(r": choose|, thus raising| for this kind|: supported", said)[0]
 
 
 @torch.no_grad()

@@ -687,3 +687,6 @@ def test_a_word_of_a_csv_file_is_the_same_to_a_benchmark_as_to_stitch(tmp_path: 
     rows = read_rows("words", DataSpec(**content), Document({}), most_anchors=20, given=None)
     assert sorted(rows.inputs["text"]) == sorted(read_inputs(str(file), column="text")) == sorted(words)
     assert rows.labels.sum() == 60
+    file.rename(tmp_path / "words.tsv")
+    (tmp_path / "words.tsv").write_text((tmp_path / "words.tsv").read_text().replace(",", "\t"))
+    assert sorted(read_inputs(str(tmp_path / "words.tsv"), column="text")) == sorted(words)

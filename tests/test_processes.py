@@ -1,6 +1,7 @@
 """Several processes, as `accelerate launch` starts them: they encode together, and the main one alone writes."""
 
 import json
+import logging
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
 from hf_relstitch.cli.recommend import recommend
+from hf_relstitch.encoders import devices
 
 BEGINNING = """
 import sys
@@ -34,6 +36,19 @@ def run(script: Path, body: str, *arguments: object) -> str:
     """Run this after `BEGINNING` in each process."""
     script.write_text(f"{BEGINNING}{body}\nstate.destroy_process_group()\n")
     return launch(script, *arguments)
+
+
+@pytest.mark.parametrize("wanted", ["1", "2"])
+def test_a_process_that_works_alone_warns_if_more_were_asked_for(
+    wanted: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", wanted)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    devices._warn_if_alone.cache_clear()
+    for _ in range(2):
+        devices.accelerate_state()
+    said = [record for record in caplog.records if "2 processes were asked for, and each works" in record.message]
+    assert len({record.message for record in said}) == int(wanted) - 1
 
 
 def test_they_give_the_latents_that_one_gives(source: Encoder, source_folder: str, tmp_path: Path) -> None:

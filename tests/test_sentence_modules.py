@@ -11,10 +11,11 @@ import tiny_models
 import torch
 import transformers
 from hub_server import HubServer
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -51,6 +52,7 @@ CHAINS: dict[str, Callable[[], tuple[nn.Module, ...]]] = {
     "normalize": lambda: (Normalize(),),
     "dense": lambda: (projecting(),),
     "dense, normalize": lambda: (projecting(activation_function=nn.Identity(), bias=False), Normalize()),
+    "layer norm, dropout": lambda: (LayerNorm(16), Dropout(0.5)),
     "two of them": lambda: (projecting(activation_function=nn.GELU()), Dense(12, 20), Normalize()),
 }
 
@@ -91,7 +93,9 @@ def test_vectors_are_truncated_as_the_repo_says(tmp_path: Path, chain: str, dim:
         torch.testing.assert_close(loaded.predict(INPUTS), stitched.classify(expected))
 
 
-def test_the_layout_with_a_folder_for_the_transformer_is_read(tmp_path: Path) -> None:
+def test_the_layout_with_a_folder_for_the_transformer_is_read(
+    tmp_path: Path, hub: HubServer, target_folder: str
+) -> None:
     place = Path(repo(tmp_path))
     (place / "0_Transformer").mkdir()
     moved = [file for file in place.iterdir() if file.is_file() and "sentence_transformers" not in file.name]
@@ -104,6 +108,13 @@ def test_the_layout_with_a_folder_for_the_transformer_is_read(tmp_path: Path) ->
     encoder = Encoder.from_pretrained(str(place))
     torch.testing.assert_close(encoder.encode(INPUTS, progress=False), theirs(str(place)))
     assert Encoder.from_pretrained(str(place), pooling="cls").pooling == "cls"
+    HfApi().create_repo("alice/old")
+    HfApi().upload_folder(repo_id="alice/old", folder_path=place)
+    published = RelativeStitcher.from_parts("alice/old", target_folder, pico.texts(40), progress=False)
+    torch.testing.assert_close(published.predict(INPUTS), published.classify(theirs(str(place))))
+    published.save_pretrained(tmp_path / "adapter", share="adapter")
+    loaded = RelativeStitcher.from_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(loaded.predict(INPUTS), published.predict(INPUTS))
 
 
 @pytest.mark.parametrize("kind", ["t5", "mt5"])

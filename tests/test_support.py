@@ -21,10 +21,14 @@ HANDFUL = {
 }
 
 
+NO_SOURCES = {"perceiver": "refused", "pp_lcnet": "refused"}
+
+
 @pytest.mark.parametrize("case", HANDFUL)
 def test_is_cut_at(case: tuple[str, str, str]) -> None:
     row = support.try_cut(*case)
     assert (row.layer, row.row, row.reason) == (*HANDFUL[case], "")
+    assert row.saved == NO_SOURCES.get(case[1], "yes")
 
 
 def test_what_cannot_be_cut_says_why() -> None:
@@ -41,6 +45,9 @@ def test_the_table_is_up_to_date() -> None:
     built = [row for table in tables.values() for row in table if row.built]
     types = {task: len({row.model_type for row in table if row.built}) for task, table in tables.items()}
     assert sum(row.exact for row in built) >= 0.98 * len(built)
+    sources = [row for row in built if not row.source_batches.startswith("refused: ")]
+    assert len(sources) >= 0.95 * len(built)
+    assert all(row.source_batches.startswith("yes") and row.saved == "yes" for row in sources)
     texts = [row for row in tables["sequence"] if row.exact]
     assert sum(row.pairs == "yes" for row in texts) >= 0.98 * len(texts)
     kept = TABLE.read_text(encoding="utf-8")

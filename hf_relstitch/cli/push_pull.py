@@ -14,7 +14,6 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.encoders.sentence_transformers_folder import OWNED as OWNED_BY_EXPORTS
 from hf_relstitch.encoders.sentence_transformers_folder import copy_exported
-from hf_relstitch.encoders.sentence_transformers_repo import MODULES
 from hf_relstitch.hub.card_edits import edits
 from hf_relstitch.hub.cards import CARD_NAME, read_card
 from hf_relstitch.hub.files import PARTIAL, atomic_folder, read_json, write_json
@@ -28,7 +27,7 @@ from hf_relstitch.hub.kinds import (
     check_kind,
     locate_kind,
 )
-from hf_relstitch.hub.repo import Repo, push_folder
+from hf_relstitch.hub.repo import MODULES, Repo, push_folder
 from hf_relstitch.model.anchors import LATENTS_NAME, AnchorSet
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.model.persistence import OWNED

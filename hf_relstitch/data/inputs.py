@@ -197,7 +197,7 @@ def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "mode
 
 
 Side = Literal["first", "second"]
-TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"}
 
 

@@ -148,11 +148,12 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
 
 
 def read_table(name: str, reader: str, columns: Sequence[str | None], split: str) -> Any:
-    """Read a Parquet, CSV or JSON file by its reader's name; words like NA in these columns of a CSV are texts."""
-    table = load_dataset(reader, data_files={split: name}, split=split)
+    """Read a Parquet, CSV, TSV or JSON file by its reader's name; words like NA in these columns of a CSV are texts."""
+    tabs = {"sep": "\t"} if name.lower().endswith(".tsv") else {}
+    table = load_dataset(reader, data_files={split: name}, split=split, **tabs)
     if reader == "csv" and any(table.data[one].null_count for one in columns if one in table.column_names):
         as_texts = {"keep_default_na": False, "na_values": [""]}  # NA, null, None, which pandas takes for empty cells
-        return load_dataset(reader, data_files={split: name}, split=split, **as_texts)
+        return load_dataset(reader, data_files={split: name}, split=split, **as_texts, **tabs)
     return table
 
 

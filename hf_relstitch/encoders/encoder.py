@@ -39,7 +39,7 @@ from hf_relstitch.encoders.sentence_transformers_repo import (
     prepend_prompt,
     read_prompts,
     read_sentence_modules,
-    transformer_folder,
+    transformer_in,
 )
 from hf_relstitch.encoders.words import WordTokens, check_offsets, find_words, padded_rows, token_rows
 from hf_relstitch.hub.kinds import STITCHED
@@ -197,7 +197,7 @@ class Encoder:
         trust = bool(model_kwargs.pop("trust_remote_code", False))
         repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
         modules = read_sentence_modules(repo) if pooling == "auto" else None
-        inside = replace(repo, subfolder="/".join(filter(None, [repo.subfolder, transformer_folder(repo)])))
+        inside = transformer_in(repo)
         options = {"output_loading_info": True, **inside.model_loading, **model_kwargs}
         model, loading = AutoModel.from_pretrained(repo.place, **options)
         _refuse_stitched(repo, model.config)
@@ -418,10 +418,11 @@ def _of_sentence_transformer(model: Any) -> Encoder:
     Raises:
         StitchError: it has modules that are not read here.
     """
-    with TemporaryDirectory() as folder:
-        model.save(folder, create_model_card=False)
-        encoder = Encoder.from_pretrained(folder)
     name = _name_of(getattr(model[0], "auto_model", None)) or type(model).__name__
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary, Path(name).name)
+        model.save(str(folder), create_model_card=False)
+        encoder = Encoder.from_pretrained(str(folder))
     encoder.provenance = replace(encoder.provenance, model_id=name)
     probes = probe_inputs(encoder.modality)
     own = torch.as_tensor(model.encode(probes, convert_to_numpy=True, show_progress_bar=False))
@@ -455,7 +456,7 @@ def modality_at(source: str | Path | Encoder) -> str | None:
         return source.modality
     repo = locate(source)
     try:
-        config = AutoConfig.from_pretrained(repo.place, **repo.loading)
+        config = AutoConfig.from_pretrained(repo.place, **transformer_in(repo).loading)
     except (OSError, ValueError):  # loading it says what is wrong
         return None
     _refuse_stitched(repo, config)

@@ -26,10 +26,11 @@ from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.encoder import encode_batch
 from hf_relstitch.encoders.padding import BATCHINGS
 from hf_relstitch.encoders.processors import modality_of, preprocess
-from hf_relstitch.encoders.sentence_transformers_repo import DENSE_ACTIVATIONS, MODULES, POOLING_MODES
+from hf_relstitch.encoders.sentence_transformers_repo import DENSE_ACTIVATIONS, POOLING_MODES
 from hf_relstitch.hub.cards import CARD_NAME, FACTS, write_card
 from hf_relstitch.hub.files import PARTIAL, atomic_folder, read_json, write_json
 from hf_relstitch.hub.kinds import EXPORTED, SETTINGS, check_kind
+from hf_relstitch.hub.repo import MODULES
 from hf_relstitch.layers import Normalize, flatten_layers, linear_of
 from hf_relstitch.version import __version__
 

@@ -1,8 +1,9 @@
 """A sentence-transformers repo's own files: its pooling, what comes after it, and how long a text may be."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +16,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub.files import read_json
 from hf_relstitch.hub.kinds import SETTINGS
-from hf_relstitch.hub.repo import Repo
+from hf_relstitch.hub.repo import CONFIG, MODULES, Repo
 from hf_relstitch.layers import Normalize, linear_of
 
-MODULES = "modules.json"
 POOLING_MODES = {  # sentence-transformers' name, old and new, and ours
     "mean": "mean",
     "mean_tokens": "mean",
@@ -55,7 +55,7 @@ class SentenceModules:
 
     Attributes:
         pooling: this package's name for its pooling.
-        after_pooling: its Dense and Normalize modules, in their order, as layers; a truncation as a linear layer.
+        after_pooling: what comes after it, in its order, as layers; a truncation as a linear layer.
         folder: where in the repo the transformer lies; empty for its top.
         max_length: tokens after which a text is cut; None for the tokenizer's own limit.
         lower_case: True if texts become lower case, whatever the tokenizer does.
@@ -90,8 +90,8 @@ def read_sentence_modules(repo: Repo) -> SentenceModules | None:
         raise StitchError(f"{repo.name}: {MODULES} lists no modules ({error!r}): download it again") from error
     folder = _inside(modules[0][1]) if modules else ""
     kinds = [kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind for kind, _ in modules]
-    if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize")]:
-        raise _refused(repo, f"has the module {unknown[0]}; read are Transformer, Pooling, Dense and Normalize")
+    if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", *AFTER)]:
+        raise _refused(repo, f"has the module {unknown[0]}; read are Transformer, Pooling, {', '.join(AFTER)}")
     if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
         raise _refused(repo, f"has the modules {', '.join(kinds)}; Transformer and Pooling have to come first, once")
     settings = _read(repo, f"{folder}/sentence_bert_config.json".lstrip("/"))
@@ -102,21 +102,23 @@ def read_sentence_modules(repo: Repo) -> SentenceModules | None:
     if odd := [name for name, value in settings.items() if value not in (None, {}, False, USUAL.get(name))]:
         raise _refused(repo, f"has a Transformer with {odd[0]} {settings[odd[0]]!r}")
     (_, pooling), *others = [(kind, path) for kind, (_, path) in zip(kinds, modules, strict=True)][1:]
-    layers = [_dense(repo, path) if kind == "Dense" else _normalize(repo, path) for kind, path in others]
+    layers = [AFTER[kind](repo, path) for kind, path in others]
     after = nn.Sequential(*[layer for some in layers for layer in some], *_truncation(repo, pooling, layers))
     after.eval().requires_grad_(False)
     return SentenceModules(_pooling(repo, pooling), after, folder, max_length, bool(lower_case))
 
 
-def transformer_folder(repo: Repo) -> str:
-    """Return the transformer's folder in a sentence-transformers repo; empty for the top, and for any other repo."""
+def transformer_in(repo: Repo) -> Repo:
+    """Return where the transformer lies in a sentence-transformers repo; any other repo unchanged."""
     file = repo.file(MODULES)
     try:
         modules = json.loads(file.read_text(encoding="utf-8")) if file else []
         folder = _inside(modules[0]["path"]) if modules else ""
-        return folder if folder and repo.file(f"{folder}/config.json") is not None else ""
     except (KeyError, TypeError, ValueError):
-        return ""
+        return repo
+    if not folder or repo.file(f"{folder}/{CONFIG}") is None:
+        return repo
+    return replace(repo, subfolder="/".join(filter(None, [repo.subfolder, folder])))
 
 
 def _inside(path: str) -> str:
@@ -209,21 +211,36 @@ def _check_names(repo: Repo, kind: str, config: dict[str, Any]) -> None:
             raise _refused(repo, f"has a {kind} whose {name} is {config[name]!r}")
 
 
-def _dense(repo: Repo, path: str) -> list[nn.Module]:
-    """A Dense module as a linear layer and its activation."""
+def _layer_norm(repo: Repo, path: str) -> list[nn.Module]:
+    return [_loaded(repo, path, lambda config: nn.LayerNorm(config["dimension"]), prefix="norm.")]
+
+
+def _loaded(repo: Repo, path: str, make: Callable[[dict[str, Any]], nn.Module], *, prefix: str) -> nn.Module:
+    """The layer that `make` makes of a module's config, with the weights in its folder."""
     config, file = _read(repo, f"{path}/config.json"), repo.file(f"{path}/model.safetensors")
-    _check_names(repo, "Dense", config)
-    if config.get("use_residual"):
-        raise _refused(repo, "has a Dense with a residual")
     if file is None:
         raise _refused(repo, f"has no {path}/model.safetensors, and nothing else is read")
     try:
         with torch.device("meta"):  # no memory for numbers of a config before they are compared with the file's
-            linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-        tensors = {name.removeprefix("linear."): tensor.float() for name, tensor in load_file(file).items()}
-        linear.load_state_dict(tensors, assign=True)
+            layer = make(config)
+        tensors = {name.removeprefix(prefix): tensor.float() for name, tensor in load_file(file).items()}
+        layer.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise StitchError(f"{repo.name}: {path} is no whole Dense module ({error}): download it again") from error
+        raise StitchError(f"{repo.name}: {path} is no whole module ({error}): download it again") from error
+    return layer
+
+
+def _dense(repo: Repo, path: str) -> list[nn.Module]:
+    """A Dense module as a linear layer and its activation."""
+    config = _read(repo, f"{path}/config.json")
+    _check_names(repo, "Dense", config)
+    if config.get("use_residual"):
+        raise _refused(repo, "has a Dense with a residual")
+
+    def linear_of_config(config: dict[str, Any]) -> nn.Module:
+        return nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+
+    linear = _loaded(repo, path, linear_of_config, prefix="linear.")
     return [linear, *_activation(repo, config.get("activation_function", "torch.nn.modules.activation.Tanh"))]
 
 
@@ -235,3 +252,12 @@ def _activation(repo: Repo, path: str) -> list[nn.Module]:
     if module != "torch.nn.modules.activation" or name not in DENSE_ACTIVATIONS:
         raise _refused(repo, f"has a Dense with the activation {path}")
     return [DENSE_ACTIVATIONS[name]()]
+
+
+AFTER: dict[str, Callable[[Repo, str], list[nn.Module]]] = {
+    "Dense": _dense,
+    "Normalize": _normalize,
+    "LayerNorm": _layer_norm,
+    "Dropout": lambda *_: [],  # which does nothing once a model is trained
+}
+"""The modules that may follow the pooling, and what reads them as layers."""

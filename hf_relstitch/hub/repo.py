@@ -27,6 +27,7 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.reading import reads_as_path
 from hf_relstitch.hub.files import check_no_aliases, read_json
 
+CONFIG, MODULES = "config.json", "modules.json"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 HUB_ERRORS: tuple[type[Exception], ...] = (HTTPError, EntryNotFoundError, OSError, ValueError)
 NEVER_READ = ["*.bin", "*.pkl", "*.pickle", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack"]
@@ -155,7 +156,7 @@ class Repo:
 def locate(
     place: str | Path,
     *,
-    config: str = "config.json",
+    config: str = CONFIG,
     revision: str | None = None,
     subfolder: str = "",
     trust_remote_code: bool = False,
@@ -175,7 +176,16 @@ def locate(
         raise StitchError(f"there is no folder {place}: check the path")
     name = f"{subfolder}/{config}" if subfolder else config
     with hub_errors(f"{place} is no folder here, and asking the Hub for its {name}"):
-        file = Path(hf_hub_download(str(place), name, revision=revision, **options))
+        try:
+            file = Path(hf_hub_download(str(place), name, revision=revision, **options))
+        except EntryNotFoundError as missing:
+            if subfolder or config != CONFIG:
+                raise
+            name = MODULES  # of a sentence-transformers repo whose transformer has a folder, or that has none
+            try:
+                file = Path(hf_hub_download(str(place), name, revision=revision, **options))
+            except EntryNotFoundError:
+                raise missing from None
     commit = file.parents[name.count("/")].name  # the cache has it at …/snapshots/COMMIT/NAME
     return Repo(str(place), commit, subfolder, options, trust_remote_code)
 

@@ -20,6 +20,7 @@ from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.encoders.callable_encoder import Function
 from hf_relstitch.encoders.devices import accelerate_state, fingerprint, placement
 from hf_relstitch.encoders.dual_encoders import LEFT_OUT, as_configured
+from hf_relstitch.encoders.sentence_transformers_repo import transformer_in
 from hf_relstitch.heads.loading import ADAPTER
 from hf_relstitch.hub.cards import RESULTS_NAME, write_card
 from hf_relstitch.hub.files import (
@@ -246,6 +247,7 @@ def _load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[
             f"{model_id} at commit {commit} is wanted from the Hub, and "
             + (f"the Hub gives commit {repo.commit}" if repo.commit else "a folder here has that name: move it away")
         )
+    repo = transformer_in(repo)
     if (how := options.pop("quantization_config", None)) is not None:
         stored = AutoConfig.from_pretrained(repo.place, **repo.loading)
         options |= {} if hasattr(stored, "quantization_config") else {"quantization_config": how}
