@@ -13,7 +13,7 @@ from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.translation import TranslationSettings
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.hub.cards import task_of
-from hf_relstitch.hub.files import check_format
+from hf_relstitch.hub.files import STITCHED, check_format
 from hf_relstitch.hub.repo import without_kernels
 from hf_relstitch.layers import build_chain, build_head
 from hf_relstitch.version import __version__
@@ -70,7 +70,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         StitchError: the format is newer, the pooling is unknown, or the settings are invalid.
     """
 
-    model_type = "relative_stitcher"
+    model_type = STITCHED
     sub_configs: ClassVar[dict[str, Any]] = {"source_config": AutoConfig}
     has_no_defaults_at_init = True
 

@@ -1,7 +1,8 @@
 """Kill saves and runs, and look at what is left: `python tests/killed_runs.py COUNT [KIND …]`.
 
-Kills at every step, or, with a COUNT above 0, so many times at random. Prints counts as JSON. A forked child does the
-work, so that each run takes milliseconds.
+Kills at every step, or, with a COUNT above 0, so many times at random. Prints counts as JSON. Forked children do the
+work and read what is left, so that each run takes milliseconds, and the stores, whose threads no fork survives, begin
+in a child each time.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ import numpy as np
 import pico
 import torch
 import transformers
+from killed_moves import MOVES, QDRANTS, Move
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -73,6 +76,40 @@ def read_translation(place: Path) -> bytes:
     return SearchTranslation.load(place).translation.weight.numpy().tobytes()
 
 
+def read_folder_of_translation(place: Path) -> bytes:
+    """Return the weight of a translation in a folder."""
+    return SearchTranslation.from_pretrained(place).translation.weight.numpy().tobytes()
+
+
+def read_exported(place: Path) -> bytes:
+    """Return the vectors of an exported encoder, as sentence-transformers loads it."""
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(str(place), device="cpu").encode(pico.texts(3), show_progress_bar=False).tobytes()
+    except (OSError, ValueError) as error:  # what that library raises without a config
+        raise StitchError(str(error)) from error
+
+
+def export(translation: SearchTranslation, folder: Path) -> Callable[[Path], Any]:
+    """Write the first source encoder and a translation as a sentence-transformers model."""
+    return lambda place: translation.after(str(folder / "source-1"), folder=place)
+
+
+def move_work(kind: Move, translation: SearchTranslation) -> Work:
+    """The move of an index; its content is that of the old index and, once it is named, of all there."""
+
+    def read(place: Path) -> bytes:
+        found = kind.there(place)
+        return json.dumps(found if "moved" in found else found["docs"], sort_keys=True).encode()
+
+    def run(place: Path) -> None:
+        if "moved" not in kind.there(place):
+            kind.move(translation, place)
+
+    return Work(kind.make, run, read)
+
+
 def nothing(place: Path) -> None:
     """There is nothing before."""
 
@@ -83,6 +120,8 @@ def works(folder: Path) -> dict[str, Work]:
     old_set, new_set = (AnchorSet.encode(Encoder(each.encoder, each.processor), pico.texts(40)) for each in (old, new))
     x = np.random.default_rng(0).normal(size=(80, 8)).astype(np.float32)
     first, second = (translation_between(x, x @ np.roll(np.eye(8), each, 0)) for each in (0, 1))
+    latents = old_set.latents
+    wide = [translation_between(latents, latents.roll(each, 1)) for each in (0, 1)]
     inputs = folder / "inputs"
     inputs.mkdir()
     for number in range(6):
@@ -122,6 +161,9 @@ def works(folder: Path) -> dict[str, Work]:
         "translate": Work(nothing, translated, read_outputs),
         "benchmark": Work(nothing, measured, read_results),
         "search translation": Work(first.save, second.save, read_translation),
+        "folder of a translation": Work(first.save_pretrained, second.save_pretrained, read_folder_of_translation),
+        "exported encoder": Work(export(wide[0], folder), export(wide[1], folder), read_exported),
+        **{name: move_work(kind, first) for name, kind in MOVES.items()},
     }
 
 
@@ -149,6 +191,36 @@ def killed_after(seconds: float, work: Work, place: Path) -> bool:
     return _in_a_child(lambda: work.run(place), seconds=seconds)
 
 
+def apart(run: Callable[[], bytes | None]) -> bytes | None:
+    """Run in a child, and return what it returns.
+
+    Raises:
+        StitchError: the child raised one.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = run()
+            told = b"none" if answer is None else b"some" + (answer if isinstance(answer, bytes) else b"")
+        except StitchError as error:
+            told = b"fail" + str(error).encode()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        with os.fdopen(writing, "wb") as stream:
+            stream.write(told)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        told = stream.read()
+    status = os.waitpid(child, 0)[1]
+    assert status == 0, "the work failed"
+    if told.startswith(b"fail"):
+        raise StitchError(told[4:].decode())
+    return None if told == b"none" else told[4:]
+
+
 def _in_a_child(run: Callable[[], None], *, seconds: float | None = None) -> bool:
     child = os.fork()
     if child == 0:
@@ -169,14 +241,15 @@ def look(work: Work, place: Path, old: bytes | None, new: bytes) -> str:
         AssertionError: it is neither, or the next run does not make it whole, or something is left behind.
     """
     try:
-        found = work.read(place)
+        found = apart(lambda: work.read(place))
         assert found in (old, new), "the content is neither the old nor the new one"
         left = "old" if found == old else "new"
     except StitchError as error:
         left = f"says: {str(error).replace(str(place), 'FOLDER')[:60]}"
-    work.run(place)
-    assert work.read(place) == new, "the next run did not write the new content"
-    hidden = [file for root in (place.parent, place) for file in root.glob(".partial-*")]
+    apart(lambda: work.run(place))
+    assert apart(lambda: work.read(place)) == new, "the next run did not write the new content"
+    files = [file for root in (place.parent, place) for file in root.glob("*")]
+    hidden = [file for file in files if "partial" in file.name or (file.suffix == ".lock" and file.name != QDRANTS)]
     assert not hidden, f"left behind: {hidden}"
     return left
 
@@ -197,14 +270,14 @@ def main(kinds: list[str], random_kills: int) -> dict[str, Counter[str]]:
             def begin(number: int, base: Path = base, work: Work = work) -> Path:
                 place = base / str(number) / "out"
                 place.parent.mkdir(parents=True)
-                work.before(place)
+                apart(lambda: work.before(place))
                 return place
 
             place = begin(0)
-            old = work.read(place) if place.exists() else None
+            old = apart(lambda place=place, work=work: work.read(place)) if place.exists() else None
             start = time.monotonic()
-            work.run(place)
-            took, new = time.monotonic() - start, work.read(place)
+            apart(lambda place=place, work=work: work.run(place))
+            took, new = time.monotonic() - start, apart(lambda place=place, work=work: work.read(place))
             assert old != new
             for step in range(1, random_kills + 1 if random_kills else 10_000):
                 place = begin(step)

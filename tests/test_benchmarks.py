@@ -542,7 +542,7 @@ def test_accelerate_launch_gives_the_same(salad: Path, target_folder: str, tmp_p
     file.write_text(TEXTS.format(model=target_folder, data=salad))
     (tmp_path / "command.py").write_text(
         "from pathlib import Path\n"
-        "from hf_relstitch.encoders.devices import accelerate_state\n"
+        "from hf_relstitch.hub.processes import accelerate_state\n"
         "state = accelerate_state()\n"
         "Path(__file__).with_name(f'{state.process_index} of {state.num_processes}').touch()\n"
         f"try:\n    {COMMAND}\nfinally:\n    state.destroy_process_group()\n"

@@ -9,16 +9,18 @@ import pico
 import pytest
 import torch
 from filelock import FileLock
+from killed_moves import MOVES
 from transformers import AutoModelForSequenceClassification
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
-from hf_relstitch.hub.files import LOCK, MOVING, NEW, WHOLE
+from hf_relstitch.bulk import SearchTranslation, translation_between
+from hf_relstitch.hub.files import LOCK, MOVING, NEW, WHOLE, finish_save
 
 
 def run(count: int) -> dict[str, dict[str, int]]:
     script = Path(__file__).with_name("killed_runs.py")
     done = subprocess.run(
-        [sys.executable, script, str(count)], check=False, capture_output=True, text=True, timeout=540
+        [sys.executable, script, str(count)], check=False, capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
@@ -31,14 +33,14 @@ def test_a_kill_at_every_step_leaves_the_old_or_the_new() -> None:
         assert counts[kind]["old"] >= 10, kind
         assert counts[kind]["new"] >= 3, kind
         assert counts[kind]["killed"] == counts[kind]["old"] + counts[kind]["new"], kind
-    assert all(count["killed"] >= 4 for count in counts.values())
+    assert all(count["killed"] >= 4 for kind, count in counts.items() if kind != "Chroma")  # which writes in Rust
 
 
 @pytest.mark.slow
 def test_a_hundred_random_kills_leave_the_old_or_the_new() -> None:
-    counts = run(15)
-    assert sum(count["killed"] for count in counts.values()) >= 50
-    for kind in ("model", "anchor set", "search translation"):
+    counts = run(10)
+    assert sum(count["killed"] for count in counts.values()) >= 60
+    for kind in ("model", "anchor set", "search translation", "folder of a translation", *MOVES):
         assert not any("says" in left for left in counts[kind]), kind
 
 
@@ -92,3 +94,59 @@ def test_a_folder_whose_first_save_was_cut_off_says_so(anchor_set: AnchorSet, tm
     anchor_set.save_pretrained(tmp_path / "whole")
     (tmp_path / "whole").rename(tmp_path / WHOLE)
     assert len(AnchorSet.from_pretrained(tmp_path)) == len(anchor_set)
+
+
+def test_a_translation_whose_save_was_cut_off_is_finished_when_it_is_loaded(tmp_path: Path) -> None:
+    x = torch.randn(60, 3)
+    translation_between(x, x.roll(1, 1)).save_pretrained(tmp_path)
+    new = translation_between(x, x.roll(2, 1))
+    new.save_pretrained(tmp_path / WHOLE)
+    assert torch.equal(SearchTranslation.from_pretrained(tmp_path)(x), new(x))
+    assert not [*tmp_path.glob(".partial-*")]
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_exported_encoder_that_is_half_moved_is_no_model_to_others(
+    source_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    x, folder = Encoder.from_pretrained(source_folder).encode(pico.texts(60), progress=False), tmp_path / "out"
+    old, new = (translation_between(x, x.roll(each, 1)) for each in (1, 2))
+    old.after(source_folder, folder=folder)
+    wanted = new.after(source_folder, folder=folder / WHOLE).encode(["a quiet day"])
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finish_save(folder)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        SentenceTransformer(str(folder), device="cpu")
+    Encoder.from_pretrained(str(folder))
+    assert (SentenceTransformer(str(folder), device="cpu").encode(["a quiet day"]) == wanted).all()
+
+
+@pytest.mark.parametrize("first", ["model", "anchors", "translation", "encoder", "other"])
+@pytest.mark.parametrize("second", ["model", "anchors", "translation", "encoder"])
+def test_nothing_is_saved_over_something_else(
+    first: str, second: str, stitched: RelativeStitcher, anchor_set: AnchorSet, source_folder: str, tmp_path: Path
+) -> None:
+    x = anchor_set.latents
+    to_itself = translation_between(x, x)
+    saves = {
+        "model": stitched.save_pretrained,
+        "anchors": anchor_set.save_pretrained,
+        "translation": to_itself.save_pretrained,
+        "encoder": lambda folder: to_itself.after(source_folder, folder=folder),
+        "other": lambda folder: (folder / "modules.json").write_text("[]"),
+    }
+    saves[first](tmp_path)
+    before = sorted(file.name for file in tmp_path.rglob("*"))
+    if first != second:
+        with pytest.raises(StitchError, match="which saving there would spoil: give another folder"):
+            saves[second](tmp_path)
+    else:
+        saves[second](tmp_path)
+    assert sorted(file.name for file in tmp_path.rglob("*")) == before

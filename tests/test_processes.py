@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
 from hf_relstitch.cli.recommend import recommend
-from hf_relstitch.encoders import devices
+from hf_relstitch.hub import processes
 
 BEGINNING = """
 import sys
@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_relstitch import AnchorSet, Encoder, RelativeStitcher
-from hf_relstitch.encoders.devices import accelerate_state
+from hf_relstitch.hub.processes import accelerate_state
 
 state, out = accelerate_state(), Path(sys.argv[1])
 assert state.num_processes == 2
@@ -44,9 +44,9 @@ def test_a_process_that_works_alone_warns_if_more_were_asked_for(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", wanted)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    devices._warn_if_alone.cache_clear()
+    processes._warn_if_alone.cache_clear()
     for _ in range(2):
-        devices.accelerate_state()
+        processes.accelerate_state()
     said = [record for record in caplog.records if "2 processes were asked for, and each works" in record.message]
     assert len({record.message for record in said}) == int(wanted) - 1
 

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 from hf_relstitch import RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import push_results, run_suite
-from hf_relstitch.hub.cards import RESULTS_NAME
+from hf_relstitch.hub.files import RESULTS_NAME
 
 REPO = "alice/stitched"
 TESTS = pico.texts(60, seed=7)

@@ -17,8 +17,8 @@ from hf_relstitch.benchmarks.scores import own_scores
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.provenance import Provenance
-from hf_relstitch.hub.cards import RESULTS_NAME, TASKS, write_card
-from hf_relstitch.hub.files import read_json, write_json
+from hf_relstitch.hub.cards import TASKS, write_card
+from hf_relstitch.hub.files import RESULTS_NAME, read_json, write_json
 from hf_relstitch.hub.repo import Repo, head_of, hub_errors, locate, push_folder
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.model.persistence import read_config

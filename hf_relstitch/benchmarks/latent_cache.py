@@ -22,11 +22,12 @@ from hf_relstitch.benchmarks.yaml_schema import Document
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.provenance import NOT_KNOWN, Provenance
-from hf_relstitch.encoders.devices import accelerate_state, placement
+from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head
 from hf_relstitch.heads.loading import load_classifier
 from hf_relstitch.hub.files import atomic_write
+from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.hub.repo import locate
 from hf_relstitch.model.anchors import first_of_each
 

@@ -29,8 +29,8 @@ from hf_relstitch.core.decomposition import Frame
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.core.relative import relative_projection
-from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.heads.head import Head
+from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.layers import flatten_layers
 from hf_relstitch.model.anchors import AnchorSet
 

@@ -16,9 +16,10 @@ from hf_relstitch.benchmarks.report import FORMAT_VERSION, RESULTS_NAME
 from hf_relstitch.benchmarks.rows import read_rows
 from hf_relstitch.benchmarks.suite import check_suite, load_suite
 from hf_relstitch.benchmarks.yaml_schema import Document
-from hf_relstitch.encoders.devices import accelerate_state, gather
+from hf_relstitch.encoders.devices import gather
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.hub.files import atomic_write, check_output, read_json, run_lock, write_json
+from hf_relstitch.hub.processes import accelerate_state
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 

@@ -26,8 +26,8 @@ from hf_relstitch.data.report import Report
 from hf_relstitch.encoders.encoder import to_encoder
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.hub.cards import write_card
-from hf_relstitch.hub.files import atomic_folder, read_tensors, write_tensors
-from hf_relstitch.hub.kinds import TRANSLATION, TRANSLATION_FILE, check_kind
+from hf_relstitch.hub.files import TRANSLATION, atomic_folder, check_kind, read_tensors, write_tensors
+from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.hub.repo import locate, push_folder
 from hf_relstitch.model.anchors import MIN_ANCHORS, AnchorSet
 from hf_relstitch.version import __version__
@@ -35,6 +35,8 @@ from hf_relstitch.version import __version__
 FORMAT_VERSION = 2
 """Format 1 had other names of settings."""
 KIND = "search_translation"
+TRANSLATION_FILE = TRANSLATION.last
+"""The translation's file in a folder or repo."""
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
@@ -200,11 +202,15 @@ class SearchTranslation(nn.Module):
     def save_pretrained(self, folder: str | Path, *, repo_id: str | None = None) -> None:
         """Write the translation's file and a card, which shows `repo_id`; a failure leaves the folder unchanged.
 
+        With several processes only the main one writes.
+
         Raises:
-            StitchError: the folder holds something else.
+            StitchError: the folder cannot be written, or holds something else.
         """
         check_kind(folder, TRANSLATION)
-        with atomic_folder(folder, last=TRANSLATION_FILE, owned=[]) as written:
+        if not accelerate_state().is_main_process:
+            return
+        with atomic_folder(folder, TRANSLATION) as written:
             self.save(written / TRANSLATION_FILE)
             content = self._content() | {"hf_relstitch_version": __version__}
             write_card(content, written, folder=folder, repo_id=repo_id)
@@ -220,7 +226,7 @@ class SearchTranslation(nn.Module):
         create_pr: bool = False,
         parent_commit: str | None = None,
     ) -> str:
-        """Push the translation and its card as one commit, and return the commit's address.
+        """Push the translation and its card as one commit, and return its address ("" but in the main process).
 
         Raises:
             StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
@@ -229,7 +235,7 @@ class SearchTranslation(nn.Module):
         return push_folder(
             lambda folder, name: self.save_pretrained(folder, repo_id=name),
             repo_id,
-            owned=[],
+            owned=TRANSLATION.owned,
             message=commit_message,
             private=private,
             token=token,

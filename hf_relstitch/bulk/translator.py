@@ -15,9 +15,8 @@ from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.translation import KernelTranslation, Translation, empty_translation
 from hf_relstitch.encoders.devices import fingerprint
-from hf_relstitch.hub.files import verify_checksum, weight_map
-from hf_relstitch.hub.kinds import TRANSLATION, locate_kind
-from hf_relstitch.hub.repo import Repo
+from hf_relstitch.hub.files import TRANSLATION, verify_checksum, weight_map
+from hf_relstitch.hub.repo import Repo, locate_kind
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.model.persistence import INDEX, read_config
 

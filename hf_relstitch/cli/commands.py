@@ -264,7 +264,7 @@ def benchmark_command(
 ) -> None:
     """Measure encoders, heads, translations and numbers of anchors against each other, and report."""
     from hf_relstitch.benchmarks import push_results, run_suite, write_report
-    from hf_relstitch.encoders.devices import accelerate_state
+    from hf_relstitch.hub.processes import accelerate_state
 
     use_device(device)
     failures = run_suite(suite, out, models=[push] if push else [])["failures"]

@@ -8,9 +8,7 @@ from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.cli.push_pull import locate_artifact
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.decomposition import Frame
-from hf_relstitch.hub.cards import FACTS
-from hf_relstitch.hub.files import read_json
-from hf_relstitch.hub.kinds import ANCHOR_SET, EXPORTED, SETTINGS, TRANSLATION
+from hf_relstitch.hub.files import ANCHOR_SET, EXPORTED, FACTS, SETTINGS, TRANSLATION, read_json
 from hf_relstitch.model.anchors import AnchorSet
 from hf_relstitch.model.persistence import read_config
 from hf_relstitch.model.stitching import describe_frame

@@ -31,7 +31,8 @@ def export_command(
     """Write a model for use without this package."""
     from hf_relstitch.bulk import SearchTranslation
     from hf_relstitch.core.errors import StitchError
-    from hf_relstitch.hub.kinds import TRANSLATION, locate_kind
+    from hf_relstitch.hub.files import TRANSLATION
+    from hf_relstitch.hub.repo import locate_kind
     from hf_relstitch.model.exporting import plain_classifier, to_onnx
     from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 

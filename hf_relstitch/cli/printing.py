@@ -39,7 +39,7 @@ def use_device(name: str | None) -> None:
         message = f"device {name!r} cannot be used here ({reason}): give cpu, cuda, cuda:1 or mps"
         raise typer.BadParameter(message) from error
     os.environ["ACCELERATE_TORCH_DEVICE"] = name
-    from hf_relstitch.encoders.devices import accelerate_state
+    from hf_relstitch.hub.processes import accelerate_state
 
     accelerate_state().device = torch.device(name)
 

@@ -1,9 +1,9 @@
 """Pushing, pulling and finding what a folder or a Hub repo holds."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +12,46 @@ from transformers.utils import logging
 from hf_relstitch.bulk.search import SearchTranslation
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.encoders.encoder import Encoder
-from hf_relstitch.encoders.sentence_transformers_folder import OWNED as OWNED_BY_EXPORTS
 from hf_relstitch.encoders.sentence_transformers_folder import copy_exported
 from hf_relstitch.hub.card_edits import edits
 from hf_relstitch.hub.cards import CARD_NAME, read_card
-from hf_relstitch.hub.files import PARTIAL, atomic_folder, read_json, write_json
-from hf_relstitch.hub.kinds import (
-    ANCHOR_CONFIG,
+from hf_relstitch.hub.files import (
     ANCHOR_SET,
     EXPORTED,
+    PARTIAL,
     STITCHED_MODEL,
     TRANSLATION,
-    TRANSLATION_FILE,
+    Kind,
+    atomic_folder,
     check_kind,
-    locate_kind,
+    read_json,
+    write_json,
 )
-from hf_relstitch.hub.repo import MODULES, Repo, push_folder
-from hf_relstitch.model.anchors import LATENTS_NAME, AnchorSet
+from hf_relstitch.hub.repo import Repo, locate_kind, push_folder
+from hf_relstitch.model.anchors import AnchorSet
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
-from hf_relstitch.model.persistence import OWNED
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 SHARED = Path(".cache", "huggingface", "hf_relstitch.json")
 """Where a folder notes which edits of its card a repo has had; the Hub's client pushes nothing of these folders."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """Hold how one kind of artifact is loaded, and which files of its folder are its own, and last to be written."""
-
-    load: Callable[..., Any]
-    owned: Sequence[str]
-    last: str
-
-
-KINDS = {
-    STITCHED_MODEL: Kind(RelativeStitcher.from_pretrained, OWNED, "config.json"),
-    ANCHOR_SET: Kind(AnchorSet.from_pretrained, [LATENTS_NAME], ANCHOR_CONFIG),
-    TRANSLATION: Kind(SearchTranslation.from_pretrained, [], TRANSLATION_FILE),
-    EXPORTED: Kind(Encoder.from_pretrained, OWNED_BY_EXPORTS, MODULES),
+LOADERS: dict[Kind, Callable[..., Any]] = {
+    STITCHED_MODEL: RelativeStitcher.from_pretrained,
+    ANCHOR_SET: AnchorSet.from_pretrained,
+    TRANSLATION: SearchTranslation.from_pretrained,
+    EXPORTED: Encoder.from_pretrained,
 }
 
 
-def locate_artifact(place: str, *, revision: str | None = None) -> tuple[Repo, str]:
-    """Locate a folder or a repo, and return which of the `KINDS` it holds; what is none of them reads as a model.
+def locate_artifact(place: str, *, revision: str | None = None) -> tuple[Repo, Kind]:
+    """Locate a folder or a repo, and return which of the kinds it holds; what is none of them reads as a model.
 
     Raises:
         StitchError: neither a folder nor a repo has this name.
     """
     repo, kind = locate_kind(place, revision=revision)
-    return repo, kind if kind in KINDS else STITCHED_MODEL
+    return repo, kind if kind in LOADERS else STITCHED_MODEL
 
 
 def push(place: str, repo_id: str, *, share: str, private: bool | None, revision: str | None) -> str:
@@ -71,12 +61,12 @@ def push(place: str, repo_id: str, *, share: str, private: bool | None, revision
     Otherwise the edits of the repo's card stay.
 
     Raises:
-        StitchError: the folder holds none of the `KINDS`, the Hub refuses, or both cards were edited.
+        StitchError: the folder holds none of these kinds, the Hub refuses, or both cards were edited.
     """
     if Path(place).is_file():
         return SearchTranslation.load(place).push_to_hub(repo_id, private=private, revision=revision)
     repo, kind = locate_artifact(place)
-    artifact, card, shared = KINDS[kind].load(place), read_card(repo.folder()), _shared_edits(repo.folder())
+    artifact, card, shared = LOADERS[kind](place), read_card(repo.folder()), _shared_edits(repo.folder())
     how: dict[str, Any] = {"share": share} if kind == STITCHED_MODEL else {}
     sent: dict[str, Any] = {}
 
@@ -96,8 +86,8 @@ def push(place: str, repo_id: str, *, share: str, private: bool | None, revision
         else:
             artifact.save_pretrained(folder, repo_id=name, **how)
 
-    message = f"Push {kind}"
-    address = push_folder(write, repo_id, owned=KINDS[kind].owned, message=message, private=private, revision=revision)
+    message = f"Push {kind.name}"
+    address = push_folder(write, repo_id, owned=kind.owned, message=message, private=private, revision=revision)
     if sent and repo.commit is None:
         with suppress(OSError):  # of a folder that cannot be written, nor can its card be edited
             (repo.folder() / SHARED).parent.mkdir(parents=True, exist_ok=True)
@@ -112,12 +102,12 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None, force: bool
     `force`.
 
     Raises:
-        StitchError: the repo holds none of the `KINDS`, the folder holds something of another kind, or its card has
+        StitchError: the repo holds none of these kinds, the folder holds something of another kind, or its card has
             edits that the repo's card lacks and no push has sent.
     """
     repo, kind = locate_artifact(repo_id, revision=revision)
     check_kind(folder, kind)
-    is_taken = (folder / KINDS[kind].last).is_file()
+    is_taken = (folder / kind.last).is_file()
     pulled = {name.partition("@")[0] for name in _shared_edits(folder)}
     if is_taken and not force and repo.name not in pulled and repo.folder().resolve() != folder.resolve():
         raise StitchError(
@@ -126,9 +116,9 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None, force: bool
     card, mine = read_card(repo.folder()), read_card(folder)
     if edits(mine) not in (edits(None), edits(card), *_shared_edits(folder).values()):
         raise StitchError(f"{folder / CARD_NAME} has edits that pulling would lose: push them, or move the file away")
-    KINDS[kind].load(repo.place, revision=repo.commit)
+    LOADERS[kind](repo.place, revision=repo.commit)
     _check_links(repo)
-    with atomic_folder(folder, last=KINDS[kind].last, owned=KINDS[kind].owned) as written:
+    with atomic_folder(folder, kind) as written:
         shutil.copytree(repo.folder(), written, ignore=shutil.ignore_patterns(f"{PARTIAL}*"), dirs_exist_ok=True)
         (written / SHARED).parent.mkdir(parents=True, exist_ok=True)
         write_json(written / SHARED, {repo.name: edits(card)})

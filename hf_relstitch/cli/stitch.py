@@ -63,11 +63,10 @@ def stitch_command(
     from hf_relstitch.cli.describe import describe
     from hf_relstitch.core.errors import StitchError
     from hf_relstitch.data.reading import STDIN, read_inputs
-    from hf_relstitch.encoders.devices import accelerate_state
     from hf_relstitch.encoders.encoder import Encoder
     from hf_relstitch.heads.loading import labels_tokens, load_classifier
-    from hf_relstitch.hub.files import check_output
-    from hf_relstitch.hub.kinds import STITCHED_MODEL, check_kind
+    from hf_relstitch.hub.files import STITCHED_MODEL, check_kind, check_output
+    from hf_relstitch.hub.processes import accelerate_state
     from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
     check_output(out)
@@ -141,8 +140,7 @@ def anchors_command(
     from hf_relstitch.encoders.encoder import Encoder
     from hf_relstitch.encoders.kept_latents import KeptLatents, estimate_cost
     from hf_relstitch.heads.loading import load_classifier
-    from hf_relstitch.hub.files import PARTIAL, check_output
-    from hf_relstitch.hub.kinds import ANCHOR_SET, check_kind
+    from hf_relstitch.hub.files import ANCHOR_SET, PARTIAL, check_kind, check_output
     from hf_relstitch.model.anchors import AnchorSet
 
     encoders_own = prompt is not None or pairs is not None
@@ -214,7 +212,7 @@ def recommend_command(
     """Rank encoders for a head by expected agreement, speed and size, from unlabeled inputs alone."""
     from hf_relstitch.cli.recommend import recommend
     from hf_relstitch.data.reading import read_inputs
-    from hf_relstitch.encoders.devices import accelerate_state
+    from hf_relstitch.hub.processes import accelerate_state
 
     use_device(device)
     inputs = read_inputs(

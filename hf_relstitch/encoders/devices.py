@@ -1,51 +1,20 @@
 """The device and the processes that accelerate gives, and where it keeps a model's weights."""
 
-import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import cache
 from itertools import chain
 from typing import TypeVar
 
-import psutil  # type: ignore[import-untyped]
 import torch
 import xxhash
-from accelerate import PartialState
-from accelerate.utils import align_module_device, gather_object, parse_flag_from_env
+from accelerate.utils import align_module_device, gather_object
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
-
-logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
+from hf_relstitch.hub.processes import accelerate_state
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-
-
-def accelerate_state() -> PartialState:
-    """Return accelerate's state; unlike a bare `PartialState()`, it heeds `accelerate launch --cpu`."""
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    if state.num_processes == 1:
-        _warn_if_alone()
-    return state
-
-
-@cache
-def _warn_if_alone() -> None:
-    """Warn that this process works alone, if more were asked for."""
-    wanted = os.environ.get("WORLD_SIZE", "1")
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # which accelerate launch sets
-        with suppress(psutil.Error):
-            command = " ".join(psutil.Process().parent().cmdline())
-            wanted = (re.findall(r"--num[_-]processes[ =](\d+)", command) or [wanted])[-1]
-    if wanted not in ("", "0", "1"):
-        logger.warning(
-            f"{wanted} processes were asked for, and each works alone, on all of the inputs: on a CPU, run accelerate "
-            "launch with --multi_gpu and ACCELERATE_USE_CPU=true in the environment"
-        )
 
 
 def gather(make: Callable[[], list[Item]]) -> list[Item]:

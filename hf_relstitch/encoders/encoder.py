@@ -19,7 +19,7 @@ from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import check_pairs, inputs_at, probe_inputs, row_names
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.data.words import Word
-from hf_relstitch.encoders.devices import accelerate_state, fingerprint, gather, placement, prefetched
+from hf_relstitch.encoders.devices import fingerprint, gather, placement, prefetched
 from hf_relstitch.encoders.dual_encoders import FEATURES, LEFT_OUT, features, keep_side, leave_out
 from hf_relstitch.encoders.padding import choose_batching, unpadded
 from hf_relstitch.encoders.pairs import PAIRS, PairLayout, compose
@@ -42,7 +42,8 @@ from hf_relstitch.encoders.sentence_transformers_repo import (
     transformer_in,
 )
 from hf_relstitch.encoders.words import WordTokens, check_offsets, find_words, padded_rows, token_rows
-from hf_relstitch.hub.kinds import STITCHED
+from hf_relstitch.hub.files import STITCHED
+from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.hub.repo import Repo, hub_options, locate
 from hf_relstitch.layers import describe_chain, flatten_layers
 

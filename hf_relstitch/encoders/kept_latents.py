@@ -14,9 +14,9 @@ from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.inputs import inputs_at, length_of
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.data.words import Word
-from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.hub.files import LOCK, read_tensors, run_lock, write_tensors
+from hf_relstitch.hub.processes import accelerate_state
 
 KIND, FORMAT_VERSION = "kept_latents", 1
 BATCHES = 16

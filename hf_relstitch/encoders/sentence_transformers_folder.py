@@ -27,16 +27,13 @@ from hf_relstitch.encoders.encoder import encode_batch
 from hf_relstitch.encoders.padding import BATCHINGS
 from hf_relstitch.encoders.processors import modality_of, preprocess
 from hf_relstitch.encoders.sentence_transformers_repo import DENSE_ACTIVATIONS, POOLING_MODES
-from hf_relstitch.hub.cards import CARD_NAME, FACTS, write_card
-from hf_relstitch.hub.files import PARTIAL, atomic_folder, read_json, write_json
-from hf_relstitch.hub.kinds import EXPORTED, SETTINGS, check_kind
+from hf_relstitch.hub.cards import CARD_NAME, write_card
+from hf_relstitch.hub.files import EXPORTED, FACTS, PARTIAL, SETTINGS, atomic_folder, check_kind, read_json, write_json
 from hf_relstitch.hub.repo import MODULES
 from hf_relstitch.layers import Normalize, flatten_layers, linear_of
 from hf_relstitch.version import __version__
 
 INSTALL = 'pip install "hf-relstitch[sentence-transformers]"'
-OWNED = ["model*.safetensors*", "?_Dense/*", "?_Normalize/*"]
-"""Files of an exported model that go when a newer one is saved over it without them."""
 MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 SIMILARITIES = {"cosine": "cosine", "ip": "dot", "l2": "euclidean"}
 TOLERANCE = 1e-4
@@ -119,7 +116,7 @@ def save_sentence_transformer(
     chain = deepcopy(nn.Sequential(*flatten_layers(nn.Sequential(*layers)))).to(device, torch.float32)
     modules = _list_modules(chain, pooling=pooling)
     expected = _encode_probes(model, processor, chain, pooling=pooling)
-    with atomic_folder(folder, last=MODULES, owned=OWNED) as written:
+    with atomic_folder(folder, EXPORTED) as written:
         model.save_pretrained(written)
         processor.save_pretrained(written)
         if (limit := processor.model_max_length) < NO_LIMIT:

@@ -14,8 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.hub.files import read_json
-from hf_relstitch.hub.kinds import SETTINGS
+from hf_relstitch.hub.files import SETTINGS, read_json
 from hf_relstitch.hub.repo import CONFIG, MODULES, Repo
 from hf_relstitch.layers import Normalize, linear_of
 

@@ -13,16 +13,15 @@ from yaml import safe_dump
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub.card_edits import Generated
+from hf_relstitch.hub.files import FACTS, RESULTS_NAME
 from hf_relstitch.hub.repo import is_commit
 
 CARD_NAME = "README.md"
-RESULTS_NAME = ".eval_results/hf_relstitch.yaml"
 TEMPLATES = Path(__file__).with_name("templates")
 TASKS = {"text": "text-classification", "image": "image-classification", "audio": "audio-classification"}
 WORDS_TASK = "token-classification"
 ANCHORS_TAG = "relative-anchors"
 TRANSLATION_TAG = "search-translation"
-FACTS = "hf_relstitch"
 """Field of an exported encoder's config for what its card says."""
 TAGS = ["model-stitching", "relative-representations"]
 NAMESPACE, NAME = "[A-Za-z0-9][A-Za-z0-9._-]*/", "[A-Za-z0-9._-]+"

@@ -3,8 +3,9 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -30,21 +31,81 @@ NEW, WHOLE, MOVING = (f"{PARTIAL}{stage}" for stage in ("new", "whole", "moving"
 LOCK = f"{PARTIAL}lock"
 PATIENCE = 30
 """Seconds to wait for a save that is being finished."""
+FACTS = "hf_relstitch"
+"""The field of an exported encoder's settings that holds where it comes from."""
+SETTINGS = "config_sentence_transformers.json"
+RESULTS_NAME = ".eval_results/hf_relstitch.yaml"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Hold what tells the folders of one kind of artifact.
+
+    Attributes:
+        name: its name in messages.
+        last: the file that is moved after all others, since it says that the rest is complete.
+        owned: globs of the files that go when a newer artifact is saved without them.
+        is_checked: whether whoever reads the folder finds out that its files do not belong together.
+    """
+
+    name: str
+    last: str
+    owned: tuple[str, ...] = ()
+    is_checked: bool = True
+
+
+STITCHED_MODEL = Kind("a stitched model", "config.json", ("model*.safetensors*", RESULTS_NAME))
+ANCHOR_SET = Kind("an anchor set", "anchor_config.json", ("anchors.safetensors",))
+TRANSLATION = Kind("a translation for search", "translation.safetensors")
+EXPORTED = Kind(
+    "an exported encoder", "config.json", ("model*.safetensors*", "?_Dense/*", "?_Normalize/*"), is_checked=False
+)
+STITCHED = "relative_stitcher"
+LAST = {kind.last for kind in (STITCHED_MODEL, ANCHOR_SET, TRANSLATION, EXPORTED)}
+
+
+def kind_at(file: Callable[[str], Path | None]) -> Kind | None:
+    """Tell what is held where this function finds a file by its name: a kind above, another model, or neither."""
+    if (config := file("config.json")) is not None and read_json(config).get("model_type") == STITCHED:
+        return STITCHED_MODEL
+    if (settings := file(SETTINGS)) is not None and FACTS in read_json(settings):
+        return EXPORTED
+    if config is not None:
+        return Kind(f"a model of type {read_json(config).get('model_type')}", "config.json")
+    return next((kind for kind in (ANCHOR_SET, TRANSLATION) if file(kind.last) is not None), None)
+
+
+def kind_of(folder: Path) -> Kind | None:
+    """Tell what a folder holds, see `kind_at`; or which file of another model it has."""
+    found = kind_at(lambda name: folder / name if (folder / name).is_file() else None)
+    others = (name for name in ("modules.json", "adapter_config.json", "model_index.json") if (folder / name).is_file())
+    return found or next((Kind(f"a model with a {name}", name) for name in others), None)
+
+
+def check_kind(folder: str | Path, kind: Kind) -> None:
+    """Refuse to save an artifact over one of another kind.
+
+    Raises:
+        StitchError: the folder holds something else.
+    """
+    found = kind_of(Path(folder))
+    if found not in (None, kind):
+        raise StitchError(f"{folder} holds {found.name}, which saving there would spoil: give another folder")
 
 
 @contextmanager
-def atomic_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Iterator[Path]:
+def atomic_folder(folder: str | Path, kind: Kind) -> Iterator[Path]:
     """Yield a temporary folder, and move its files into `folder` when the block ends without an error.
 
     The temporary folder lies in `folder`, which can be a volume of its own. Files of the same name are replaced, older
-    files that match a glob of `owned` are removed, and other files stay. The file named `last` (which says that the
-    rest is complete) is moved after all others.
+    files that the kind owns are removed, and other files stay.
 
     A save that is cut off before all files are written leaves the old files. After that, `finish_save` or the next save
     moves the others. The next save also removes what was left.
 
     Raises:
-        StitchError: the folder, or anything in the block, cannot be written; or another save into it is running.
+        StitchError: the folder, or anything in the block, cannot be written; it holds an artifact of another kind; or
+            another save into it is running.
     """
     folder = Path(folder)
     with _written_to(folder):
@@ -53,7 +114,8 @@ def atomic_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Ite
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with _save_lock(folder):
-                _move_new_files(folder, last=last, owned=owned)
+                _move_new_files(folder)
+                check_kind(folder, kind)
                 new = folder / NEW
                 shutil.rmtree(new, ignore_errors=True)
                 new.mkdir()
@@ -65,7 +127,7 @@ def atomic_folder(folder: str | Path, *, last: str, owned: Sequence[str]) -> Ite
                 except BaseException:
                     shutil.rmtree(new, ignore_errors=True)
                     raise
-                _move_new_files(folder, last=last, owned=owned)
+                _move_new_files(folder)
         except BaseException:
             with suppress(OSError):  # not empty
                 for parent in made:
@@ -81,7 +143,7 @@ def _check_replaceable(new: Path, folder: Path) -> None:
             raise OSError(f"{place} is a {'folder' if place.is_dir() else 'file'}")
 
 
-def finish_save(folder: Path, *, last: str, owned: Sequence[str]) -> bool:
+def finish_save(folder: Path) -> bool:
     """Finish a save into a folder that was cut off while it moved the new files, and tell if there was one.
 
     Raises:
@@ -90,20 +152,22 @@ def finish_save(folder: Path, *, last: str, owned: Sequence[str]) -> bool:
     if not any(_is_own_folder(folder / name) for name in (WHOLE, MOVING)):
         return False
     with _written_to(folder), _save_lock(folder, wait=PATIENCE):
-        _move_new_files(folder, last=last, owned=owned)
+        _move_new_files(folder)
     return True
 
 
-def _move_new_files(folder: Path, *, last: str, owned: Sequence[str]) -> None:
+def _move_new_files(folder: Path) -> None:
     """Move the files of `WHOLE` or `MOVING` to their folder; each step can be cut off, and is done again."""
     whole, moving = folder / WHOLE, folder / MOVING
-    if _is_own_folder(whole):
+    if _is_own_folder(whole) and (kind := kind_of(whole)) is not None:
         new = {folder / file.relative_to(whole) for file in whole.rglob("*")}
-        for file in {file for glob in owned for file in folder.glob(glob)} - new:
+        for file in {file for glob in kind.owned for file in folder.glob(glob)} - new:
             file.unlink()
+        if not kind.is_checked:  # without this file nobody takes old and new ones together for a model
+            (folder / kind.last).unlink(missing_ok=True)
         whole.rename(moving)
     if _is_own_folder(moving):
-        for entry in sorted(moving.iterdir(), key=lambda entry: entry.name == last):
+        for entry in sorted(moving.iterdir(), key=lambda entry: entry.name in LAST):
             if entry.is_dir():
                 shutil.copytree(entry, folder / entry.name, dirs_exist_ok=True)
                 shutil.rmtree(entry)
@@ -117,15 +181,9 @@ def _is_own_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-@contextmanager
-def _save_lock(folder: Path, *, wait: float = 0) -> Iterator[None]:
-    """Keep other saves out of a folder, and leave no lock file."""
-    with run_lock(folder / LOCK, doing=f"saving to {folder}", instead="give another folder", wait=wait):
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows removes no open file
-                (folder / LOCK).unlink()
+def _save_lock(folder: Path, *, wait: float = 0) -> AbstractContextManager[None]:
+    """Keep other saves out of a folder."""
+    return run_lock(folder / LOCK, doing=f"saving to {folder}", instead="give another folder", wait=wait)
 
 
 @contextmanager
@@ -185,7 +243,7 @@ def atomic_write(file: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def run_lock(lock: Path, *, doing: str, instead: str, wait: float = 0) -> Iterator[None]:
-    """Keep a lock file for one run; the lock of a killed run is released. `wait` for another run is in seconds.
+    """Keep a lock file for one run, and remove it; the lock of a killed run is released. `wait` is in seconds.
 
     Raises:
         StitchError: another run has it; `doing` says what that run does, and `instead` what else to do.
@@ -195,7 +253,11 @@ def run_lock(lock: Path, *, doing: str, instead: str, wait: float = 0) -> Iterat
     except Timeout as error:
         raise StitchError(f"another run is {doing}: let it end, or {instead}") from error
     with held:
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                lock.unlink()
 
 
 def checksum(file: Path) -> str:

@@ -25,7 +25,8 @@ from yaml import YAMLError
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.reading import reads_as_path
-from hf_relstitch.hub.files import check_no_aliases, read_json
+from hf_relstitch.hub.files import ANCHOR_SET, TRANSLATION, Kind, check_no_aliases, finish_save, kind_at, read_json
+from hf_relstitch.hub.processes import accelerate_state
 
 CONFIG, MODULES = "config.json", "modules.json"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
@@ -164,11 +165,14 @@ def locate(
 ) -> Repo:
     """Locate the folder at `place`, or else the Hub repo of that name at the commit that `revision` is now.
 
+    A save to the folder that was cut off is finished.
+
     Raises:
         StitchError: neither a folder nor a repo of this name has this config file, or the Hub cannot be reached.
     """
     _check_inside(subfolder, "the subfolder")
     if os.path.isdir(place):  # noqa: PTH112  (Path.is_dir has an error for a long name)
+        finish_save(Path(place, subfolder))
         return Repo(str(place), None, subfolder, options, trust_remote_code)
     if os.path.isfile(place):  # noqa: PTH113
         raise StitchError(f"{place} is a file: give a folder or a Hub id")
@@ -188,6 +192,24 @@ def locate(
                 raise missing from None
     commit = file.parents[name.count("/")].name  # the cache has it at …/snapshots/COMMIT/NAME
     return Repo(str(place), commit, subfolder, options, trust_remote_code)
+
+
+def locate_kind(place: str | Path, *, revision: str | None = None) -> tuple[Repo, Kind | None]:
+    """Locate a folder or a repo, and return what it holds, see `kind_at`.
+
+    Raises:
+        StitchError: neither a folder nor a repo has this name, or the repo holds none of the kinds.
+    """
+    missing: StitchError | None = None
+    for name in ("config.json", ANCHOR_SET.last, TRANSLATION.last):
+        try:
+            repo = locate(place, config=name, revision=revision)
+            return repo, kind_at(repo.file)
+        except StitchError as error:
+            if not isinstance(error.__cause__, EntryNotFoundError):
+                raise
+            missing = missing or error
+    raise missing or AssertionError
 
 
 def _check_inside(path: str, what: str) -> None:
@@ -278,6 +300,8 @@ def push_folder(
 ) -> str:
     """Push the files that `write` puts into a folder as one commit, and return the commit's address.
 
+    With several processes only the main one pushes; the others return an empty address.
+
     `write` gets the folder and the whole repo id. It finds the repo's README.md in the folder if there is one; for a
     new branch, the README.md of the main branch. Older files in the repo that match `owned` are deleted in the same
     commit. A repo that was created for a push that fails is deleted again.
@@ -286,6 +310,8 @@ def push_folder(
         StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
             moved since this push began).
     """
+    if not accelerate_state().is_main_process:
+        return ""
     api = HfApi(token=token)
     with hub_errors(f"pushing to {repo_id}", RuntimeError), TemporaryDirectory() as temporary:
         if "/" not in repo_id:

@@ -22,26 +22,27 @@ from hf_relstitch.data.latents import as_latents
 from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
 from hf_relstitch.data.reading import data_name
 from hf_relstitch.data.words import Word
-from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.encoders.processors import check_words
 from hf_relstitch.hub.cards import ANCHORS_TAG, inputs_tag, write_card
 from hf_relstitch.hub.files import (
+    ANCHOR_SET,
     atomic_folder,
     check_format,
+    check_kind,
     checksum,
-    finish_save,
     read_json,
     read_tensors,
     verify_checksum,
     write_json,
     write_tensors,
 )
-from hf_relstitch.hub.kinds import ANCHOR_CONFIG, ANCHOR_SET, check_kind
+from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.hub.repo import find_tagged, locate, push_folder
 from hf_relstitch.version import __version__
 
 MIN_ANCHORS = 32
 FORMAT_VERSION = 1
+ANCHOR_CONFIG = ANCHOR_SET.last
 LATENTS_NAME = "anchors.safetensors"
 RELATIVE_FORMAT_VERSION = 2
 KIND = "relative_latents"
@@ -300,12 +301,12 @@ class AnchorSet:
         Edits of an existing card stay; the card shows `repo_id`. With several processes only the main one writes.
 
         Raises:
-            StitchError: the folder holds a model.
+            StitchError: the folder cannot be written, or holds something else.
         """
         check_kind(folder, ANCHOR_SET)
         if not accelerate_state().is_main_process:
             return
-        with atomic_folder(folder, last=ANCHOR_CONFIG, owned=[LATENTS_NAME]) as written:
+        with atomic_folder(folder, ANCHOR_SET) as written:
             groups = {} if self.groups is None else {"groups": self.groups}
             save_file({"latents": self.latents, "ids": self.ids, **groups}, written / LATENTS_NAME, {"format": "pt"})
             config = {
@@ -338,12 +339,10 @@ class AnchorSet:
             StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
                 moved since this push began).
         """
-        if not accelerate_state().is_main_process:
-            return ""
         return push_folder(
             lambda folder, name: self.save_pretrained(folder, repo_id=name),
             repo_id,
-            owned=[LATENTS_NAME],
+            owned=ANCHOR_SET.owned,
             message=commit_message,
             private=private,
             token=token,
@@ -374,8 +373,6 @@ class AnchorSet:
         """
         repo = locate(place, config=ANCHOR_CONFIG, revision=revision, subfolder=subfolder, **options)
         folder = Path(repo.place, subfolder)
-        if repo.commit is None:
-            finish_save(folder, last=ANCHOR_CONFIG, owned=[LATENTS_NAME])
         files = {name: repo.file(name) or folder / name for name in (ANCHOR_CONFIG, LATENTS_NAME)}
         config = read_json(files[ANCHOR_CONFIG])
         check_format(

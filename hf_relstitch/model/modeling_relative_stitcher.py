@@ -40,7 +40,7 @@ from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.data.report import Report
 from hf_relstitch.data.words import Word
 from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
-from hf_relstitch.encoders.devices import accelerate_state, placement
+from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.dual_encoders import as_configured
 from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_inputs, in_order, modality_at, to_encoder
 from hf_relstitch.encoders.pairs import describe_pairs
@@ -49,12 +49,13 @@ from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_trans
 from hf_relstitch.encoders.words import find_words
 from hf_relstitch.heads.head import Head
 from hf_relstitch.heads.loading import check_word_inputs, is_classifier, load_head, to_target
+from hf_relstitch.hub.files import STITCHED_MODEL
+from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.hub.repo import push_folder
 from hf_relstitch.layers import build_head, copy_head, describe_chain, describe_head
 from hf_relstitch.model.anchors import AnchorSet, RelativeLatents, check_count
 from hf_relstitch.model.persistence import (
     AUTO_CLASSES,
-    OWNED,
     load_model,
     part_fingerprints,
     save_model,
@@ -692,14 +693,12 @@ class RelativeStitcher(PreTrainedModel):
             StitchError: the Hub refuses or cannot be reached, or its branch is not at `parent_commit` (by default: has
                 moved since this push began).
         """
-        if not accelerate_state().is_main_process:
-            return ""
         return push_folder(
             lambda folder, name: self.save_pretrained(
                 folder, share=share, repo_id=name, max_shard_size=max_shard_size, token=token
             ),
             repo_id,
-            owned=OWNED,
+            owned=STITCHED_MODEL.owned,
             message=commit_message,
             private=private,
             token=token,

@@ -18,26 +18,26 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.encoders.callable_encoder import Function
-from hf_relstitch.encoders.devices import accelerate_state, fingerprint, placement
+from hf_relstitch.encoders.devices import fingerprint, placement
 from hf_relstitch.encoders.dual_encoders import LEFT_OUT, as_configured
 from hf_relstitch.encoders.sentence_transformers_repo import transformer_in
 from hf_relstitch.heads.loading import ADAPTER
-from hf_relstitch.hub.cards import RESULTS_NAME, write_card
+from hf_relstitch.hub.cards import write_card
 from hf_relstitch.hub.files import (
+    STITCHED_MODEL,
     atomic_folder,
+    check_kind,
     checksum,
     finish_save,
     read_json,
     verify_checksum,
     weight_map,
 )
-from hf_relstitch.hub.kinds import STITCHED_MODEL, check_kind
+from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.hub.repo import HUB_OPTIONS, hub_options, is_commit, locate
 from hf_relstitch.layers import CHAIN
 
 CONFIG = "config.json"
-OWNED = ["model*.safetensors*", RESULTS_NAME]
-"""Files of a stitched model that go when a newer one is saved over it without them."""
 ENCODER_OPTIONS = ("device_map", "max_memory", "offload_folder", "quantization_config", "attn_implementation")
 UNLOADABLE = "the model could not be loaded again, so it is not saved"
 REMEDY = (
@@ -384,7 +384,7 @@ def save_model(
     if (timm := getattr(model.config.source_config, "pretrained_cfg", None)) is not None:
         model.config.pretrained_cfg = timm  # timm's image processor has no file of its own
         model.config.image_processor_type = type(model.processor).__name__
-    with atomic_folder(folder, last=CONFIG, owned=OWNED) as written:
+    with atomic_folder(folder, STITCHED_MODEL) as written:
         model.processor.save_pretrained(written)
         model.config.processor_files = sorted(file.name for file in written.iterdir() if file.is_file())
         PreTrainedModel.save_pretrained(model, written, **kwargs)
@@ -407,10 +407,10 @@ def load_model(cls: Any, place: str | Path, *args: Any, **kwargs: Any) -> Any:
 
 def _load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
     options = hub_options(kwargs)
+    if finish_save(Path(place, options.get("subfolder", ""))) and kwargs.get("config") is not None:
+        raise StitchError(f"a save to {place} had been cut off and is finished now: load the model again")
     repo = locate(place, revision=kwargs.get("revision"), **options)
     folder = repo.folder()
-    if repo.commit is None and finish_save(folder, last=CONFIG, owned=OWNED) and kwargs.get("config") is not None:
-        raise StitchError(f"a save to {folder} had been cut off and is finished now: load the model again")
     if (folder / ADAPTER).is_file() or kwargs.get("_adapter_model_path"):
         raise StitchError(
             f"{repo.name} has an {ADAPTER} beside the stitched model, by which PEFT would change its weights: take "

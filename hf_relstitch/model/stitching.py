@@ -43,9 +43,9 @@ from hf_relstitch.data.ids import ids_of_texts
 from hf_relstitch.data.inputs import inputs_at
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.data.words import entity_f1, has_entities
-from hf_relstitch.encoders.devices import accelerate_state
 from hf_relstitch.heads.head import Head, num_logits
 from hf_relstitch.hub.cards import Base
+from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.layers import widths_of
 from hf_relstitch.model.anchors import AnchorSet
 
