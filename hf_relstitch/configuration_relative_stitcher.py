@@ -2,9 +2,10 @@
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import torch
+from huggingface_hub.dataclasses import type_validator
 from torch import nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
@@ -14,8 +15,9 @@ from hf_relstitch.core.translation import TranslationSettings
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.hub.cards import task_of
 from hf_relstitch.hub.files import STITCHED, check_format
+from hf_relstitch.hub.limits import check_counts
 from hf_relstitch.hub.repo import without_kernels
-from hf_relstitch.layers import build_chain, build_head
+from hf_relstitch.layers import SMALLEST, build_chain, build_head, is_temperature
 from hf_relstitch.version import __version__
 
 if TYPE_CHECKING:
@@ -25,8 +27,12 @@ FORMAT_VERSION = 5
 """1 had nothing after the pooling, 2 no earlier layers, 3 no readout and other names of settings, 4 no pairs."""
 OLD_NAMES = {"scale": "norm", "stretch": "output_scale", "sharpness": "gamma"}
 """Settings of a translation as formats 1 to 3 named them; `scale` was "carry" or "mean"."""
-LARGEST, MOST_LAYERS = 10_000_000, 1_000
+LARGEST, MOST_LAYERS = 10_000_000, 200
 SHARES = ("full", "adapter")
+MODALITIES = ("text", "image", "audio")
+PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+CHECKED_BELOW = ("logit_temperature", "share", "pooling", "batching", "checksums", "processor_files", "pairs")
+"""Fields whose own errors say more than that their type is wrong."""
 
 
 class RelativeStitcherConfig(PretrainedConfig):
@@ -156,9 +162,15 @@ class RelativeStitcherConfig(PretrainedConfig):
 
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
-        temperature = self.logit_temperature
-        if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
-            raise StitchError(f"the config's logit_temperature is {temperature!r}: expected a number above 0")
+        if self.modality not in MODALITIES:
+            raise StitchError(f"the config's modality is {self.modality!r}: expected one of {', '.join(MODALITIES)}")
+        if self.problem_type not in PROBLEM_TYPES:
+            raise StitchError(f"the config's problem_type is {self.problem_type!r}: expected one of {PROBLEM_TYPES}")
+        if not is_temperature(self.logit_temperature):
+            raise StitchError(
+                f"the config's logit_temperature is {self.logit_temperature!r}: expected a number above 0, "
+                f"{SMALLEST} to {1 / SMALLEST}"
+            )
         if self.batching not in BATCHINGS:
             raise StitchError(f"the config's batching is {self.batching!r}: expected one of {', '.join(BATCHINGS)}")
         if self.pairs is not None and (not isinstance(self.pairs, dict) or self.pairs.get("how") not in PAIRS):
@@ -183,10 +195,12 @@ class RelativeStitcherConfig(PretrainedConfig):
             StitchError: a field has a value that no stitched model has.
         """
         with wrap_errors("the config of the stitched model cannot be read"):
+            check_counts(config_dict, "the config")
             for side in ("source", "target"):
                 Provenance(**config_dict[side])
-            for name in ("report", "fingerprints", "answer_checksums"):
-                dict(config_dict.get(name) or {})
+            for name, hint in get_type_hints(cls.__init__).items():
+                if name in config_dict and name not in CHECKED_BELOW:
+                    type_validator(name, config_dict[name], hint)
             return super().from_dict(config_dict, **kwargs)
 
     @classmethod

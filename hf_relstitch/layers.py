@@ -66,12 +66,19 @@ ACTIVATIONS = (
     "hardswish",
 )
 """The activations that a head may have, by transformers' names; where two are the same function the first is meant."""
+SMALLEST = 1e-12
+"""Temperature below which logits of a usual size are not finite."""
 SAME = 1e-6
 """How far a module's values may be from those of the activation that it is taken for."""
 CHAIN = (
     f"an nn.Linear or an nn.Sequential of nn.Linear, nn.LayerNorm and activation layers ({', '.join(ACTIVATIONS)}), "
     "or class prototypes"
 )
+
+
+def is_temperature(value: Any) -> bool:
+    """Tell whether a value can divide logits: a number above 0 by which they stay in the range of float32."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and SMALLEST <= value <= 1 / SMALLEST
 
 
 def flatten_layers(module: nn.Module) -> list[nn.Module]:
@@ -144,7 +151,7 @@ def _build(
     whole = [(d_target, num_labels)]
     if kind == "linear" and isinstance(description["bias"], bool):
         return nn.Linear(d_target, num_labels, bias=description["bias"]), whole
-    if kind == "prototypes" and float(description["temperature"]) > 0:
+    if kind == "prototypes" and is_temperature(description["temperature"]):
         return Prototypes(d_target, num_labels, temperature=float(description["temperature"])), whole
     if kind != "mlp":
         return None, whole

@@ -18,7 +18,7 @@ from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.hub.cards import TASKS, write_card
-from hf_relstitch.hub.files import RESULTS_NAME, read_json, write_json
+from hf_relstitch.hub.files import RESULTS_NAME, check_yaml, read_json, write_json
 from hf_relstitch.hub.repo import Repo, head_of, hub_errors, locate, push_folder
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.model.persistence import read_config
@@ -181,7 +181,9 @@ def _task_of(data: str, revision: str, *, config: str | None, split: str) -> str
         if not api.file_exists(data, "eval.yaml", repo_type="dataset", revision=revision):
             return DEFAULT_TASK
         file = api.hf_hub_download(data, "eval.yaml", repo_type="dataset", revision=revision)
-        content = safe_load(Path(file).read_text(encoding="utf-8"))
+        text = Path(file).read_text(encoding="utf-8")
+        check_yaml(text, f"eval.yaml of {data}")
+        content = safe_load(text)
     tasks = content.get("tasks") if isinstance(content, dict) else None
     known = [one for one in tasks or [] if isinstance(one, dict) and "id" in one]
     at = (config or "default", split)

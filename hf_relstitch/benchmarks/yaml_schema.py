@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.hub.files import check_yaml
 
 Path_ = tuple[str | int, ...]
 T = TypeVar("T")
@@ -38,12 +39,16 @@ class Document:
         if not path.is_file():
             raise StitchError(f"{path} is no file: give a suite in YAML, or the name of one that is shipped")
         try:
-            loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            check_yaml(text, str(path), aliases=True)
+            loader = yaml.SafeLoader(text)
             node = loader.get_single_node()
             lines: dict[Path_, int] = {}
             if node is not None:
                 _number(node, (), lines, path.name)
             return cls(loader.construct_document(node) if node is not None else {}, path.name, lines)
+        except StitchError:
+            raise
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             raise StitchError(f"{path} is not YAML: {error}") from error
 

@@ -66,6 +66,8 @@ def translate_npy(source: Source, sink: BinaryIO, translator: Translator) -> Ite
 
 def _read_npy_header(stream: BinaryIO) -> Matrix:
     version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise StitchError(f"its format is {version[0]}.{version[1]}: expected 1.0 to 3.0, as np.save writes")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_fortran, dtype = read(stream)
     if len(shape) != 2 or dtype.str not in NPY_DTYPES or (is_fortran and min(shape) > 1):

@@ -19,6 +19,13 @@ def wrap_errors(failed: str, remedy: str = "copy or download it again") -> Itera
         yield
     except StitchError:
         raise
-    except Exception as error:  # what a library raises for damaged input is nowhere listed
+    except BaseException as error:  # what a library raises for damaged input is nowhere listed
+        if not is_failure(error):
+            raise
         reason = str(error).strip().partition("\nModel type should be one of")[0]  # the names of all configs follow
         raise StitchError(f"{failed} ({type(error).__name__}: {reason}): {remedy}") from error
+
+
+def is_failure(error: BaseException) -> bool:
+    """Tell whether an error is a failure, and not the user's wish to stop: a panic of Rust code is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

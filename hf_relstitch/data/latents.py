@@ -73,4 +73,6 @@ def as_tensor(given: Any, dtype: type[np.floating] | None = None) -> Tensor:
     array = np.asarray(given)
     if array.dtype == object and array.ndim:  # a column of vectors
         array = np.stack(list(array))
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     return torch.tensor(array if dtype is None else array.astype(dtype))

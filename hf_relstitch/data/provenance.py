@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
+from hf_relstitch.core.errors import StitchError
+
 NOT_KNOWN = "not known"
 """The revision of a model that nobody named one for: another may go by the same `model_id`."""
 
@@ -24,6 +26,11 @@ class Provenance:
     data: str | None = None
     license: str | None = None
     prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, str) and (value is not None or name in ("model_id", "revision", "pooling")):
+                raise StitchError(f"the {name} of a provenance is {value!r}: expected a text")
 
     def to_dict(self) -> dict[str, str | None]:
         """Return the fields, the prompt only if there is one, as in files of before there were prompts."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
@@ -200,7 +200,10 @@ class Encoder:
         modules = read_sentence_modules(repo) if pooling == "auto" else None
         inside = transformer_in(repo)
         options = {"output_loading_info": True, **inside.model_loading, **model_kwargs}
-        model, loading = AutoModel.from_pretrained(repo.place, **options)
+        if not trust:
+            _check_encodes(repo, inside.config())
+        with inside.limited_build():
+            model, loading = AutoModel.from_pretrained(repo.place, **options)
         _refuse_stitched(repo, model.config)
         merge_adapters(model)
         if _lacks_decoder(model, loading["missing_keys"]):
@@ -457,12 +460,10 @@ def modality_at(source: str | Path | Encoder) -> str | None:
         return source.modality
     repo = locate(source)
     try:
-        config = AutoConfig.from_pretrained(repo.place, **transformer_in(repo).loading)
+        config = transformer_in(repo).config()
     except (OSError, ValueError):  # loading it says what is wrong
         return None
-    _refuse_stitched(repo, config)
-    if type(config) not in MODEL_MAPPING:
-        raise StitchError(f"{repo.name} holds a {config.model_type} model: expected an encoder")
+    _check_encodes(repo, config)
     if config.model_type in PIXELS_AS_TOKENS:
         return "image"
     return MODALITIES.get(getattr(MODEL_MAPPING[type(config)], "main_input_name", ""))
@@ -490,6 +491,13 @@ def _prompt_text(prompt: str | None, prompts: Mapping[str, str], *, name: str) -
             f"{name} has no prompt {prompt!r}: give one of {known}, or the text to put before inputs, like 'query: '"
         )
     return prompt
+
+
+def _check_encodes(repo: Repo, config: Any) -> None:
+    """Refuse a model that AutoModel does not load, or that is stitched, before it is loaded."""
+    _refuse_stitched(repo, config)
+    if type(config) not in MODEL_MAPPING:
+        raise StitchError(f"{repo.name} holds a {config.model_type} model: expected an encoder")
 
 
 def _refuse_stitched(repo: Repo, config: Any) -> None:

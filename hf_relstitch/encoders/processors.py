@@ -11,7 +11,7 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.image_processing_base import ImageProcessingMixin
 
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import (
     INPUTS,
     TEXT_PAIR,
@@ -209,7 +209,8 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
     check_kinds(inputs, modality=modality)
     if modality == "text":
         texts = [[one[name] for one in inputs] for name in TEXT_PAIR] if are_text_pairs(inputs) else [list(inputs)]
-        batch = processor(*texts, padding=True, truncation=True, return_tensors="pt")
+        with wrap_errors("the tokenizer cannot read the texts", "download its files again, or mend the texts"):
+            batch = processor(*texts, padding=True, truncation=True, return_tensors="pt")
         _check_tokens(batch, model)
     elif modality == "image":
         channels = getattr(getattr(model, "config", None), "num_channels", 3)

@@ -45,6 +45,7 @@ DENSE_ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (nn.Tanh, nn.ReLU, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ReLU6, nn.LeakyReLU, nn.Mish, nn.Hardswish)
 }
+MOST_MODULES, WIDEST = 100, 16_384
 NAMES = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
 
@@ -87,6 +88,8 @@ def read_sentence_modules(repo: Repo) -> SentenceModules | None:
         modules = [(module["type"], module["path"]) for module in json.loads(file.read_text(encoding="utf-8"))]
     except (KeyError, TypeError, ValueError) as error:
         raise StitchError(f"{repo.name}: {MODULES} lists no modules ({error!r}): download it again") from error
+    if len(modules) > MOST_MODULES:
+        raise _refused(repo, f"has {len(modules)} modules; read are {MOST_MODULES} at most")
     folder = _inside(modules[0][1]) if modules else ""
     kinds = [kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind for kind, _ in modules]
     if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", *AFTER)]:
@@ -133,9 +136,9 @@ def _truncation(repo: Repo, pooling: str, layers: list[list[nn.Module]]) -> list
     width = [config.get("embedding_dimension", config.get("word_embedding_dimension")), *widths][-1]
     if truncate_dim is None or (isinstance(width, int) and width <= truncate_dim):
         return []
-    if not isinstance(width, int) or not isinstance(truncate_dim, int) or truncate_dim < 1:
+    if not isinstance(width, int) or not isinstance(truncate_dim, int) or not 1 <= truncate_dim < width <= WIDEST:
         raise _refused(repo, f"truncates vectors of {width!r} numbers to {truncate_dim!r}")
-    return [linear_of(torch.eye(width)[:truncate_dim], None)]
+    return [linear_of(torch.eye(truncate_dim, width), None)]
 
 
 def _read(repo: Repo, name: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -89,7 +88,7 @@ def load_head(provenance: Provenance, **options: Any) -> Head:
         module: nn.Module = nn.Sequential(*layers)
     else:
         module = folded([_read_linear(repo, name) for name in cut_at[1].split(" and ")])
-    config = AutoConfig.from_pretrained(repo.place, **repo.loading)
+    config = repo.config()
     return head_of(module.requires_grad_(False), config, provenance)
 
 
@@ -141,7 +140,10 @@ def _load_classifier(
             f"{repo.name} is {architecture}: the target has to be a …{', …'.join(TASKS)} model, with one row of logits "
             f"an input, or a token; {BY_HAND}"
         )
-    model, loading = loader.from_pretrained(repo.place, output_loading_info=True, **repo.model_loading | model_kwargs)
+    with repo.limited_build():
+        model, loading = loader.from_pretrained(
+            repo.place, output_loading_info=True, **repo.model_loading | model_kwargs
+        )
     if loading["missing_keys"]:
         raise StitchError(
             f"{repo.name} lacks trained weights for {', '.join(sorted(loading['missing_keys']))}: train it first"
@@ -183,7 +185,7 @@ def _architecture_of(repo: Repo) -> str:
         StitchError: it has no config that transformers reads.
     """
     try:
-        return str((AutoConfig.from_pretrained(repo.place, **repo.loading).architectures or ["no architecture"])[0])
+        return str((repo.config().architectures or ["no architecture"])[0])
     except (OSError, ValueError) as error:
         raise StitchError(f"{repo.name} holds no model that transformers knows: {error}") from error
 

@@ -16,7 +16,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from yaml import YAMLError
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.hub.files import check_no_aliases
+from hf_relstitch.hub.files import card_metadata
 
 START = "<!-- hf_relstitch: generated from here, write above or below; the metadata as generated: "
 END = "<!-- hf_relstitch: generated to here -->"
@@ -52,7 +52,7 @@ def read(existing: str) -> ModelCard:
     """Read a README.md with its metadata, if it has any."""
     text = existing.lstrip("\ufeff").replace("\r\n", "\n")
     try:
-        check_no_aliases(text)
+        card_metadata(text)
         return ModelCard(text if REGEX_YAML_BLOCK.search(text) else f"---\n{{}}\n---\n{text}")
     except (ValueError, TypeError, YAMLError) as error:
         fault = " ".join(str(error).split())

@@ -29,6 +29,8 @@ PARTIAL = ".partial-"
 NEW, WHOLE, MOVING = (f"{PARTIAL}{stage}" for stage in ("new", "whole", "moving"))
 """Folders, inside the folder to save to, of files that are being written, that are all there, and that are moved."""
 LOCK = f"{PARTIAL}lock"
+MOST_YAML, DEEPEST_YAML, LONGEST_NUMBER = 20_000, 50, 1_000
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PATIENCE = 30
 """Seconds to wait for a save that is being finished."""
 FACTS = "hf_relstitch"
@@ -309,16 +311,37 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def check_no_aliases(text: str) -> None:
-    """Refuse YAML metadata with aliases, a few of which can stand for more than memory holds.
+def card_metadata(text: str, *, most: int = MOST_YAML) -> str:
+    """Return the YAML at the top of a README.md, empty if there is none, which can be read in no time.
 
     Raises:
-        StitchError: the block at the top of a README.md has an alias.
+        StitchError: it has aliases, or is longer or deeper than metadata are.
         YAMLError: it cannot be read.
     """
     block = REGEX_YAML_BLOCK.search(text)
-    if block and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(block[2])):
-        raise StitchError("the metadata at the top of README.md has YAML aliases (*NAME): write their values out")
+    if block is None:
+        return ""
+    check_yaml(block[2], "the metadata at the top of README.md", most=most)
+    return block[2]
+
+
+def check_yaml(text: str, what: str, *, most: int = MOST_YAML, aliases: bool = False) -> None:
+    """Refuse YAML that would take long to read, or more memory than there is.
+
+    Raises:
+        StitchError: it has aliases, or is longer or deeper than what people write.
+        YAMLError: it cannot be read.
+    """
+    depth = 0
+    for number, event in enumerate(yaml.parse(text[: 50 * most], Loader=YAML_LOADER)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) and not aliases:
+            raise StitchError(f"{what} has YAML aliases (*NAME): write their values out")
+        is_number = isinstance(event, yaml.ScalarEvent) and event.implicit[0] and len(event.value) > LONGEST_NUMBER
+        if depth > DEEPEST_YAML or (is_number and re.fullmatch(r"[\w.:+-]+", event.value)):
+            raise StitchError(f"{what} is deeper than {DEEPEST_YAML} levels, or has a number of thousands of digits")
+        if number > most or len(text) > 50 * most:
+            raise StitchError(f"{what} is longer than {most} values or {50 * most} characters: shorten it")
 
 
 def weight_map(index: Path) -> dict[str, str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, metadata_load, snapshot_download, try_to_load_from_cache
+import yaml
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's, or httpx2's
     EntryNotFoundError,
     GatedRepoError,
@@ -21,16 +22,28 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from yaml import YAMLError
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.reading import reads_as_path
-from hf_relstitch.hub.files import ANCHOR_SET, TRANSLATION, Kind, check_no_aliases, finish_save, kind_at, read_json
+from hf_relstitch.hub.files import (
+    ANCHOR_SET,
+    TRANSLATION,
+    YAML_LOADER,
+    Kind,
+    card_metadata,
+    finish_save,
+    kind_at,
+    read_json,
+    weight_map,
+)
+from hf_relstitch.hub.limits import check_counts, limited_build
 from hf_relstitch.hub.processes import accelerate_state
 
 CONFIG, MODULES = "config.json", "modules.json"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 HUB_ERRORS: tuple[type[Exception], ...] = (HTTPError, EntryNotFoundError, OSError, ValueError)
+MOST_METADATA = 200_000
+"""Values in the card of a source model, which may list the results of a whole benchmark."""
 NEVER_READ = ["*.bin", "*.pkl", "*.pickle", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack"]
 REMEDIES = {
     401: "log in with `hf auth login` or give a token that is valid",
@@ -74,16 +87,39 @@ class Repo:
 
     @property
     def model_loading(self) -> dict[str, Any]:
-        """Return `loading` for a model, with a config that names no repo of kernels, which is code from elsewhere."""
-        file = self.file("config.json")
-        if file is None or not names_kernels(read_json(file)):
-            return self.loading
+        """Return `loading` for a model, with a config that names no other repo, which may hold code."""
+        return self.loading | ({"config": self.config()} if names_kernels(self._checked_config()) else {})
+
+    def config(self) -> Any:
+        """Load the transformers config, without the other repos that it names.
+
+        Raises:
+            StitchError: the config is damaged, or asks for more layers or labels than any model has.
+            OSError, ValueError: transformers does not know it.
+        """
         from transformers import AutoConfig  # noqa: PLC0415  (loading it registers our config, which imports this module)
 
-        config = AutoConfig.from_pretrained(self.place, **self.loading)
-        for each in (config, *(getattr(config, name) for name in config.sub_configs)):
-            each._attn_implementation = each._experts_implementation = None
-        return self.loading | {"config": config}
+        content = self._checked_config()
+        if names_kernels(content) and "model_type" in content and not self.trust_remote_code:
+            return AutoConfig.for_model(**without_kernels(content))
+        return AutoConfig.from_pretrained(self.place, **self.loading)
+
+    def _checked_config(self) -> dict[str, Any]:
+        file = self.file("config.json")
+        content = read_json(file) if file else {}
+        check_counts(content, f"the config of {self.name}")
+        return content
+
+    @contextmanager
+    def limited_build(self) -> Iterator[None]:
+        """Refuse, while a model is built from this repo, weights that its files do not hold; see `limited_build`."""
+        files: list[Path] = []
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            index = None if files or (file := self.file(name)) else self.file(f"{name}.index.json")
+            listed = sorted(set(weight_map(index).values())) if index else []
+            files = files or ([file] if not index and file else [path for one in listed if (path := self.file(one))])
+        with limited_build(files, f"the config of {self.name}") if files else nullcontext():
+            yield
 
     def file(self, name: str) -> Path | None:
         """Return the path of one file, downloaded if needed; None if the repo lacks the file.
@@ -125,10 +161,11 @@ class Repo:
         """Return the licence in the repo's card, as `other (NAME)` if the Hub has no id for it; None if unknown."""
         try:
             card = self.file("README.md")
-            check_no_aliases(card.read_text(encoding="utf-8") if card else "")
-            metadata = (metadata_load(card) if card else None) or {}
-        except (StitchError, OSError, ValueError, YAMLError):
+            block = card_metadata(card.read_text(encoding="utf-8") if card else "", most=MOST_METADATA)
+            metadata = yaml.load(block, Loader=YAML_LOADER)  # noqa: S506  (a safe one)
+        except (StitchError, OSError, ValueError, yaml.YAMLError):
             return None
+        metadata = metadata if isinstance(metadata, dict) else {}
         found, name = metadata.get("license"), metadata.get("license_name")
         if found == "other" and isinstance(name, str):
             return f"other ({name})"
@@ -218,7 +255,7 @@ def _check_inside(path: str, what: str) -> None:
         raise StitchError(f"{what} is {path!r}: expected a path inside the repo")
 
 
-IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+IMPLEMENTATIONS = ("attn_implementation", "experts_implementation", "backbone")
 
 
 def names_kernels(content: Any) -> bool:
@@ -234,7 +271,7 @@ def without_kernels(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_kernels(name: str, value: Any) -> bool:
-    """Whether a config's field names a repo, by its slash, where it says how attention or experts are computed."""
+    """Whether a config's field names a repo, by its slash: of kernels, or of a backbone, whose config is fetched."""
     setting = str(name).removeprefix("_").removesuffix("_internal")
     return setting in IMPLEMENTATIONS and "/" in str(value)
 

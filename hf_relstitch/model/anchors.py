@@ -128,6 +128,10 @@ class AnchorSet:
 
     def __post_init__(self) -> None:
         _check_shapes(self.latents, self.ids)
+        if self.groups is not None and (self.groups.shape, self.groups.dtype) != (self.ids.shape, self.ids.dtype):
+            raise StitchError(f"the groups of {len(self.ids)} anchors are of shape {tuple(self.groups.shape)}")
+        if not isinstance(self.inputs, str) or not isinstance(self.key, str | None):
+            raise StitchError(f"the inputs' fingerprint is {self.inputs!r} and the key's {self.key!r}: expected texts")
         object.__setattr__(self, "latents", self.latents.detach().to("cpu", torch.float32).contiguous())
         object.__setattr__(self, "ids", self.ids.detach().to("cpu").contiguous())
         _check_ids(self.ids)

@@ -12,7 +12,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitcherConfig
@@ -33,6 +33,7 @@ from hf_relstitch.hub.files import (
     verify_checksum,
     weight_map,
 )
+from hf_relstitch.hub.limits import limited_build
 from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.hub.repo import HUB_OPTIONS, hub_options, is_commit, locate
 from hf_relstitch.layers import CHAIN
@@ -153,7 +154,10 @@ def _check_shapes(cls: Any, folder: Path, config: RelativeStitcherConfig) -> Non
     Raises:
         StitchError: they differ, or a file's header cannot be read.
     """
-    with torch.device("meta"):
+    if config.source_config is not None and type(config.source_config) not in MODEL_MAPPING:
+        raise StitchError(f"{folder.name} has a source of type {config.source_config.model_type}: expected an encoder")
+    files = [folder / name for name in config.checksums if (folder / name).is_file()]
+    with torch.device("meta"), limited_build(files, f"the config of {folder.name}"):
         due = {name: [*tensor.shape] for name, tensor in cls(deepcopy(config)).state_dict().items()}
     for name in config.checksums:
         if not (folder / name).is_file():
@@ -249,9 +253,10 @@ def _load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[
         )
     repo = transformer_in(repo)
     if (how := options.pop("quantization_config", None)) is not None:
-        stored = AutoConfig.from_pretrained(repo.place, **repo.loading)
+        stored = repo.config()
         options |= {} if hasattr(stored, "quantization_config") else {"quantization_config": how}
-    model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.model_loading | options)
+    with repo.limited_build():
+        model, loading = AutoModel.from_pretrained(repo.place, output_loading_info=True, **repo.model_loading | options)
     return as_configured(model, like).eval().requires_grad_(False), set(loading["missing_keys"])
 
 
