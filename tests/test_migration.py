@@ -16,9 +16,19 @@ import pyarrow as pa
 import pytest
 import torch
 from chromadb.config import Settings
+from sentence_transformers import SentenceTransformer
+from test_sentence_modules import repo
 
 from hf_relstitch import CallableEncoder, Encoder, StitchError
-from hf_relstitch.bulk import Reranker, SearchTranslation, check_moved, move_table, plan_migration, probe, sample_index
+from hf_relstitch.bulk import (
+    Reranker,
+    SearchTranslation,
+    check_moved,
+    move_table,
+    plan_migration,
+    probe,
+    sample_index,
+)
 
 TEXTS = pico.texts(400)
 QUIET = Settings(anonymized_telemetry=False)
@@ -99,6 +109,29 @@ def test_an_index_is_planned_moved_and_checked(lance: Path, new: Encoder) -> Non
     other = Encoder(pico.classifier("DistilBert", dim=24, hidden_dim=48).base_model, pico.tokenizer())
     with pytest.raises(StitchError, match="the index has vectors 16 wide and the encoder gives 24"):
         check_moved(moved, other, progress=False)
+
+
+def test_queries_and_documents_have_their_own_prompts(lance: Path, tmp_path: Path) -> None:
+    """Those that encode_query and encode_document of sentence-transformers put there."""
+    place = repo(tmp_path)
+    prompts = {"query": "storm hits: ", "document": "quiet day: "}
+    Path(place, "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    theirs = SentenceTransformer(place, device="cpu")
+    sample = sample_index(lance, "docs", text="text", vector="vector", count=64)
+    plan = plan_migration(sample, place, progress=False)
+    documents = theirs.encode_document(sample.texts, convert_to_tensor=True)
+    near = (plan.documents(torch.from_numpy(sample.vectors)) - documents).norm(dim=1)
+    assert near.mean() < 0.9 * (plan.queries.centre - documents).norm(dim=1).mean()  # than to where queries are
+    assert (plan.documents.target.prompt, plan.queries.source.prompt) == ("quiet day: ", "storm hits: ")
+    plan.queries.save(tmp_path / "queries.safetensors")
+    exported = SearchTranslation.load(tmp_path / "queries.safetensors").after(place)
+    own = plan.queries(theirs.encode_query(TEXTS[:9], convert_to_tensor=True))
+    torch.testing.assert_close(exported.encode(TEXTS[:9], convert_to_tensor=True), own, rtol=1e-3, atol=1e-4)
+    moved = type(sample)(sample.texts, documents.numpy(), sample.total, sample.metric)
+    assert check_moved(moved, place, progress=False)["recall"] == 1
+    ((found,),) = Reranker(place, lambda keys: [TEXTS[key] for key in keys])(TEXTS[:1], [[5]])
+    asked, stored = theirs.encode_query(TEXTS[0]), theirs.encode_document(TEXTS[5])
+    assert found == (5, pytest.approx(float(theirs.similarity(asked, stored)), abs=1e-4))
 
 
 def test_candidates_are_ranked_by_the_new_encoder(new: Encoder) -> None:

@@ -16,6 +16,9 @@ from hf_relstitch.core.options import Metric
 from hf_relstitch.core.scoring import HALF, NEAREST, QUERIES, as_compared, search, share_found
 from hf_relstitch.encoders.encoder import to_encoder
 
+OLD = "the index's encoder"
+"""What a plan calls the encoder of the stored vectors, which it does not know."""
+
 
 @dataclass(frozen=True)
 class IndexSample:
@@ -91,6 +94,8 @@ def sample_index(store: str | Path, name: str, *, text: str, vector: str, count:
 def plan_migration(sample: IndexSample, new: Any, *, progress: bool = True) -> MigrationPlan:
     """Encode a sample by the new encoder, and fit both translations.
 
+    Where the encoder's repo has prompts for queries and for documents, each translation is of the texts with its own.
+
     Args:
         sample: rows of the index, 1,000 or more.
         new: the new encoder: a folder, a Hub id, an `Encoder`, a transformers model or a SentenceTransformer.
@@ -104,13 +109,18 @@ def plan_migration(sample: IndexSample, new: Any, *, progress: bool = True) -> M
         >>> plan = plan_migration(sample, "me/new-encoder")
         >>> move_table(plan.documents, "lancedb-folder", "docs", "docs-new")
     """
-    encoder = to_encoder(new)
+    documents, queries = to_encoder(new).for_search()
     began = time.perf_counter()
-    latents = encoder.encode(sample.texts, progress=progress)
+    latents = documents.encode(sample.texts, progress=progress)
     seconds = (time.perf_counter() - began) / len(sample.texts) * sample.total
+    asked = latents if queries is documents else queries.encode(sample.texts, progress=progress)
     return MigrationPlan(
-        translation_between(sample.vectors, latents, translates="documents", metric=sample.metric),
-        translation_between(latents, sample.vectors, translates="queries", metric=sample.metric),
+        translation_between(
+            sample.vectors, latents, translates="documents", metric=sample.metric, models=(OLD, documents.provenance)
+        ),
+        translation_between(
+            asked, sample.vectors, translates="queries", metric=sample.metric, models=(queries.provenance, OLD)
+        ),
         seconds,
         sample.total,
     )
@@ -142,7 +152,7 @@ def check_moved(sample: IndexSample, new: Any, *, progress: bool = True) -> dict
     Raises:
         StitchError: the encoder cannot be loaded, or its vectors have another width than those of the index.
     """
-    true = torch.from_numpy(to_encoder(new).encode(sample.texts, progress=progress).float().numpy())
+    true = torch.from_numpy(to_encoder(new).for_search()[0].encode(sample.texts, progress=progress).float().numpy())
     moved = torch.from_numpy(sample.vectors)
     if true.shape != moved.shape:
         raise StitchError(

@@ -40,7 +40,7 @@ class Reranker:
     def __init__(
         self, encoder: Any, read: Callable[[Sequence[Any]], Sequence[Any]], *, metric: Metric = "cosine"
     ) -> None:
-        self.encoder = to_encoder(encoder)
+        self.documents, self.queries = to_encoder(encoder).for_search()
         self.read = read
         self.metric: Metric = metric
         self.latents: dict[Hashable, Tensor] = {}
@@ -63,10 +63,10 @@ class Reranker:
             inputs = self.read(missing)
             if len(inputs) != len(missing):
                 raise StitchError(f"read returned {len(inputs)} inputs for {len(missing)} ids: return one for each")
-            encoded = self.encoder.encode(inputs, progress=False)
+            encoded = self.documents.encode(inputs, progress=False)
             self.latents |= dict(zip(missing, encoded, strict=True))
         ranked: list[list[tuple[Any, float]]] = []
-        for query, row in zip(self.encoder.encode(queries, progress=False), candidates, strict=True):
+        for query, row in zip(self.queries.encode(queries, progress=False), candidates, strict=True):
             if not row:
                 ranked.append([])
                 continue
@@ -122,8 +122,8 @@ def _hits(
     encoder: Any, queries: Sequence[Any], documents: Sequence[Any], relevant: Sequence[int], metric: Metric
 ) -> Tensor:
     """For each query 1 if its document is among the first, and 0 if it is not, `(q,)`."""
-    encoder = to_encoder(encoder)
-    asked, stored = (encoder.encode(side, progress=False) for side in (queries, documents))
+    of_documents, of_queries = to_encoder(encoder).for_search()
+    asked, stored = of_queries.encode(queries, progress=False), of_documents.encode(documents, progress=False)
     found = _compare(asked, stored, metric).topk(min(NEAREST, len(stored))).indices
     return (found == torch.as_tensor(relevant)[:, None]).any(1).double()
 

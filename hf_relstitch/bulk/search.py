@@ -23,7 +23,7 @@ from hf_relstitch.core.selection import check_prefer, choose_for_search
 from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, empty_translation, fit
 from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
 from hf_relstitch.data.report import Report
-from hf_relstitch.encoders.encoder import to_encoder
+from hf_relstitch.encoders.encoder import Encoder, to_encoder
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.hub.cards import write_card
 from hf_relstitch.hub.files import TRANSLATION, atomic_folder, check_kind, read_tensors, write_tensors
@@ -141,7 +141,7 @@ class SearchTranslation(nn.Module):
         """Return a SentenceTransformer that encodes and then translates; write it to `folder` too if one is given.
 
         It gives this translation of the encoder's latents and runs without this package. The folder has a card, which
-        shows `repo_id`.
+        shows `repo_id`. An encoder that is loaded here gets the prompt that the translation was fitted with.
 
         Args:
             encoder: the source's encoder: a folder, a Hub id, an `Encoder`, a transformers model or a
@@ -159,8 +159,10 @@ class SearchTranslation(nn.Module):
             >>> to_old.after("me/new-encoder", folder="new-in-old-space").encode(["a query"]).shape
             (1, 384)
         """
-        encoder = to_encoder(encoder)
         known = self.source if self.source and self.source.revision != NOT_KNOWN else None
+        if known is not None and known.prompt is not None and isinstance(encoder, str | Path):
+            encoder = Encoder.from_pretrained(str(encoder), prompt=known.prompt)
+        encoder = to_encoder(encoder)
         if known is not None and (difference := known.difference(encoder.provenance)):
             raise StitchError(f"the translation was fitted to latents of another encoder ({difference}): give that one")
         return to_sentence_transformer(

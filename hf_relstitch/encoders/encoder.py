@@ -331,6 +331,23 @@ class Encoder:
             license=made_by.license,
         )
 
+    def for_search(self) -> tuple["Encoder", "Encoder"]:
+        """Return the encoder of documents and that of queries: each with its prompt if the model's repo has one for it.
+
+        The names are those of sentence-transformers' `encode_document` and `encode_query`.
+        """
+        return self._prompted("document", "passage", "corpus"), self._prompted("query")
+
+    def _prompted(self, *names: str) -> "Encoder":
+        """Return the encoder with the first of these prompts that its repo has."""
+        text = next((self.prompts[name] for name in names if name in self.prompts), None)
+        if text is None:
+            return self
+        encoder = copy(self)
+        encoder.processor = prepend_prompt(self.processor, text)
+        encoder.provenance, encoder.prompts = replace(self.provenance, prompt=text), {}
+        return encoder
+
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return latents `(n, d)` of one batch from the processor; `(n, t, d)` with pooling "tokens"."""
         latents, _ = encode_batch(
