@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from hf_relstitch import Encoder, RelativeStitcher, StitchError
+from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError
 
 TEXTS = pico.texts(48)
 
@@ -77,6 +77,29 @@ def test_what_is_no_model_is_one_short_error(
     with pytest.raises(StitchError, match=message) as raised:
         stitch(**{"source": source_folder, "target": target_folder} | parts)
     assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda source, _: stitch("x" * 5_000, source), "x is no folder here"),
+        (lambda source, target: stitch(source, target, num_anchors="many"), "num_anchors is 'many': expected a whole"),
+        (lambda source, target: stitch(source, target, batch_size="big"), "batch_size is 'big': expected a whole"),
+        (lambda source, target: stitch(source, target, labels={"a", "b", "c"}), "labels is a set: expected a list of"),
+        (lambda source, target: stitch(source, target, labels="abc"), "labels is a str: expected a list of names"),
+        (lambda source, target: stitch(source, target, labels=3), "labels is a int: expected a list of names"),
+        (lambda source, target: stitch(source, target, key=3), "the key is a int: give a secret text, or no key"),
+        (lambda *_: AnchorSet.encode("x", TEXTS), "the encoder is a str: expected an Encoder"),
+        (lambda *_: AnchorSet.from_pretrained(None), "the place is a NoneType: expected a folder or a Hub id"),
+        (lambda *_: Encoder(None, pico.tokenizer()), "the model is a NoneType: expected a transformers model or an nn"),
+        (lambda *_: Head(nn.Linear(16, 3), ["a", "b", "c"]), "id2label is a list: expected a mapping"),
+    ],
+)
+def test_arguments_of_another_kind_are_our_own_error(
+    use: Any, message: str, source_folder: str, target_folder: str
+) -> None:
+    with pytest.raises(StitchError, match=message):
+        use(source_folder, target_folder)
 
 
 def test_a_model_without_its_processor_says_what_to_give(target_folder: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import HfApi
 
-from hf_relstitch import Encoder, RelativeStitcher, StitchError
+from hf_relstitch import Encoder, RelativeStitcher, StitchError, load_classifier
 
 TEXTS = pico.texts(60)
 DEEP = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 8}
@@ -97,6 +97,10 @@ def test_a_quantised_encoder(target_folder: str, tmp_path: Path, hub: HubServer)
     model.save_pretrained(tmp_path / "adapter", share="adapter")
     loaded = RelativeStitcher.from_pretrained(tmp_path / "adapter")
     assert logits(loaded).equal(logits(model))
+    with pytest.raises(StitchError, match=r"ends in classifier.out_proj, a QLinear: .* quantised: leave it out"):
+        load_classifier(target_folder, quantization_config=how)
+    kept = QuantoConfig(weights="int8", modules_to_not_convert=["classifier"])
+    assert load_classifier(target_folder, quantization_config=kept)[1].id2label == pico.LABELS
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
@@ -203,6 +204,7 @@ class Contrary(LogisticRegression):
     ("model", "message"),
     [
         (KNeighborsClassifier(), "KNeighborsClassifier that gives no weights"),
+        (VotingClassifier([("a", LogisticRegression())]), "VotingClassifier that gives no weights"),
         (SVC(kernel="linear"), "SVC .*supported are fitted linear classifiers"),
         (make_pipeline(PolynomialFeatures(), LogisticRegression()), "has a PolynomialFeatures before"),
         (StandardScaler(), "StandardScaler that gives no weights"),

@@ -1,6 +1,7 @@
 """From settings to the translation that they ask for: one matrix, or kernel values and a matrix."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -60,6 +61,9 @@ class TranslationSettings:
     identity: bool = False
 
     def __post_init__(self) -> None:
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "norm"}
+        if strange := [name for name, value in given.items() if not isinstance(value, Real | None)]:
+            raise StitchError(f"{strange[0]} is {given[strange[0]]!r}: expected a number")
         infinite = float("inf")
         rules = {
             f"alpha is {self.alpha}: it has to be in [0, 1]": 0 <= self.alpha <= 1,

@@ -67,8 +67,8 @@ def key_fingerprint(key: str | None) -> str | None:
 
 def _secret(key: str | None) -> bytes:
     """BLAKE2b's key, of 64 bytes whatever the length of ours; empty for no key."""
-    if key == "":
-        raise StitchError("the key is empty: give a secret, or no key")
+    if key == "" or not isinstance(key, str | None):
+        raise StitchError(f"the key is {'a ' + type(key).__name__ if key else 'empty'}: give a secret text, or no key")
     return hashlib.blake2b(key.encode()).digest() if key else b""
 
 

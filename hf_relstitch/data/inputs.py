@@ -74,7 +74,7 @@ def check_some(inputs: Sequence[Any], *, batch_size: int = 1) -> None:
         raise StitchError(f"the inputs are a {kind}, which has no order: give a list of them")
     if not len(inputs):
         raise StitchError("there are no inputs to encode: give at least one")
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not hasattr(batch_size, "__index__") or batch_size < 1:
         raise StitchError(f"batch_size is {batch_size!r}: expected a whole number, 1 or more")
 
 

@@ -90,6 +90,8 @@ class Encoder:
         prompt: str | None = None,
     ) -> None:
         """For the record, `prompt` is the text that the tokenizer puts before each input."""
+        if not isinstance(model, nn.Module):
+            raise StitchError(f"the model is a {type(model).__name__}: expected a transformers model or an nn.Module")
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.modality = modality_of(processor)

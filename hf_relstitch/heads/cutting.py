@@ -22,6 +22,7 @@ from hf_relstitch.layers import (
     linear_of,
 )
 
+QUANTISED_HEAD = ", and this one is quantised: leave it out, by llm_int8_skip_modules or modules_to_not_convert"
 THEN = " then "
 """Between the names of what a chain is made of, where a provenance writes them down."""
 FACTORS = (1.0, -4.0, 20.0)
@@ -222,7 +223,7 @@ def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[
     if type(last) is not nn.Linear:
         raise StitchError(
             f"{type(model).__name__} ends in {called[-1]}, a {type(last).__name__}: only heads that end in a linear "
-            f"layer can be cut; {BY_HAND}"
+            f"layer can be cut{QUANTISED_HEAD if getattr(model, 'hf_quantizer', None) else ''}; {BY_HAND}"
         )
     linears = [name for name in dict.fromkeys(reversed(called)) if _is_like(model.get_submodule(name), last)]
     differences: dict[str, float] = {}
@@ -286,7 +287,7 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 def folded(linears: Sequence[nn.Linear]) -> nn.Linear:
     """Merge linear layers into one, their mean, on inputs side by side; return a single layer in memory unchanged."""
-    if len(linears) == 1 and not linears[0].weight.is_meta:
+    if len(linears) == 1 and type(linears[0].weight) is nn.Parameter and not linears[0].weight.is_meta:
         return linears[0]
     parts = [_stored(one) for one in linears]
     biases = [bias for _, bias in parts if bias is not None]
@@ -297,9 +298,10 @@ def folded(linears: Sequence[nn.Linear]) -> nn.Linear:
 
 
 def _stored(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """The weights of a linear layer, also of one that is offloaded."""
+    """The weights of a linear layer, also of one that is offloaded, or quantised by a tensor of a class of its own."""
     with align_module_device(linear):
-        return linear.weight, linear.bias
+        weight = linear.weight
+        return weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight, linear.bias
 
 
 def run(model: PreTrainedModel, layers: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:

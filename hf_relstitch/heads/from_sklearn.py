@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.layers import Normalize
 
 SUPPORTED = (
@@ -42,15 +42,17 @@ def layers_of_estimator(estimator: Any) -> tuple[nn.Module, list[Any] | None, st
     Raises:
         StitchError: the estimator is not fitted or not supported, or its layers differ from its predictions.
     """
+    with wrap_errors(f"the head is a {type(_steps(estimator)[-1]).__name__} that gives no weights", SUPPORTED):
+        return _layers_of(estimator)
+
+
+def _layers_of(estimator: Any) -> tuple[nn.Module, list[Any] | None, str]:
     *before, last = _steps(estimator)
     name = type(last).__name__
-    try:
-        weights, activation = _weights_of(last)
-        dim = before[0].n_features_in_ if before else weights[0][0].shape[1]
-        probes = _probe_rows(before, dim)
-        answers = _quietly(estimator.predict, probes)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise StitchError(f"the head is a {name} that gives no weights ({error}): {SUPPORTED}") from error
+    weights, activation = _weights_of(last)
+    dim = before[0].n_features_in_ if before else weights[0][0].shape[1]
+    probes = _probe_rows(before, dim)
+    answers = _quietly(estimator.predict, probes)
     first = _layers_before(before, probes, name=name)
     if first and (affine := first[-1]) is not None:
         weights[0] = _compose(affine, weights[0])

@@ -63,6 +63,8 @@ class Head:
     def __post_init__(self) -> None:
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise StitchError(f"problem_type is {self.problem_type!r}: expected one of {', '.join(PROBLEM_TYPES)}")
+        if not isinstance(self.id2label, Mapping):
+            raise StitchError(f"id2label is a {type(self.id2label).__name__}: expected a mapping, {{0: name, 1: name}}")
         if strange := [name for name in self.id2label.values() if not isinstance(name, str)]:
             raise StitchError(f"a class is named {strange[0]!r}, a {type(strange[0]).__name__}: give names as texts")
         if not {name.lower().replace("_", " ") for name in self.id2label.values()}.isdisjoint(PAIR_CLASSES):

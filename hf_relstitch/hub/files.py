@@ -1,6 +1,7 @@
 """Folders and files that appear whole or not at all, and checksums of what is in them."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -90,6 +91,8 @@ def check_kind(folder: str | Path, kind: Kind) -> None:
     Raises:
         StitchError: the folder holds something else.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise StitchError(f"the folder is a {type(folder).__name__}: expected a path")
     found = kind_of(Path(folder))
     if found not in (None, kind):
         raise StitchError(f"{folder} holds {found.name}, which saving there would spoil: give another folder")

@@ -207,6 +207,8 @@ def locate(
     Raises:
         StitchError: neither a folder nor a repo of this name has this config file, or the Hub cannot be reached.
     """
+    if not isinstance(place, str | os.PathLike):
+        raise StitchError(f"the place is a {type(place).__name__}: expected a folder or a Hub id")
     _check_inside(subfolder, "the subfolder")
     if os.path.isdir(place):  # noqa: PTH112  (Path.is_dir has an error for a long name)
         finish_save(Path(place, subfolder))
@@ -223,6 +225,8 @@ def locate(
             if subfolder or config != CONFIG:
                 raise
             name = MODULES  # of a sentence-transformers repo whose transformer has a folder, or that has none
+            if isinstance(missing, LocalEntryNotFoundError):  # the Hub was asked already, and did not answer
+                options = options | {"local_files_only": True}
             try:
                 file = Path(hf_hub_download(str(place), name, revision=revision, **options))
             except EntryNotFoundError:

@@ -176,6 +176,8 @@ class AnchorSet:
         Raises:
             StitchError: too few inputs differ, `side` is missing for pairs, or the latents cannot be anchors.
         """
+        if not hasattr(encoder, "provenance"):
+            raise StitchError(f"the encoder is a {type(encoder).__name__}: expected an Encoder")
         check_words(getattr(encoder, "processor", None), side_of(inputs, side), name=encoder.provenance.model_id)
         if encoder.provenance.by_token:
             inputs, ids = encoder.words(inputs), None
@@ -415,7 +417,7 @@ def _check_shapes(latents: Tensor, ids: Tensor) -> None:
 
 def check_count(count: int) -> None:
     """Refuse fewer than 32 anchors, and what is no number."""
-    if not isinstance(count, int):
+    if not hasattr(count, "__index__"):
         raise StitchError(f"num_anchors is {count!r}: expected a whole number, {MIN_ANCHORS} or more")
     if count < MIN_ANCHORS:
         raise StitchError(
