@@ -192,6 +192,7 @@ def render(tables: dict[str, list[Row]]) -> str:
         "| --- | --- | --- | --- |",
     ]
     everything = [row for table in tables.values() for row in table]
+    pairs_exact = sum(row.pairs == "yes" for row in everything)
     for name, table in [*((HEADINGS[task], table) for task, table in tables.items()), ("all", everything)]:
         built, exact = sum(row.built for row in table), sum(row.exact for row in table)
         lines.append(f"| {name.lower()} | {len(table)} | {built} | {exact} |")
@@ -203,7 +204,7 @@ def render(tables: dict[str, list[Row]]) -> str:
         "does with the parts by hand: `target=` an `Encoder` of what the head takes, and `head=` a module.",
         "*Alone = in a batch*: an input's logits do not depend on the others that are encoded with it. Models that see",
         "padding get batches of inputs of one length, in a stock pipeline too. *Pairs*: as exact on pairs of texts, by",
-        "the tokenizer's pair encoding.",
+        f"the tokenizer's pair encoding; so are {pairs_exact} of those of text.",
         "",
         "*As a source*: what the saved classifier's encoder is as the new encoder of another head: whether an input's",
         "latent depends on the others in its batch, and whether a model that is stitched with it saves, and loads",

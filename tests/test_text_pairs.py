@@ -362,6 +362,19 @@ def test_pairs_are_two_columns_of_a_table(source_folder: str, target_folder: str
     assert ranked[0]["agreement"] == model.report["agreement"]
 
 
+def test_the_shell_makes_anchor_sets_of_pairs(source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    given = ["--anchors", str(table(tmp_path, pairs(60))), "--column", "premise", "--pair-column", "hypothesis"]
+    sides = {"source": [source_folder, "--pairs", "compose"], "target": [target_folder, "--target"]}
+    for name, (model, *how) in sides.items():
+        arguments = ["anchors", model, str(tmp_path / name), *given, *how]
+        assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    ours, theirs = (AnchorSet.from_pretrained(tmp_path / name) for name in sides)
+    source = Encoder.from_pretrained(source_folder, pairs="compose")
+    made = RelativeStitcher.from_anchor_sets(source, ours, theirs, load_classifier(target_folder)[1])
+    whole = RelativeStitcher.from_parts(source, target_folder, pairs(60), progress=False)
+    torch.testing.assert_close(made.predict(pairs(3)), whole.predict(pairs(3)), rtol=1e-3, atol=1e-4)
+
+
 SUITE = """
 name: pairs
 data:

@@ -406,6 +406,9 @@ def test_each_mix_up_is_one_clear_error(
         stitch(sources["pieces"], tagger, [(text, text) for text in TEXTS])
     with pytest.raises(StitchError, match="head labels tokens, and numbers gives one latent an input"):
         stitch(CallableEncoder(lambda texts: np.ones((len(texts), 3)), model_id="numbers"), tagger, TEXTS)
+    prompted = Encoder.from_pretrained(sources["pieces"], prompt="storm: ")
+    with pytest.raises(StitchError, match=r"puts the prompt 'storm: ' before each text, .*and without a prompt"):
+        stitch(prompted, tagger, TEXTS)
     by_token = Encoder.from_pretrained(sources["pieces"], pooling="tokens")
     with pytest.raises(StitchError, match="gives a latent for each token, and the head takes one an input"):
         stitch(by_token, target_folder, TEXTS)

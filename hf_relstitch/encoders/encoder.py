@@ -102,6 +102,11 @@ class Encoder:
             if self.modality != "text":
                 raise StitchError(f"pooling is 'tokens' and the model takes {self.modality}: only texts have tokens")
             check_offsets(processor)
+            if prompt is not None:
+                raise StitchError(
+                    f"the encoder puts the prompt {prompt!r} before each text, whose tokens would pass for the "
+                    "first word's: load it with pooling='tokens' and without a prompt"
+                )
         self.after_pooling = (
             nn.Sequential(*flatten_layers(after_pooling or nn.Sequential())).eval().requires_grad_(False)
         )
@@ -331,6 +336,7 @@ class Encoder:
             model_id=made_by.model_id,
             revision=None if any(True for _ in self.after_pooling.parameters()) else made_by.revision,
             license=made_by.license,
+            prompt=made_by.prompt,
         )
 
     def for_search(self) -> tuple["Encoder", "Encoder"]:
