@@ -28,8 +28,26 @@ class Ranges(SimpleHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     sent = 0
+    fault: str | None = None
+
+    def do_HEAD(self) -> None:
+        if not self.failed():
+            super().do_HEAD()
+
+    def failed(self) -> bool:
+        if Ranges.fault is None:
+            return False
+        if Ranges.fault == "cut":
+            self.close_connection = True
+        else:
+            self.send_response(int(Ranges.fault))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        return True
 
     def do_GET(self) -> None:
+        if self.failed():
+            return
         content = Path(self.translate_path(self.path)).read_bytes()
         start, stop = byte_range(self.headers.get("range", "bytes=0-"), len(content))
         self.send_response(206)
@@ -104,3 +122,40 @@ def test_what_does_not_fit_is_told_of_by_its_header(folder: Path, url: str, tmp_
     with pytest.raises(StitchError, match="64 wide and the model translates latents of width 32"):
         translate_files(translation(32), f"{url}/{name}", tmp_path / "out", progress=False)
     assert Ranges.sent <= (folder / name).stat().st_size / 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("500", "500, message='Internal Server Error'"),
+        ("429", "429, message='Too Many Requests'"),
+        ("403", "403, message='Forbidden'"),
+        ("404", "404, message='Not Found'"),
+        ("cut", "Server disconnected"),
+    ],
+)
+def test_a_server_that_fails_is_told_of_with_the_cause(
+    fault: str, cause: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.get_filesystem_class("http").clear_instance_cache()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ranges, "fault", fault)
+        with pytest.raises(StitchError, match=rf"x.npy cannot be read \({cause}.*\): check the place") as caught:
+            translate_files(translation(), f"{url}/x.npy", tmp_path / "out", progress=False)
+        assert "\n" not in str(caught.value)
+        made = translation()
+        made.register_forward_pre_hook(lambda *_: patch.setattr(Ranges, "fault", fault))
+        patch.setattr(Ranges, "fault", None)
+        with pytest.raises(StitchError, match=rf"x.parquet cannot be translated to .* \({cause}.*run again"):
+            translate_files(made, f"{url}/x.parquet", tmp_path / "out", batch_size=1000, progress=False)
+    assert not [*(tmp_path / "out").glob("*.p*")]
+    fsspec.get_filesystem_class("http").clear_instance_cache()
+    assert translate_files(translation(), f"{url}/x.parquet", tmp_path / "out", progress=False).rows == ROWS
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/x.npy", "s3://nowhere/x.npy"])
+def test_a_server_that_is_not_there_is_told_of(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    with pytest.raises(StitchError, match=r"x.npy cannot be read \(.+\): check the place"):
+        translate_files(translation(), place, tmp_path / "out", progress=False)

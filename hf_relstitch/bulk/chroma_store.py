@@ -18,6 +18,7 @@ from hf_relstitch.bulk.moves import (
     check_note,
     document_translator,
     explain,
+    stopped_moves,
     tell_zeros,
 )
 from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
@@ -34,6 +35,7 @@ logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity
 LONGEST_NAME = 512
 
 
+@stopped_moves
 def move_collection(
     model: AnyModel,
     client: "ClientAPI",

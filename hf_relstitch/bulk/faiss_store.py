@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from hf_relstitch.bulk.moves import check_metric, document_translator, tell_zeros
+from hf_relstitch.bulk.moves import check_metric, document_translator, stopped_moves, tell_zeros
 from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.hub.files import atomic_write, read_json
@@ -36,6 +36,7 @@ PARAMETERS = ("nprobe", "hnsw.efSearch", "hnsw.efConstruction")
 LOSSY = ("IndexIVFPQ", "IndexPQ")
 
 
+@stopped_moves
 def move_index(
     model: AnyModel, old: str | Path, new: str | Path, *, batch_size: int = 16384, progress: bool = True
 ) -> int:

@@ -18,6 +18,7 @@ from hf_relstitch.bulk.moves import (
     check_note,
     document_translator,
     explain,
+    stopped_moves,
     tell_zeros,
 )
 from hf_relstitch.bulk.tables import translated_batches, translated_schema
@@ -39,6 +40,7 @@ TOLERANCE = 1e-3
 """Largest distance, relative to its norm, of a vector that is translated again from the stored vector."""
 
 
+@stopped_moves
 def move_table(
     model: AnyModel,
     db: "LanceDBConnection | str | Path",
@@ -173,7 +175,7 @@ def _begin(db: "LanceDBConnection", table: "Table", name: str, translator: Trans
     with explain(f"table {table.name}"):
         schema = translated_schema(table.schema, translator)
     note = {"table": table.name, "column": translator.column}
-    if name not in db.list_tables().tables:
+    if not _is_whole(db, name):
         metadata = {
             key: value for key, value in (schema.metadata or {}).items() if key.decode() not in FOR_ANOTHER_MODEL
         }
@@ -183,6 +185,18 @@ def _begin(db: "LanceDBConnection", table: "Table", name: str, translator: Trans
     partial = _open(db, name)
     begun = check_note((partial.schema.metadata or {}).get(NOTE.encode()), translator, note, name)
     return partial, _version_to_go_on_with(table, partial, begun, translator)
+
+
+def _is_whole(db: "LanceDBConnection", name: str) -> bool:
+    """Tell whether there is a table, and remove one that was cut off before it had a version."""
+    if name not in db.list_tables().tables:
+        return False
+    try:
+        db.open_table(name)
+    except ValueError:
+        db.drop_table(name)
+        return False
+    return True
 
 
 def _written(table: "Table", version: int) -> float | None:

@@ -1,9 +1,10 @@
 """Shared steps of the moves of every vector index: the translation, the note in the new index, the checks."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 from transformers.utils import logging
 
@@ -13,6 +14,7 @@ from hf_relstitch.core.errors import StitchError
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
+Given = ParamSpec("Given")
 PARTIAL = "-partial"
 """End of a new index's name until the index is complete."""
 
@@ -65,6 +67,22 @@ def tell_zeros(translator: Translator, name: str) -> None:
     """Warn of the number of rows of zeros, if there are any."""
     if zeros := translator.tally.get("zeros"):
         logger.warning(f"{zeros} rows of {name} are zeros, as a failed encoding leaves: they stay zeros")
+
+
+def stopped_moves(move: Callable[Given, int]) -> Callable[Given, int]:
+    """Make a move that its database stops, as where the disk is full or a server is gone, raise a StitchError."""
+
+    @wraps(move)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> int:
+        try:
+            return move(*args, **kwargs)
+        except (StitchError, TypeError):
+            raise
+        except Exception as error:  # each database has its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise StitchError(f"the move was stopped ({reason}): mend that, and run it again to go on") from error
+
+    return run
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from transformers.utils import logging
 
-from hf_relstitch.bulk.moves import check_metric, check_note, document_translator, explain, tell_zeros
+from hf_relstitch.bulk.moves import check_metric, check_note, document_translator, explain, stopped_moves, tell_zeros
 from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
 from hf_relstitch.core.errors import StitchError
 
@@ -28,6 +28,7 @@ TOLERANCE = 1e-3
 KEPT = ("hnsw_config", "quantization_config")
 
 
+@stopped_moves
 def move_points(
     model: AnyModel,
     client: "QdrantClient",

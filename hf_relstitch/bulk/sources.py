@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
-from huggingface_hub.errors import HfHubHTTPError
 
 from hf_relstitch.bulk.outputs import Output
 from hf_relstitch.core.errors import StitchError
@@ -92,13 +91,18 @@ def _at(place: str, output: Output) -> list[Source]:
             paths, root = [path], posixpath.dirname(path)
         elif kind == "directory":
             paths, root = files.find(path), path
+        elif not any(letter in path for letter in "*?["):
+            raise FileNotFoundError("there is nothing")
         else:
             paths = files.glob(path)
             root = posixpath.commonpath([posixpath.dirname(one) for one in paths]) if paths else ""
         kept = [one for one in sorted(paths) if _is_known(one)]
         sources = [_source(files, one, posixpath.relpath(one, root)) for one in kept]
-    except (OSError, ValueError, ImportError, HfHubHTTPError) as error:
-        raise StitchError(f"{place} cannot be read ({error}): check the place and that you may see it") from error
+    except Exception as error:  # each file system has its own
+        raise StitchError(
+            f"{place} cannot be read ({error or type(error).__name__}): check the place, that you may see it, and the "
+            "connection, and run again"
+        ) from error
     if not sources:
         raise StitchError(f"{place} holds nothing to translate: expected files that end in {', '.join(SUFFIXES)}")
     if not output.keeps_apart(files, root if root == path else None, kept):
@@ -107,10 +111,15 @@ def _at(place: str, output: Output) -> list[Source]:
 
 
 def _kind(files: Any, path: str) -> str | None:
-    """Return `file`, `directory`, or None if the path does not exist; unlike `isfile` over HTTP, fetch nothing."""
+    """Return `file`, `directory`, or None if the path does not exist; unlike `isfile` over HTTP, fetch nothing.
+
+    Over HTTP every failure is a FileNotFoundError, whose cause says what it is.
+    """
     try:
         return files.info(path)["type"]
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if error.__cause__ is not None:
+            raise error.__cause__ from None
         return None
 
 

@@ -1,5 +1,6 @@
 """Folders and files that appear whole or not at all, and checksums of what is in them."""
 
+import errno
 import json
 import os
 import re
@@ -25,6 +26,8 @@ from hf_relstitch.version import __version__
 
 WINDOW = 1 << 24
 """Bytes of a file that are mapped at a time."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of the system where nothing more can be written."""
 PARTIAL = ".partial-"
 """Prefix of what is not whole yet."""
 NEW, WHOLE, MOVING = (f"{PARTIAL}{stage}" for stage in ("new", "whole", "moving"))
@@ -193,11 +196,25 @@ def _save_lock(folder: Path, *, wait: float = 0) -> AbstractContextManager[None]
 
 @contextmanager
 def _written_to(folder: Path) -> Iterator[None]:
-    """Say of an OSError which folder could not be written, and what to do."""
+    """Say of an error of writing which folder could not be written, and what to do."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-        raise StitchError(f"saving to {folder} failed ({error}): make it writable, or give another folder") from error
+    except StitchError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError | SafetensorError) or _is_full(error):
+            raise _cannot_save(folder, error) from error
+        raise
+
+
+def _is_full(error: Exception) -> bool:
+    """Tell whether an error is of a disk that is full; tokenizers, safetensors and FAISS have errors of their own."""
+    return getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL)
+
+
+def _cannot_save(folder: Path, error: Exception) -> StitchError:
+    remedy = "free some space" if _is_full(error) else "make it writable"
+    return StitchError(f"saving to {folder} failed ({error}): {remedy}, or give another folder")
 
 
 def check_output(folder: Path) -> Path:
@@ -241,8 +258,10 @@ def atomic_write(file: str | Path) -> Iterator[Path]:
         yield written
         _give_usual_modes(written)
         written.replace(file)
-    except BaseException:
+    except BaseException as error:
         written.unlink(missing_ok=True)
+        if isinstance(error, Exception) and not isinstance(error, StitchError) and _is_full(error):
+            raise _cannot_save(file.parent, error) from error
         raise
 
 
