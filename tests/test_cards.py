@@ -96,13 +96,13 @@ def text(node: SyntaxTreeNode) -> Iterator[str]:
 
 def test_metadata_of_a_model() -> None:
     assert metadata(model_card(CONFIG)) == {
-        "library_name": "hf_relstitch",
+        "library_name": "transformers",
         "pipeline_tag": "text-classification",
         "base_model": ["org/encoder", "org/classifier"],
         "base_model_relation": "merge",
         "datasets": ["org/news"],
         "license": "mit",
-        "tags": ["model-stitching", "relative-representations"],
+        "tags": ["hf_relstitch", "model-stitching", "relative-representations"],
     }
     assert metadata(model_card(changed(modality="image")))["pipeline_tag"] == "image-classification"
     assert metadata(model_card(changed(share="adapter")))["base_model_relation"] == "adapter"
@@ -425,7 +425,7 @@ def test_what_somebody_wrote_before_stays(top: str, line_break: str) -> None:
     found = metadata(card)
     if top:
         assert (found["language"], found["license"]) == ("de", "gpl-3.0")
-        assert found["tags"] == ["mine", "model-stitching", "relative-representations"]
+        assert found["tags"] == ["mine", "hf_relstitch", "model-stitching", "relative-representations"]
     assert found["base_model"] == ["org/encoder", "org/classifier"]
     assert model_card(CONFIG, existing=card) == card
 
@@ -444,7 +444,7 @@ def edited(config: dict[str, Any], **edits: Any) -> str:
         ({}, {"license": "gpl-3.0", "base_model": ["org/other", "org/classifier"]}),
         ({"language": "de", "widget": [{"text": "x"}]}, {"language": "de", "widget": [{"text": "x"}]}),
         ({"pipeline_tag": "zero-shot-classification"}, {"pipeline_tag": "zero-shot-classification"}),
-        ({"tags": ["mine", "model-stitching"]}, {"tags": ["mine", "model-stitching"]}),
+        ({"tags": ["mine", "hf_relstitch", "model-stitching"]}, {"tags": ["mine", "hf_relstitch", "model-stitching"]}),
         ({"base_model": ["org/encoder", "org/x"]}, {"base_model": ["org/x", "org/other"]}),
         ({"base_model": "org/x"}, {"base_model": ["org/x", "org/other"]}),
         ({"license": "cc0-1.0"}, {"license": "cc0-1.0"}),

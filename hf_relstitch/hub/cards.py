@@ -45,12 +45,12 @@ def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: 
     results = eval_results(config)
     hub_ids = [base.name for base in bases if base.on_hub]
     metadata = ModelCardData(
-        library_name="hf_relstitch",
+        library_name="transformers",  # else pipeline(model=repo) refuses to read the task from the card
         pipeline_tag=task_of(config),
         base_model=list(dict.fromkeys(hub_ids)) or None,
         base_model_relation=("adapter" if config.get("share") == "adapter" else "merge") if hub_ids else None,
         datasets=_dataset_ids(bases),
-        tags=TAGS,
+        tags=["hf_relstitch", *TAGS],
         eval_results=results or None,
         model_name=(repo_id or f"{bases[0].name} with a head made for {bases[1].name}") if results else None,
         **license_keys,
