@@ -40,7 +40,7 @@ def test_encode_keeps_no_gradient_and_freezes_the_model(source: Encoder) -> None
 @pytest.mark.parametrize(("kind", "inputs"), [("ViT", ["storm"]), ("Bert", [Path("storm.png")]), ("Bert", [3])])
 def test_encode_refuses_inputs_of_another_kind(tmp_path: Path, kind: str, inputs: list[object]) -> None:
     encoder = Encoder.from_pretrained(pico.saved(kind, tmp_path))
-    message = r"the model takes (texts|PIL images, or Paths.*) and what came in row 0.* is an? \w+: .* of input$"
+    message = r"the model takes (texts|PIL images or Paths.*) and what came in row 0.* is an? \w+: .* of input$"
     with pytest.raises(StitchError, match=message):
         encoder.encode(inputs, progress=False)
 

@@ -74,5 +74,5 @@ def test_a_url_that_gives_nothing_is_named(served: tuple[Path, str]) -> None:
         encoder.encode([f"{url}/0.png", f"{url}/gone.png"], progress=False)
     with pytest.raises(StitchError, match=r"0.wav cannot be read as an image .*: look at it, or remove it"):
         encoder.encode([f"{url}/0.wav"], progress=False)
-    with pytest.raises(StitchError, match=r"takes PIL images, or Paths or URLs of images and what came .* is a str"):
+    with pytest.raises(StitchError, match=r"takes PIL images or Paths or URLs of images and what came .* is a str"):
         encoder.encode(["a text"], progress=False)

@@ -16,7 +16,7 @@ from hf_relstitch.core.errors import StitchError, wrap_errors
 
 INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "text": ("texts", (str,)),
-    "image": ("PIL images, or Paths or URLs of images", (Image.Image, Path)),
+    "image": ("PIL images or Paths or URLs of images", (Image.Image, Path)),
     "audio": (
         "numpy arrays of sound, dicts of an array and its sampling_rate, or Paths or URLs of sound files",
         (np.ndarray, dict, Path),

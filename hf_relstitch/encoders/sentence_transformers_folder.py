@@ -196,6 +196,9 @@ def _list_modules(chain: nn.Sequential, *, pooling: str) -> list[Module]:
             config = {**sizes, "bias": layer.bias is not None, "activation_function": activation}
             tensors = {f"linear.{name}": tensor.contiguous() for name, tensor in layer.state_dict().items()}
             modules.append(("Dense", config, tensors))
+        elif type(layer) is nn.LayerNorm and layer.eps == nn.LayerNorm(1).eps and layer.bias is not None:
+            tensors = {f"norm.{name}": tensor.contiguous() for name, tensor in layer.state_dict().items()}
+            modules.append(("LayerNorm", {"dimension": layer.normalized_shape[0]}, tensors))
         elif type(layer) not in DENSE_ACTIVATIONS.values() or not index or not isinstance(chain[index - 1], nn.Linear):
             raise StitchError(
                 f"a layer of the encoder is a {type(layer).__name__}, which sentence-transformers has no module for "
