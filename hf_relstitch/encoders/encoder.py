@@ -207,8 +207,7 @@ class Encoder:
         modules = read_sentence_modules(repo) if pooling == "auto" else None
         inside = transformer_in(repo)
         options = {"output_loading_info": True, **inside.model_loading, **model_kwargs}
-        if not trust:
-            if inside.file("config.json") is not None:  # a folder of an adapter alone has none
+        if not trust and inside.file("config.json") is not None:  # a folder of an adapter alone has none
             _check_encodes(repo, inside.config())
         with inside.limited_build():
             model, loading = AutoModel.from_pretrained(repo.place, **options)
