@@ -93,6 +93,14 @@ def without(*names: str) -> Change:
     return change
 
 
+def growing(folder: Path) -> None:
+    steps = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 9
+    field("tokenizer.json", "normalizer", {"type": "Sequence", "normalizers": steps})(folder)
+    sums = json.loads((folder / "config.json").read_text()).get("answer_checksums")
+    if sums:
+        config("answer_checksums", sums | {"tokenizer.json": checksum(folder / "tokenizer.json")})(folder)
+
+
 def nested(folder: Path) -> None:
     (folder / "anchor_config.json").write_text("[" * 100_000)
 
@@ -210,6 +218,8 @@ CASES = [
         lambda place: (place / "model.safetensors").rename(place / "pytorch_model.bin"),
         "cannot be loaded as an encoder",
     ),
+    Crafted("replacements of a by ten, nine times", "source", growing, "makes up to 1,000,000,000 letters of one"),
+    Crafted("replacements of a by ten, nine times", "model", growing, "makes up to 1,000,000,000 letters of one"),
     Crafted("5e8 labels", "classifier", config("num_labels", 500_000_000), "is 500000000: expected 1000000 at most"),
     Crafted(
         "aliases that never end",

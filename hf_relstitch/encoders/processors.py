@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import signature
 from itertools import groupby
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -26,6 +27,7 @@ from hf_relstitch.data.inputs import (
 )
 from hf_relstitch.encoders.devices import on_device, placement
 from hf_relstitch.encoders.sentence_transformers_repo import SentenceModules
+from hf_relstitch.hub.files import read_json
 from hf_relstitch.hub.repo import Repo
 
 MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
@@ -33,6 +35,7 @@ PIXELS_AS_TOKENS = ("imagegpt",)
 """Whose main input is `input_ids` that an image processor makes."""
 LOADERS = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
 TOKENIZER = "tokenizer.json"
+MOST_GROWTH = 1_000
 KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin, "audio": SequenceFeatureExtractor}
 
 
@@ -42,6 +45,8 @@ def load_processor(repo: Repo, *, modality: str) -> Any:
     Raises:
         StitchError: the repo has no processor, or a tokenizer without the files of its vocabulary.
     """
+    if modality == "text":
+        check_growth(repo.file(TOKENIZER))
     try:
         processor = LOADERS[modality].from_pretrained(repo.place, **repo.loading)
     except Exception as error:  # whatever transformers raises for a file that is missing or damaged
@@ -55,6 +60,23 @@ def load_processor(repo: Repo, *, modality: str) -> Any:
         if processor.pad_token is None:
             processor.pad_token = processor.eos_token or next(iter(processor.all_special_tokens), None)
     return processor
+
+
+def check_growth(file: Path | None) -> None:
+    """Refuse a tokenizer.json whose replacements, one after another, make far more of a text than there was.
+
+    Raises:
+        StitchError: they may make a thousand letters of one.
+    """
+    content = read_json(file) if file is not None and file.is_file() else {}
+    growth, left = 1, [content.get("normalizer")]
+    while left:
+        step = left.pop()
+        if isinstance(step, dict):
+            left += step["normalizers"] if isinstance(step.get("normalizers"), list) else []
+            growth *= max(1, len(step["content"])) if isinstance(step.get("content"), str) else 1
+    if growth > MOST_GROWTH:
+        raise StitchError(f"{file} makes up to {growth:,} letters of one, by its replacements: download it again")
 
 
 def _check_files(repo: Repo, tokenizer: PreTrainedTokenizerBase) -> None:

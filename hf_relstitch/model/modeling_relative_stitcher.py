@@ -44,7 +44,7 @@ from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.dual_encoders import as_configured
 from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_inputs, in_order, modality_at, to_encoder
 from hf_relstitch.encoders.pairs import describe_pairs
-from hf_relstitch.encoders.processors import LOADERS, PIXELS_AS_TOKENS, check_inputs
+from hf_relstitch.encoders.processors import LOADERS, PIXELS_AS_TOKENS, TOKENIZER, check_growth, check_inputs
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.encoders.words import find_words
 from hf_relstitch.heads.head import Head
@@ -652,6 +652,7 @@ class RelativeStitcher(PreTrainedModel):
                     "to model.predict, or latents to model.classify"
                 )
             load = LOADERS[self.config.modality].from_pretrained
+            check_growth(Path(self._processor_folder, TOKENIZER))
             with wrap_errors(f"the processor in {self._processor_folder} cannot be loaded"):
                 self._processor = load(self._processor_folder, trust_remote_code=False)
         return self._processor
