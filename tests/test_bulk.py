@@ -759,7 +759,7 @@ def test_a_file_that_there_is_no_room_for_is_not_there_in_half(
         save(latents(), file)
     with (
         room_for(30_000),
-        pytest.raises(StitchError, match=rf"{file.name} cannot be translated to .*File too large.*run again"),
+        pytest.raises(StitchError, match=rf"{file.name}: saving to .*File too large.*: free some space"),
     ):
         translate(model, file, tmp_path / "out")
     assert visible(tmp_path / "out") == partial(tmp_path / "out") == []

@@ -16,7 +16,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from test_cli import run
 from test_sentence_modules import CHAINS, INPUTS, repo, theirs
-from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModel
 from typer.testing import CliRunner
@@ -267,7 +266,6 @@ REFUSED = {
         {"pooling": "pooler"},
         "pooling is 'pooler', which sentence-transformers has no",
     ),
-    "a layer norm": (affine(16), {"pooling": "mean", "after_pooling": nn.LayerNorm(16)}, "the encoder is a LayerNorm"),
     "another width": (affine(9), {}, "takes vectors 9 wide and gets 16"),
     "batches of one length": (affine(16), {"batching": "equal length"}, "pads texts of different lengths, and of this"),
 }

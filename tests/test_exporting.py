@@ -63,7 +63,9 @@ def test_a_fused_model_gives_the_same_logits_and_saves_as_ever(
     assert (logits(stitched, TEXTS) - before).abs().max() > 0.1, "the fused layer is not in use"
 
 
-@pytest.mark.parametrize(("given", "message"), [({"norm": "mean"}, "norm='mean'"), ({"gamma": 1.0}, "has a kernel")])
+@pytest.mark.parametrize(
+    ("given", "message"), [({"norm": "mean", "prefer": "linear"}, "norm='mean'"), ({"gamma": 1.0}, "has a kernel")]
+)
 def test_what_is_not_affine_does_not_fuse(given, message, source: Encoder, target_folder: str) -> None:
     model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **given)
     with pytest.raises(StitchError, match=message):
@@ -184,7 +186,7 @@ def test_what_onnxruntime_cannot_run_is_refused_and_leaves_no_file(
 
 @pytest.mark.parametrize("how", ["keep", "mean", "kernel", "fused"])
 def test_compiles_to_one_graph_for_all_batch_sizes(unchecked, how, source: Encoder, target_folder: str) -> None:
-    given = {"mean": {"norm": "mean"}, "kernel": {"gamma": 1.0}}.get(how, {"prefer": "linear"})
+    given = {"mean": {"norm": "mean", "prefer": "linear"}, "kernel": {"gamma": 1.0}}.get(how, {"prefer": "linear"})
     model = RelativeStitcher.from_parts(source, target_folder, pico.texts(60), progress=False, **given)
     assert isinstance(model.translation, KernelTranslation) == (how == "kernel")
     if how == "fused":

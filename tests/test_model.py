@@ -501,7 +501,7 @@ def test_a_failing_save_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(stitched.processor), "save_pretrained", no_space)
-    with pytest.raises(StitchError, match=r"saving to .*/model failed \(.*No space left.*\): make it"):
+    with pytest.raises(StitchError, match=r"saving to .*/model failed \(.*No space left.*\): free some space"):
         stitched.save_pretrained(tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
@@ -609,7 +609,7 @@ def test_one_text_is_no_list_of_inputs(stitched: RelativeStitcher) -> None:
             stitched.predict(inputs)
     with pytest.raises(StitchError, match="the inputs are a generator, which is read once: give a list"):
         stitched.predict(text for text in pico.texts(3))
-    with pytest.raises(StitchError, match="batch_size is 0: expected 1 or more"):
+    with pytest.raises(StitchError, match="batch_size is 0: expected a whole number, 1 or more"):
         stitched.predict(pico.texts(3), batch_size=0)
 
 

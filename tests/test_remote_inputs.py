@@ -159,3 +159,4 @@ def test_a_server_that_is_not_there_is_told_of(place: str, tmp_path: Path, monke
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     with pytest.raises(StitchError, match=r"x.npy cannot be read \(.+\): check the place"):
         translate_files(translation(), place, tmp_path / "out", progress=False)
+    fsspec.get_filesystem_class(place.partition(":")[0]).clear_instance_cache()  # it has no credentials

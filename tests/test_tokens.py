@@ -277,11 +277,12 @@ def test_num_anchors_counts_words(sources: dict[str, str], tagger: str) -> None:
 
 
 def test_the_interval_counts_texts(stitched: RelativeStitcher) -> None:
-    """Words of one text are alike, so that it is wider than Wilson's of as many inputs."""
+    """Words of one text are alike, so that it is wider than that of as many inputs."""
     report = stitched.report
     low, high = report["agreement_interval"]
     share, count = report["agreement"], report["num_anchors"]
-    assert (high - low) / 2 > 1.96 * (share * (1 - share) / (count + 4)) ** 0.5
+    smoothed = (share * count + 2) / (count + 4)
+    assert (high - low) / 2 > 1.05 * 1.96 * (2 * smoothed * (1 - smoothed) / count) ** 0.5
 
 
 def test_refits_coverage_and_relative_latents(stitched: RelativeStitcher) -> None:

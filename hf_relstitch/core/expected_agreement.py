@@ -22,10 +22,10 @@ FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 @dataclass(frozen=True)
 class AgreementEstimate:
-    """Hold the expected share of answers that a head gives alike on translated and true latents; 95 % interval.
+    """Hold the expected share of answers that a head gives alike on translated and true latents.
 
-    `chance` is the agreement of answers that are as frequent but unrelated. The interval holds only for inputs like the
-    anchors.
+    Among as many other inputs as there are anchors the share lies between `low` and `high` in 95 % of cases, if they
+    are like the anchors. `chance` is the agreement of answers that are as frequent but unrelated.
     """
 
     agreement: float
@@ -58,8 +58,8 @@ def estimate_agreement(
 
     The estimate is the mean of two numbers: the share of anchors that are answered alike, and the head's mean
     confidence on translated latents, once one temperature has calibrated that confidence (Guo et al. 2017, with the
-    head's own answers as labels). A confidence has less noise than a yes or no. The interval is Wilson's, for k
-    independent inputs.
+    head's own answers as labels). A confidence has less noise than a yes or no. The interval says where the share
+    among as many other inputs lies in 95 % of cases: both shares vary, with the variance of Agresti and Coull (1998).
     """
     answers, truth = (answers_of(each, multi_label=multi_label) for each in (translated_logits, true_logits))
     temperature = matching_temperature(translated_logits, truth, multi_label=multi_label)
@@ -67,11 +67,11 @@ def estimate_agreement(
     same = agreement(translated_logits, true_logits, multi_label=multi_label)
     expected = (same + confidence) / 2
     count = len(truth) / (1.0 if groups is None else _design_effect((answers == truth).all(-1).double(), groups))
-    centre = (expected + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * (expected * (1 - expected) / count + Z**2 / (4 * count**2)) ** 0.5
+    smoothed = (expected * count + 2) / (count + 4)
+    half = Z * (2 * smoothed * (1 - smoothed) / count) ** 0.5
     p, q = answers.double().mean(0), truth.double().mean(0)
     chance = float((p * q + (1 - p) * (1 - q)).mean() if multi_label else p @ q)
-    return AgreementEstimate(expected, max(0.0, centre - half), min(1.0, centre + half), chance)
+    return AgreementEstimate(expected, max(0.0, expected - half), min(1.0, expected + half), chance)
 
 
 def _design_effect(values: Float[Tensor, " k"], groups: Integer[Tensor, " k"]) -> float:

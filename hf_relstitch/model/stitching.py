@@ -306,7 +306,8 @@ def _describe_values(
 ) -> dict[str, Any]:
     """Return how well held-out values explain a head's own, and of a single value how well they keep its order."""
     share, error = values_explained(head.module, translated, target)
-    interval = [share - SURE * error, min(1.0, share + SURE * error)]
+    half = SURE * 2**0.5 * error  # of the difference between the anchors and as many other inputs
+    interval = [share - half, min(1.0, share + half)]
     report: dict[str, Any] = {"values_explained": share, "values_explained_interval": interval}
     if true_logits.shape[1] > 1:
         return report

@@ -75,7 +75,8 @@ def test_an_estimate_by_hand():
     told = estimate_agreement(true, true)
     assert told.agreement == pytest.approx(1)
     assert told.chance == 0.25
-    assert told.low == pytest.approx(100 / (100 + 1.96**2))  # Wilson's interval at 100 of 100
+    share = 102 / 104  # by Agresti and Coull, 100 of 100
+    assert told.low == pytest.approx(1 - 1.96 * (2 * share * (1 - share) / 100) ** 0.5)
     assert told.high == pytest.approx(1)
 
 
