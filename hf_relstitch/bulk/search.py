@@ -62,7 +62,8 @@ class SearchTranslation(nn.Module):
         report: the expected results of a search by that metric, estimated on `pairs` held out of the fit. The new
             encoder finds the `nearest` documents among `documents`: `recall` is the share of them that a search with
             translations finds, with its `standard_error`; `recall_untranslated` is the share that the old encoder
-            finds; `recall_by_chance` is the share by chance. `mismatched` is the share of pairs that seem not to
+            finds; `recall_by_chance` is the share by chance. `recall_of_ten` is the recall of the ten nearest by the
+            number of documents, up to k, or k/5 for queries. `mismatched` is the share of pairs that seem not to
             correspond. `pairs` is k, the number of pairs. `verdict` says what to do, with the reason, and what is known
             of a larger index: "move", "translate queries", "keep the old encoder" or "encode anew".
         source, target: the encoders whose latents it translates from and to; None if they are not known.
@@ -375,7 +376,8 @@ def translation_between(
     if metric != "cosine" and not unit:
         scorer = RecallScorer.from_splits(splits, translates, metric=metric)
         norm = float(y.norm(dim=1).mean())
-        factor, is_level, found = _choose_norms(scorer, held_out * (norm / held_out.norm(dim=1).mean()))
+        factor, is_level, held_out = _choose_norms(scorer, held_out * (norm / held_out.norm(dim=1).mean()))
+        found = scorer.recalls(held_out)
         row_norm = factor * norm if is_level else None
         recall, error = float(found.mean()), float(found.std()) / len(found) ** 0.5
     each_untranslated = scorer.untranslated()
@@ -388,6 +390,7 @@ def translation_between(
         "recall_by_chance": scorer.num_nearest / scorer.num_documents,
         "nearest": scorer.num_nearest,
         "documents": scorer.num_documents,
+        "recall_of_ten": scorer.recall_of_ten(held_out),
         "metric": metric,
         "pairs": len(x),
         "mismatched": share,
@@ -438,14 +441,14 @@ def _choose_norms(scorer: RecallScorer, translated: Tensor) -> tuple[float, bool
     """Choose a factor for translated latents of the target's mean norm, and whether all rows get the same norm.
 
     Returns:
-        The factor, whether all rows get that norm, and the recall of each query with it.
+        The factor, whether all rows get that norm, and the latents with it.
     """
     norm = float(translated.norm(dim=1).mean())
     level = functional.normalize(translated, dim=1) * norm
     ways = [(factor, is_level) for is_level in (False, True) for factor in FACTORS]
-    found = {way: scorer.recalls(way[0] * (level if way[1] else translated)) for way in ways}
-    factor, is_level = max(ways, key=lambda way: float(found[way].mean()))
-    return factor, is_level, found[factor, is_level]
+    made = {way: way[0] * (level if way[1] else translated) for way in ways}
+    factor, is_level = max(ways, key=lambda way: float(scorer.recalls(made[way]).mean()))
+    return factor, is_level, made[factor, is_level]
 
 
 def _check_pairs(held_out: Tensor, target: Tensor, groups: Sequence[Tensor]) -> float:

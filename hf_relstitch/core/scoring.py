@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -20,6 +20,8 @@ NEAREST = 0.01
 """Share of the documents that a search finds: ten of a thousand, of fewer at least one."""
 QUERIES = 400
 """Anchors of a split that are searched for, and no more."""
+TEN, FEWEST = 10, 50
+"""The nearest documents of which the recall is told by the size of an index, and the smallest index."""
 SEARCH_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0)
 """Output scales to choose from, relative to that of least squares."""
 FIRST_SCALE = {"documents": 1.0, "queries": 4.0}
@@ -122,6 +124,24 @@ class RecallScorer:
         if self.translates == "documents":
             return self.shares(self.target, translated)
         return self.shares(translated, self.target)
+
+    def recall_of_ten(self, translated: Float[Tensor, "k d_target"]) -> dict[str, float]:
+        """Return the recall of the ten nearest for indexes of several sizes, 50 documents or more.
+
+        Translated documents of all splits stand in one index, since none was seen by its own fit. A translated query
+        knows the documents that its fit saw, so that queries are among the documents of their own split.
+        """
+        new, groups = self.source, self.rows
+        if self.translates == "documents":
+            order = torch.randperm(len(self.target), generator=torch.Generator().manual_seed(0))
+            new, groups = self.target, [order.to(self.target.device)]
+        most, recalls = min(map(len, groups)), {}
+        for size in (most // 4, most // 2, most):
+            if size >= FEWEST:
+                rows = [group[:size] for group in groups]
+                wanted = [search(new[each[:QUERIES]], new[each], TEN, metric=self.metric) for each in rows]
+                recalls[str(size)] = float(replace(self, rows=rows, wanted=wanted).recalls(translated).mean())
+        return recalls
 
     def shares(self, queries: Float[Tensor, "k d"], documents: Float[Tensor, "k d"]) -> Float[Tensor, " q"]:
         """Return the share of the wanted documents that each query finds with these latents."""

@@ -134,6 +134,24 @@ def test_what_is_expected_is_found_by_new_queries_among_new_documents(translates
             wanted = found_by(new[rows], new[rows], scorer.num_nearest, row)
             shares.append(len(wanted & found_by(asked, stored, scorer.num_nearest, row)) / scorer.num_nearest)
     assert told == pytest.approx(sum(shares) / len(shares), abs=0.03)
+    for size, recall in scorer.recall_of_ten(held_out).items():
+        shares = []
+        for start in range(1000, 2200 - int(size) + 1, int(size)):
+            rows = slice(start, start + int(size))
+            asked, stored = (new[rows], made(old[rows])) if translates == "documents" else (made(new[rows]), old[rows])
+            for row in range(min(200, int(size))):
+                wanted = found_by(new[rows], new[rows], 10, row)
+                shares.append(len(wanted & found_by(asked, stored, 10, row)) / 10)
+        assert recall == pytest.approx(sum(shares) / len(shares), abs=0.03), size
+
+
+def test_sizes_of_an_index_are_those_that_the_pairs_allow(noisy):
+    x, y = noisy
+    for role, parts in (("documents", 1), ("queries", 5)):
+        splits = make_splits(x, y, norm="keep", seed=0)
+        most = len(x) // parts
+        sizes = [str(size) for size in (most // 4, most // 2, most) if size >= 50]
+        assert list(RecallScorer.from_splits(splits, role).recall_of_ten(y)) == sizes
 
 
 def test_some_of_many_anchors_are_searched_for(noisy, monkeypatch):
