@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hf_relstitch.bulk.manifest import Manifest, Shard
 from hf_relstitch.bulk.matrices import translate_npy, translate_safetensors
-from hf_relstitch.bulk.outputs import Output
+from hf_relstitch.bulk.outputs import LOCK_NAME, Output
 from hf_relstitch.bulk.ray_cluster import each_on_cluster
 from hf_relstitch.bulk.sources import Source, find_sources
 from hf_relstitch.bulk.tables import retype_features, translate_arrow, translate_parquet
@@ -128,6 +128,9 @@ def translate_files(
                 manifest.write(folder)
                 translate = _translate_on_cluster if ray else _translate_missing
                 translate(manifest, missing, translator, folder, progress=progress)
+    elif folder.is_local and Path(folder.path, LOCK_NAME).exists():
+        with suppress(StitchError), folder.run_lock():  # which removes what a run left that was killed at its end
+            pass
     shards = [manifest.shards[source.name] for source in missing]
     rows, zeros = sum(shard.rows for shard in shards), sum(shard.zeros for shard in shards)
     return BulkResult(rows, len(missing), len(sources) - len(missing), time.perf_counter() - begun, zeros)
