@@ -1,7 +1,7 @@
 """Latents that are kept on disk while they are made, so that a run that was stopped goes on from there."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,7 @@ class KeptLatents:
 
     def missing(self, inputs: Sequence[Any]) -> list[int]:
         """List the rows of the inputs that are still to be encoded, each once."""
-        kept = self._read()
-        first = {int(one): row for row, one in reversed(list(enumerate(input_ids(inputs))))}
-        return sorted(row for one, row in first.items() if one not in kept)
+        return _missing(input_ids(inputs), self._read())
 
     def encode(self, inputs: Sequence[Any], *, batch_size: int = 32, progress: bool = True) -> Tensor:
         """Return latents `(n, d)`, row for row with the inputs; see `Encoder.encode`.
@@ -61,27 +59,29 @@ class KeptLatents:
         self.folder.mkdir(parents=True, exist_ok=True)
         doing, instead = f"encoding into {self.folder.parent}", "give another folder"
         with run_lock(self.folder / LOCK, doing=doing, instead=instead):
-            ids, missing = input_ids(inputs), self.missing(inputs)
+            ids, kept = input_ids(inputs), self._read()
+            missing = _missing(ids, kept)
             size = batch_size * (BATCHES if self.encoder.processor is not None else 1)
             parts = [missing[start : start + size] for start in range(0, len(missing), size)]
             for rows in logging.tqdm(parts, desc="encoding", unit="part", disable=not progress):
-                self._keep(inputs_at(inputs, rows), ids[rows], batch_size=batch_size)
-            kept = self._read()
+                latents = self._keep(inputs_at(inputs, rows), ids[rows], batch_size=batch_size)
+                kept |= zip(ids[rows].tolist(), latents, strict=True)
         return torch.stack([kept[int(one)] for one in ids])
 
-    def _keep(self, inputs: list[Any], ids: Tensor, *, batch_size: int) -> None:
-        """Encode inputs and write their latents into a file of their own."""
+    def _keep(self, inputs: list[Any], ids: Tensor, *, batch_size: int) -> Tensor:
+        """Encode inputs, write their latents into a file of their own, and return them."""
         try:
-            latents = self.encoder.encode(inputs, batch_size=batch_size, progress=False)
+            latents = self.encoder.encode(inputs, batch_size=batch_size, progress=False).float()
         except StitchError as error:
             raise StitchError(
                 f"{error} (of {len(inputs)} inputs, the first {str(inputs[0])[:40]!r}); what was encoded before is "
                 "kept: run the same again to go on"
             ) from error
         content = self.provenance.to_dict()
-        tensors = {"ids": ids, "latents": latents.float()}
+        tensors = {"ids": ids, "latents": latents}
         file = self.folder / f"{int(ids[0]) & (1 << 64) - 1:016x}-{len(ids)}.safetensors"
         write_tensors(file, tensors, content, kind=KIND, format_version=FORMAT_VERSION)
+        return latents
 
     def _read(self) -> dict[int, Tensor]:
         """Return the latents in the folder that this encoder made, by the ids of their inputs."""
@@ -95,6 +95,12 @@ class KeptLatents:
     def discard(self) -> None:
         """Delete the folder, once what was to be made of it is saved."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _missing(ids: Tensor, kept: Mapping[int, Tensor]) -> list[int]:
+    """List the first row of each id that has no latent yet."""
+    first = {one: row for row, one in reversed(list(enumerate(ids.tolist())))}
+    return sorted(row for one, row in first.items() if one not in kept)
 
 
 BYTES_A_TOKEN = 4
