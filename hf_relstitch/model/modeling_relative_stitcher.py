@@ -635,8 +635,9 @@ class RelativeStitcher(PreTrainedModel):
             raise StitchError("a picture needs matplotlib: pip install 'hf-relstitch[benchmark]'") from error
         head = Head(self.head, dict(self.config.id2label), self.config.problem_type)
         stitches = stitch_parts(self.config, self.anchors, head)
-        draw_model(stitches, head, file)
-        return learning_curve(stitches)
+        curve = learning_curve(stitches)
+        draw_model(stitches[-1][0], curve, head, file)
+        return curve
 
     @property
     def processor(self) -> Any:

@@ -86,15 +86,15 @@ def learning_curve(stitches: Sequence[Sequence[Stitch]]) -> dict[int, float]:
 
 
 @torch.no_grad()
-def draw_model(stitches: Sequence[Sequence[Stitch]], head: Head, file: str | Path) -> None:
+def draw_model(made: Stitch, curve: Mapping[int, float], head: Head, file: str | Path) -> None:
     """Draw both spaces, held-out answers beside the head's own, how sure they are, and the learning curve, as PNG.
 
     Args:
-        stitches: the result of `stitch_parts`.
-        head: the head that they were stitched to.
+        made: the stitch through all anchors, the last of `stitch_parts`.
+        curve: the result of `learning_curve`.
+        head: the head that it was stitched to.
         file: where to write the picture.
     """
-    made = stitches[-1][0]
     source, target = to_working(made.source_anchors.latents), to_working(made.target_anchors.latents)
     own, found = apply_head(head.module, target), made.held_out_logits.cpu() / made.temperature
     figure = Figure(figsize=(16, 9), layout="constrained")
@@ -116,14 +116,12 @@ def draw_model(stitches: Sequence[Sequence[Stitch]], head: Head, file: str | Pat
     if single:
         row = "the head's own answer"
         axes[0].legend(fontsize=9, title=row, loc="best")
-        _confusion(
-            axes[3], labels=own.argmax(-1), predictions=found.argmax(-1), names=names, row="the head's own answer"
-        )
+        _confusion(axes[3], labels=own.argmax(-1), predictions=found.argmax(-1), names=names, row=row)
         _reliability(axes[4], probabilities(found), own.argmax(-1))
     else:
         _against(axes[3], own, found)
         axes[4].set_axis_off()
-    _curve(axes[5], learning_curve(stitches), of="agreement" if head.answers else "variance explained")
+    _curve(axes[5], curve, of="agreement" if head.answers else "variance explained")
     figure.savefig(file, dpi=110)
 
 
