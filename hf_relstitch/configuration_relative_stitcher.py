@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import AutoConfig
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.translation import TranslationSettings
 from hf_relstitch.data.provenance import Provenance
-from hf_relstitch.hub.cards import task_of
+from hf_relstitch.hub.cards import TASKS, task_of
 from hf_relstitch.hub.files import STITCHED, check_format
 from hf_relstitch.hub.limits import check_counts
 from hf_relstitch.hub.repo import without_kernels
@@ -29,8 +29,7 @@ OLD_NAMES = {"scale": "norm", "stretch": "output_scale", "sharpness": "gamma"}
 """Settings of a translation as formats 1 to 3 named them; `scale` was "carry" or "mean"."""
 LARGEST, MOST_LAYERS = 10_000_000, 200
 SHARES = ("full", "adapter")
-MODALITIES = ("text", "image", "audio")
-PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 CHECKED_BELOW = ("logit_temperature", "share", "pooling", "batching", "checksums", "processor_files", "pairs")
 """Fields whose own errors say more than that their type is wrong."""
 
@@ -162,10 +161,12 @@ class RelativeStitcherConfig(PretrainedConfig):
 
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
-        if self.modality not in MODALITIES:
-            raise StitchError(f"the config's modality is {self.modality!r}: expected one of {', '.join(MODALITIES)}")
-        if self.problem_type not in PROBLEM_TYPES:
-            raise StitchError(f"the config's problem_type is {self.problem_type!r}: expected one of {PROBLEM_TYPES}")
+        if self.modality not in TASKS:
+            raise StitchError(f"the config's modality is {self.modality!r}: expected one of {', '.join(TASKS)}")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise StitchError(
+                f"the config's problem_type is {self.problem_type!r}: expected one of {(None, *PROBLEM_TYPES)}"
+            )
         if not is_temperature(self.logit_temperature):
             raise StitchError(
                 f"the config's logit_temperature is {self.logit_temperature!r}: expected a number above 0, "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hf_relstitch.configuration_relative_stitcher import PROBLEM_TYPES
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import apply_head
 from hf_relstitch.data.inputs import are_text_pairs, inputs_at
@@ -25,7 +26,6 @@ from hf_relstitch.layers import (
     widths_of,
 )
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 PAIR_CLASSES = {
     "entailment", "contradiction", "not entailment", "duplicate", "not duplicate", "paraphrase", "not paraphrase",
     "equivalent", "not equivalent",
