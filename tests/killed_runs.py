@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pico
+import pytest
 import torch
 import transformers
 from killed_moves import MOVES, QDRANTS, Move
@@ -104,7 +106,8 @@ def move_work(kind: Move, translation: SearchTranslation) -> Work:
         return json.dumps(found if "moved" in found else found["docs"], sort_keys=True).encode()
 
     def run(place: Path) -> None:
-        if "moved" not in kind.there(place):
+        was_there = "moved" in kind.there(place)
+        with pytest.raises(StitchError, match="already") if was_there else nullcontext():
             kind.move(translation, place)
 
     return Work(kind.make, run, read)

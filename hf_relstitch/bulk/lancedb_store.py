@@ -81,12 +81,12 @@ def move_table(
         raise StitchError(f"the database at {db.uri} is not in a local folder: move it where it is one")
     _check_name(new)
     table = _open(db, old)
-    if (folder / f"{new}.lance").exists():
-        raise StitchError(f"{db.uri} has a table {new} already: give another name, or drop it")
     translator = document_translator(model, column, batch_size)
     check_not_translated(table.schema.metadata, translator, f"table {old}")
     _tell_indexes(table, translator, new)
     with run_lock(folder / f".{new}.lock", doing=f"making {new}", instead="give another name"):
+        if (folder / f"{new}.lance").exists():  # asked under the lock, which a run that was killed at its end has left
+            raise StitchError(f"{db.uri} has a table {new} already: give another name, or drop it")
         partial, version = _begin(db, table, f"{new}{PARTIAL}", translator)
         with explain(f"table {old}", ValueError, OSError, RuntimeError):
             table.checkout(version)
