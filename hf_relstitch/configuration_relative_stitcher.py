@@ -23,8 +23,11 @@ from hf_relstitch.version import __version__
 if TYPE_CHECKING:
     from hf_relstitch.encoders.pairs import PairLayout
 
-FORMAT_VERSION = 5
-"""1 had nothing after the pooling, 2 no earlier layers, 3 no readout and other names of settings, 4 no pairs."""
+FORMAT_VERSION = 6
+"""1 had nothing after the pooling, 2 no earlier layers, 3 no readout and other names of settings, 4 no pairs.
+
+Formats 1 to 5 had the pooling of a provenance as one text.
+"""
 OLD_NAMES = {"scale": "norm", "stretch": "output_scale", "sharpness": "gamma"}
 """Settings of a translation as formats 1 to 3 named them; `scale` was "carry" or "mean"."""
 LARGEST, MOST_LAYERS = 10_000_000, 200
@@ -131,8 +134,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.readout = readout
         self.logit_temperature = logit_temperature
         self.head = head or {"kind": "linear", "bias": True}
-        self.source = source or {}
-        self.target = target or {}
+        self.source = Provenance.from_dict(source).to_dict() if source else {}
+        self.target = Provenance.from_dict(target).to_dict() if target else {}
         self.report = report or {}
         self.call = call
         self.results = results or []
@@ -198,7 +201,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         with wrap_errors("the config of the stitched model cannot be read"):
             check_counts(config_dict, "the config")
             for side in ("source", "target"):
-                Provenance(**config_dict[side])
+                Provenance.from_dict(config_dict[side])
             for name, hint in get_type_hints(cls.__init__).items():
                 if name in config_dict and name not in CHECKED_BELOW:
                     type_validator(name, config_dict[name], hint)

@@ -98,7 +98,8 @@ def try_cut(task: str, model_type: str, architecture: str) -> Row:
     assert differ or architecture in BLIND, f"{architecture}: logits that hardly differ would prove nothing"
     if difference > TOLERANCE:
         return Row(model_type, architecture, reason=f"differs by {difference:.1e} on new inputs", **source)
-    layer, row = encoder.provenance.pooling.removeprefix("input of ").split(", ")
+    cut = encoder.provenance.cut
+    layer, row = (" and " if cut.averaged else " then ").join(cut.layers), cut.row
     pairs = ""
     if task == "sequence":
         _, difference = compare(model, encoder, head, processor, PAIRS)

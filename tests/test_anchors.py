@@ -137,10 +137,14 @@ def test_refuses_truncated_latents(anchor_set: AnchorSet, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2, "hf_relstitch_version": "7.0"}, r"format version 2.*pip install -U 'hf-relstitch>=7.0'"),
+        ({"format_version": 9, "hf_relstitch_version": "7.0"}, r"format version 9.*pip install -U 'hf-relstitch>=7.0'"),
         ({"format_version": "new"}, "format version 'new': expected a whole number"),
         ({"checksums": {}}, "not a whole anchor set"),
-        ({"provenance": {"model_id": "me"}}, "not a whole anchor set"),
+        ({"provenance": {"model_id": "me"}}, "pooling is missing"),
+        (
+            {"provenance": {"model_id": "me", "revision": "", "pooling": "", "cut": "here"}},
+            "cut of a provenance is 'here'",
+        ),
     ],
 )
 def test_refuses_a_config_of_another_kind(

@@ -345,7 +345,7 @@ def test_texts_of_a_file_by_models_of_folders(salad: Path, target_folder: str, t
     raw = [(cell["source"], cell["target"], cell["rows"]) for cell in results["raw_inputs"]]
     assert raw == [("other", "tiny", 30), ("tiny", "other", 30)]
     assert all(cell["accuracy"] == cell["accuracy_from_latents"] for cell in results["raw_inputs"])
-    assert results["data"]["salad"]["encoders"]["other"]["pooling"].startswith("input of classifier")
+    assert results["data"]["salad"]["encoders"]["other"]["cut"]["row"] == "pooled"
     latents = {one: one.stat().st_mtime_ns for one in tmp_path.glob("out/latents/*.safetensors")}
     assert len(latents) == 2
     assert run_suite(file, tmp_path / "out", progress=False) == results

@@ -72,7 +72,7 @@ def test_stitch_records_where_the_anchors_come_from(model: Path) -> None:
     assert description["translation"]["alpha"] == 0.5
     assert description["selection"] == {"criterion": "none: the settings were given"}
     assert description["source"]["effective_rank"] > 1
-    assert description["target"]["pooling"] == "input of classifier.out_proj, pooled"
+    assert description["target"]["cut"] == {"layers": ["classifier.out_proj"], "row": "pooled", "averaged": False}
 
 
 def test_stitch_offers_what_may_be_chosen() -> None:
@@ -350,7 +350,7 @@ def test_stitch_and_recommend_over_pairs_of_a_table_at_an_earlier_cut(source_fol
     pairs = list(zip([table.parent / "images" / f"{index}.png" for index in range(40)], texts, strict=True))
     assert read_inputs(str(table), column="image", target_column="text") == pairs
     description = json.loads(run("inspect", tmp_path / "model", "--json").stdout)
-    assert description["target"]["pooling"].startswith("input of classifier.dense then ")
+    assert description["target"]["cut"]["layers"][0] == "classifier.dense"
     assert RelativeStitcher.from_pretrained(tmp_path / "model").anchors.ids.equal(input_ids(pairs).sort().values)
     ranked = json.loads(run("recommend", roberta, "-c", vit, source_folder, *anchors, "--json", status=1).stdout)
     assert [row["candidate"] for row in ranked] == [vit, source_folder]
@@ -518,7 +518,7 @@ def test_anchor_sets_are_made_and_published(
     shown = json.loads(run("anchors", target_folder, tmp_path / "theirs", *given, "--target", "--json").stdout)
     assert (shown["anchors"], shown["dim"], shown["commit"]) == (60, 16, None)
     theirs = AnchorSet.from_pretrained(tmp_path / "theirs")
-    assert theirs.provenance.pooling.startswith("input of ")
+    assert theirs.provenance.cut is not None
     assert RelativeStitcher.from_anchor_sets(encoder, found, theirs, load_classifier(target_folder)[1]).report
     assert "leave one out" in run("anchors", source_folder, tmp_path / "x", *given, "--cut", "y", status=1).stderr
 

@@ -231,7 +231,7 @@ def test_an_earlier_cut_gives_the_models_own_logits(architecture: str, at: str, 
     with torch.no_grad():
         own = model(**batch).logits
         torch.testing.assert_close(head.module(encoder.latents(batch)), own, rtol=1e-5, atol=1e-5)
-    assert encoder.provenance.pooling == f"input of {CUTS[architecture, at]}"
+    assert encoder.provenance.describe() == f"input of {CUTS[architecture, at]}"
     assert head.provenance == encoder.provenance
     assert (head.id2label, describe_head(head.module)["kind"]) == (
         pico.LABELS,
@@ -242,7 +242,7 @@ def test_an_earlier_cut_gives_the_models_own_logits(architecture: str, at: str, 
 def test_stitched_at_an_earlier_cut(source: Encoder, target_folder: str, tmp_path: Path) -> None:
     model = RelativeStitcher.from_parts(source, target_folder, pico.texts(80), cut="classifier.dense", progress=False)
     assert "cut='classifier.dense'" in model.config.call
-    assert model.config.target["pooling"].startswith("input of classifier.dense then tanh")
+    assert model.config.target["cut"]["layers"][:2] == ["classifier.dense", "tanh"]
     model.save_pretrained(tmp_path)
     answers = pipeline("text-classification", model=str(tmp_path))(pico.texts(6, seed=9))
     assert [answer["label"] for answer in answers] == [pico.LABELS[i] for i in logits(model).argmax(1).tolist()]
@@ -270,7 +270,7 @@ def with_head(head: nn.Module) -> Any:
 def test_an_activation_that_is_a_function_is_told_from_its_like(name: str) -> None:
     function = ACT2FN[name].forward  # a bound method, and no module that a hook could see
     encoder, head = split_classifier(with_head(TokenScores(function)), pico.tokenizer(), at="classifier.dense")
-    assert f" then {name} then " in encoder.provenance.pooling
+    assert name in encoder.provenance.cut.layers
     latents = 30 * torch.randn(20, 16)
     dense, out = encoder.model.model.classifier.dense, encoder.model.model.classifier.out
     with torch.no_grad():

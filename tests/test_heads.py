@@ -46,7 +46,7 @@ def test_head_of_latents_is_the_models_own_logits(architecture: str, tmp_path: P
         own = model(**batch).logits
         torch.testing.assert_close(head.module(latents), own, rtol=1e-5, atol=1e-5)
     assert own.std(0).min() > 1e-3, "logits that hardly differ would prove nothing"
-    assert encoder.provenance.pooling == f"input of {LAYERS[architecture]}"
+    assert encoder.provenance.describe() == f"input of {LAYERS[architecture]}"
     assert head.provenance == encoder.provenance
     assert head.id2label == pico.LABELS
 
@@ -91,7 +91,7 @@ def test_the_mean_of_two_layers_is_one_head_of_both_their_inputs() -> None:
     encoder, head = split_classifier(model, pico.tokenizer())
     batch = preprocess(model, pico.tokenizer(), pico.texts(5))
     assert head.module.in_features == 32
-    assert encoder.provenance.pooling == "input of classifier.first and classifier.second, pooled"
+    assert encoder.provenance.describe() == "input of classifier.first and classifier.second, pooled"
     with torch.no_grad():
         torch.testing.assert_close(head.module(encoder.latents(batch)), model(**batch).logits)
 
@@ -103,7 +103,7 @@ def test_a_classifier_of_two_heads_is_cut_at_both_in_any_precision(dtype: torch.
     config = DeiTConfig(**pico.IMAGE["ViT"], id2label=pico.LABELS)
     model = grown(DeiTForImageClassificationWithTeacher(config)).to(dtype)
     encoder, head = split_classifier(model, pico.image_processor())
-    assert encoder.provenance.pooling == "input of cls_classifier and distillation_classifier, pooled"
+    assert encoder.provenance.describe() == "input of cls_classifier and distillation_classifier, pooled"
     batch = preprocess(model, pico.image_processor(), inputs("ViT"))
     with torch.no_grad():
         own = model(**batch).logits

@@ -196,9 +196,9 @@ def test_the_first_layout_is_read_as_they_read_it(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "2_Dense" / "model.safetensors")
     encoder = Encoder.from_pretrained(place)
     torch.testing.assert_close(encoder.encode(INPUTS, progress=False), theirs(place))
-    assert encoder.provenance.pooling == "mean, linear, tanh, normalize"
+    assert encoder.provenance.describe() == "mean, linear, tanh, normalize"
     alone = Encoder.from_pretrained(place, pooling="mean")
-    assert (alone.provenance.pooling, len(alone.after_pooling)) == ("mean", 0)
+    assert (alone.provenance.describe(), len(alone.after_pooling)) == ("mean", 0)
     save_file(weights | {"linear.bias": torch.zeros(4)}, tmp_path / "2_Dense" / "model.safetensors")
     assert "revision" in Encoder.from_pretrained(place).provenance.difference(encoder.provenance)
 

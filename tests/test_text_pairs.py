@@ -403,7 +403,7 @@ def test_a_suite_measures_pairs(source_folder: str, target_folder: str, tmp_path
     assert results["failures"] == []
     (raw,) = results["raw_inputs"]
     assert raw["accuracy"] == raw["accuracy_from_latents"]
-    assert results["data"]["salad"]["encoders"]["source"]["pooling"] == "mean, composed pairs"
+    assert results["data"]["salad"]["encoders"]["source"]["pairs"] == "compose"
     file.write_text(content.replace("text_pairs: {text:", "text_pairs: {txt:"))
     with pytest.raises(StitchError, match=r"line 7: 'salad' has no input 'txt' with the first texts: text"):
         run_suite(file, tmp_path / "other", progress=False)

@@ -61,7 +61,7 @@ class Stitched:
         Raises:
             StitchError: no space comes from that encoder.
         """
-        source = Provenance(**self.config.source)
+        source = Provenance.from_dict(self.config.source)
         apart = {name: source.difference(space.provenance) for name, space in spaces.items()}
         if found := [name for name, difference in apart.items() if not difference]:
             return found

@@ -296,7 +296,7 @@ class Bench:
         }
 
     def _about(self, rows: Rows) -> dict[str, Any]:
-        encoders = {one: asdict(self.spaces[rows.name, one].provenance) for one in self.suite.encoders_of(rows.name)}
+        encoders = {one: self.spaces[rows.name, one].provenance.to_dict() for one in self.suite.encoders_of(rows.name)}
         return {
             "revision": rows.revision,
             "classes": rows.classes,

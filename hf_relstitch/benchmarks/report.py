@@ -7,6 +7,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.hub.files import atomic_write, check_format, read_json
 
 FORMAT_VERSION = 1
@@ -220,7 +221,7 @@ def _data_table(data: Mapping[str, Any]) -> str:
             one,
             of["model_id"],
             f"`{of['revision'][:20]}`",
-            of["pooling"],
+            Provenance.from_dict(of).describe(),
             f"{about['head_rows']} / {about['test_rows']}",
         ]
         for name, about in data.items()

@@ -32,8 +32,8 @@ from hf_relstitch.hub.repo import locate, push_folder
 from hf_relstitch.model.anchors import MIN_ANCHORS, AnchorSet
 from hf_relstitch.version import __version__
 
-FORMAT_VERSION = 2
-"""Format 1 had other names of settings."""
+FORMAT_VERSION = 3
+"""Format 1 had other names of settings; 1 and 2 had the pooling of a provenance as one text."""
 KIND = "search_translation"
 TRANSLATION_FILE = TRANSLATION.last
 """The translation's file in a folder or repo."""
@@ -295,7 +295,7 @@ class SearchTranslation(nn.Module):
                 row_norm=content.get("row_norm"),
                 metric=content.get("metric", "cosine"),  # which files of before had not
                 report=content["report"],
-                **{side: Provenance(**content[side]) for side in ("source", "target") if content.get(side)},
+                **{side: Provenance.from_dict(content[side]) for side in ("source", "target") if content.get(side)},
             )
 
 

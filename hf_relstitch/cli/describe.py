@@ -1,6 +1,5 @@
 """What a stitched model or an anchor set is, read from its files: sizes, provenance, conditioning."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def _describe_anchors(anchors: AnchorSet) -> dict[str, Any]:
         "num_anchors": len(anchors),
         "inputs": anchors.inputs,
         "keyed": anchors.key is not None,
-        "provenance": asdict(anchors.provenance),
+        "provenance": anchors.provenance.to_dict(),
         "conditioning": describe_frame(Frame.from_anchors(anchors.latents)),
     }
 

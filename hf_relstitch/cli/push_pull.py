@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -154,5 +153,6 @@ def find(place: str) -> list[dict[str, Any]]:
         except StitchError as error:  # anyone can give a repo the tag
             logger.warning(f"{repo_id} is left out: {error}")
             continue
-        rows.append({"repo": repo_id, "anchors": len(found), "dim": found.dim, **asdict(found.provenance)})
+        origin = {**found.provenance.to_dict(), "pooling": found.provenance.describe()}
+        rows.append({"repo": repo_id, "anchors": len(found), "dim": found.dim, **origin})
     return rows

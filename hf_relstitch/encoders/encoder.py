@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import check_pairs, inputs_at, probe_inputs, row_names
-from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.data.provenance import Cut, Provenance
 from hf_relstitch.data.words import Word
 from hf_relstitch.encoders.devices import fingerprint, gather, placement, prefetched
 from hf_relstitch.encoders.dual_encoders import FEATURES, LEFT_OUT, features, keep_side, leave_out
@@ -81,7 +81,7 @@ class Encoder:
         *,
         pooling: str = "auto",
         after_pooling: nn.Module | None = None,
-        cut: str | None = None,
+        cut: Cut | None = None,
         batching: str | None = None,
         pairs: str | None = None,
         model_id: str | None = None,
@@ -118,7 +118,9 @@ class Encoder:
         self.provenance = Provenance(
             model_id=name,
             revision=revision or fingerprint(model, self.after_pooling),
-            pooling=cut or ", ".join([self.pooling, *layers]),
+            pooling=self.pooling,
+            after_pooling=tuple(layers),
+            cut=cut,
             license=license,
             prompt=prompt,
         )
@@ -127,7 +129,7 @@ class Encoder:
 
     def __repr__(self) -> str:
         made_by = self.provenance
-        return f"{type(self).__name__}({made_by.model_id!r}, {made_by.pooling!r}, {self.modality}, {self.batching})"
+        return f"{type(self).__name__}({made_by.model_id!r}, {made_by.describe()!r}, {self.modality}, {self.batching})"
 
     def _read_pairs(self, how: str) -> None:
         """Set how pairs of texts are read.
@@ -144,7 +146,7 @@ class Encoder:
         self.pairs = how
         if how == "compose":
             self.layout = PairLayout.from_tokenizer(self.processor)
-            self.provenance = replace(self.provenance, pooling=f"{self.provenance.pooling}, composed pairs")
+            self.provenance = replace(self.provenance, pairs="compose")
 
     def ways_to_read_pairs(self) -> list["Encoder"]:
         """Return the encoder with each way in which it can read pairs of texts; alone, if its way is set.

@@ -18,7 +18,7 @@ from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.hub.files import LOCK, read_tensors, run_lock, write_tensors
 from hf_relstitch.hub.processes import accelerate_state
 
-KIND, FORMAT_VERSION = "kept_latents", 1
+KIND, FORMAT_VERSION = "kept_latents", 2
 BATCHES = 16
 """Batches of a model here that are kept together, so that it can sort their inputs by length; of a callable one."""
 
@@ -88,7 +88,7 @@ class KeptLatents:
         kept: dict[int, Tensor] = {}
         for file in sorted(self.folder.glob("*.safetensors")):
             tensors, content = read_tensors(file, kind=KIND, supported=FORMAT_VERSION, otherwise="holds other tensors")
-            if not self.provenance.difference(Provenance(**content)):
+            if not self.provenance.difference(Provenance.from_dict(content)):
                 kept |= zip(tensors["ids"].tolist(), tensors["latents"], strict=True)
         return kept
 

@@ -1,5 +1,6 @@
 """ONNX files as encoders, run by onnxruntime (an extra)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +104,18 @@ def onnx_encoder(
     prompts, default = read_prompts(repo) if modules is not None else ({}, None)
     if default is not None:
         processor = prepend_prompt(processor, prompts[default])
-    return Encoder(
+    encoder = Encoder(
         model,
         processor,
         pooling=chosen,
         after_pooling=modules.after_pooling if modules else None,
-        cut=None if output is None else f"{chosen} of {output}",
         model_id=model_id or (repo.name if file.stem == "model" else file.stem),
         revision=repo.commit or checksum(file),
         license=license or repo.license(),
         prompt=prompts[default] if default is not None else None,
     )
+    encoder.provenance = replace(encoder.provenance, output=output)
+    return encoder
 
 
 def _file_of(repo: Repo) -> Path:

@@ -23,8 +23,6 @@ from hf_relstitch.layers import (
 )
 
 QUANTISED_HEAD = ", and this one is quantised: leave it out, by llm_int8_skip_modules or modules_to_not_convert"
-THEN = " then "
-"""Between the names of what a chain is made of, where a provenance writes them down."""
 FACTORS = (1.0, -4.0, 20.0)
 """What latents of the probe are multiplied with."""
 

@@ -1,6 +1,5 @@
 """Loading classifiers and splitting them, at the input of their last linear layer, into encoder and head."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +19,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATIO
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import inputs_at, probe_inputs
-from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.data.provenance import Cut, Provenance
 from hf_relstitch.data.words import are_texts
 from hf_relstitch.encoders.encoder import Encoder, processor_beside, to_encoder
 from hf_relstitch.encoders.padding import choose_batching
 from hf_relstitch.encoders.pooling import mean_of_tokens
 from hf_relstitch.encoders.processors import load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
-from hf_relstitch.heads.cutting import BY_HAND, THEN, Body, find_chain, find_cut, folded, logits_of
+from hf_relstitch.heads.cutting import BY_HAND, Body, find_chain, find_cut, folded, logits_of
 from hf_relstitch.heads.head import SETFIT_HEAD, Head, class_names
 from hf_relstitch.hub.files import weight_map
 from hf_relstitch.hub.repo import Repo, hub_options, is_commit, locate
@@ -73,21 +72,20 @@ def load_head(provenance: Provenance, **options: Any) -> Head:
     Raises:
         StitchError: the anchors were not cut from a classifier on the Hub, or it is gone.
     """
-    cut_at = re.fullmatch(r"input of (\S+(?: (?:and|then) \S+)*), \w+", provenance.pooling)
-    if cut_at is None or not is_commit(provenance.revision):
+    cut = provenance.cut
+    if cut is None or not is_commit(provenance.revision):
         raise StitchError(
-            f"the target anchors come from {provenance.model_id} ({provenance.pooling}), which is no classifier on "
+            f"the target anchors come from {provenance.model_id} ({provenance.describe()}), which is no classifier on "
             "the Hub that its head could be read from: give the head"
         )
     repo = locate(provenance.model_id, revision=provenance.revision, **options)
     if repo.commit != provenance.revision:
         raise StitchError(f"{repo.name} is a folder here, and the anchors are of the Hub's model: give the head")
-    if THEN in cut_at[1]:
-        names = cut_at[1].split(THEN)
-        layers = [built_activation(one) if one in ACTIVATIONS else _read_linear(repo, one) for one in names]
-        module: nn.Module = nn.Sequential(*layers)
+    if len(cut.layers) == 1 or cut.averaged:
+        module: nn.Module = folded([_read_linear(repo, name) for name in cut.layers])
     else:
-        module = folded([_read_linear(repo, name) for name in cut_at[1].split(" and ")])
+        layers = [built_activation(name) if name in ACTIVATIONS else _read_linear(repo, name) for name in cut.layers]
+        module = nn.Sequential(*layers)
     config = repo.config()
     return head_of(module.requires_grad_(False), config, provenance)
 
@@ -256,15 +254,14 @@ def split_classifier(
     head: nn.Module
     if at is None:
         layers, rows = find_cut(model, probe)
-        named, head = " and ".join(layers), folded([model.get_submodule(name) for name in layers])
+        head = folded([model.get_submodule(name) for name in layers])
     else:
         layers, rows, head = find_chain(model, at, probe)
-        named = THEN.join(layers)
     encoder = Encoder(
         Body(model, layers=layers if at is None else layers[:1], rows=rows),
         processor,
         pooling="tokens" if rows == "each" else "none",
-        cut=f"input of {named}, {rows}",
+        cut=Cut(tuple(layers), rows, averaged=at is None and len(layers) > 1),
         batching=batching,
         model_id=repo.name if repo else type(model).__name__,
         revision=repo.commit if repo else None,

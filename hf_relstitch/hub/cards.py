@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from yaml import safe_dump
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.hub.card_edits import Generated
 from hf_relstitch.hub.files import FACTS, RESULTS_NAME
 from hf_relstitch.hub.repo import is_commit
@@ -240,17 +241,20 @@ class Base:
 
     name: str
     on_hub: bool
-    revision: str
-    pooling: str
     data: str | None
-    license: str | None
-    prompt: str | None = None
+    origin: Provenance
 
     @property
     def link(self) -> str:
         """Return the name, linked to the Hub's model if there is one."""
-        shown = _inline(self.name)
-        return f"[{shown}](https://huggingface.co/{self.name}/tree/{self.revision})" if self.on_hub else shown
+        shown, revision = _inline(self.name), self.origin.revision
+        return f"[{shown}](https://huggingface.co/{self.name}/tree/{revision})" if self.on_hub else shown
+
+    @property
+    def pooling(self) -> str:
+        """Describe how the model's output becomes a latent."""
+        prompted = f", after the prompt {_inline(self.origin.prompt)}" if self.origin.prompt else ""
+        return f"{_inline(self.origin.describe())}{prompted}"
 
     @property
     def data_link(self) -> str:
@@ -261,30 +265,34 @@ class Base:
 
     @property
     def arguments(self) -> str:
-        """Write name, revision and an earlier cut as Python arguments; only the Hub has revisions."""
-        given = f"{self.name!r}, revision={self.revision!r}" if self.on_hub else repr(self.name)
-        earlier = re.match(r"input of (\S+) then ", self.pooling)
-        prompted = f"{given}, prompt={self.prompt!r}" if self.prompt else given
-        return f"{prompted}, cut={earlier[1]!r}" if earlier else prompted
+        """Write what loads the model as Python arguments; only the Hub has revisions."""
+        origin, cut = self.origin, self.origin.cut
+        is_early = cut is not None and len(cut.layers) > 1 and not cut.averaged
+        named = {
+            "revision": origin.revision if self.on_hub else None,
+            "prompt": origin.prompt,
+            "pairs": origin.pairs,
+            "cut": cut.layers[0] if cut is not None and is_early else None,
+            # the repo's own layers are read if no pooling is named
+            "pooling": None if cut or origin.after_pooling else origin.pooling,
+        }
+        return ", ".join([repr(self.name), *(f"{name}={value!r}" for name, value in named.items() if value)])
 
     @property
     def call(self) -> str:
         """Write the call that loads the encoder of the latents, or cuts it from a classifier."""
-        if self.pooling.startswith("input of "):
+        if self.origin.cut:
             return f"load_classifier({self.arguments})[0]"
-        if ", " in self.pooling:  # the repo's own modules, which are read without being named
-            return f"Encoder.from_pretrained({self.arguments})"
-        return f"Encoder.from_pretrained({self.arguments}, pooling={self.pooling!r})"
+        return f"Encoder.from_pretrained({self.arguments})"
 
     @classmethod
     def from_provenance(cls, provenance: Mapping[str, Any]) -> "Base":
-        """Read the fields of a `Provenance`."""
-        model_id, revision = str(provenance.get("model_id", "")), str(provenance.get("revision", ""))
+        """Read the fields of a `Provenance`; those that are missing are empty."""
+        origin = Provenance.from_dict({"model_id": "", "revision": "", "pooling": ""} | dict(provenance))
+        model_id, revision = origin.model_id, origin.revision
         on_hub = is_commit(revision) and re.fullmatch(f"({NAMESPACE})?{NAME}", model_id) is not None
         name = model_id if on_hub else " ".join(PureWindowsPath(model_id).name.split()) or "an unnamed model"
-        data = provenance.get("data") and _public_data_name(provenance["data"])
-        prompt, pooling = provenance.get("prompt"), str(provenance.get("pooling", ""))
-        return cls(name, on_hub, revision, pooling, data, provenance.get("license"), prompt)
+        return cls(name, on_hub, origin.data and _public_data_name(origin.data), origin)
 
 
 def dataset_id(data: str | None) -> str | None:
@@ -309,8 +317,8 @@ def _public_data_name(data: str) -> str:
 
 def _licensing(bases: list[Base]) -> tuple[dict[str, Any], str]:
     """The licence's metadata keys, and the note that says where it comes from."""
-    unknown = dict.fromkeys(_inline(base.name) for base in bases if base.license is None)
-    licenses = sorted({base.license for base in bases if base.license is not None})
+    unknown = dict.fromkeys(_inline(base.name) for base in bases if base.origin.license is None)
+    licenses = sorted({base.origin.license for base in bases if base.origin.license is not None})
     if unknown:
         who = " and of ".join(unknown)
         return {}, f"**The licence of {who} is not known.** Find out what it allows before you use or share this."

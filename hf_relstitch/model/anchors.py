@@ -41,10 +41,11 @@ from hf_relstitch.hub.repo import find_tagged, locate, push_folder
 from hf_relstitch.version import __version__
 
 MIN_ANCHORS = 32
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Format 1 had the pooling of its provenance as one text."""
 ANCHOR_CONFIG = ANCHOR_SET.last
 LATENTS_NAME = "anchors.safetensors"
-RELATIVE_FORMAT_VERSION = 2
+RELATIVE_FORMAT_VERSION = 3
 KIND = "relative_latents"
 
 
@@ -83,7 +84,7 @@ class RelativeLatents:
             )
             settings, target = (
                 TranslationSettings(**rename_settings(content["settings"])),
-                Provenance(**content["target"]),
+                Provenance.from_dict(content["target"]),
             )
             return cls(tensors["values"], tensors["ids"], settings, target)
 
@@ -390,7 +391,7 @@ class AnchorSet:
         with wrap_errors(f"{folder} is not a whole anchor set", "save or download it again"):
             verify_checksum(files[LATENTS_NAME], config["checksums"][LATENTS_NAME])
             tensors = load_file(files[LATENTS_NAME])
-            provenance = Provenance(**config["provenance"])
+            provenance = Provenance.from_dict(config["provenance"])
             fingerprints = {"inputs": config.get("inputs", ""), "key": config.get("key")}
             return cls(tensors["latents"], tensors["ids"], provenance, **fingerprints, groups=tensors.get("groups"))
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import probe_inputs
+from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.onnx_encoder import INSTALL_ONNX
 from hf_relstitch.encoders.padding import BATCHINGS
@@ -40,8 +41,9 @@ def plain_classifier(model: RelativeStitcher) -> PreTrainedModel:
     """
     _check_padding(model, "a plain classifier")
     if model.config.after_pooling:
+        made_by = Provenance.from_dict(model.config.source).describe()
         raise StitchError(
-            f"the source's latents are made by {model.config.source['pooling']}, which no plain classifier does: save "
+            f"the source's latents are made by {made_by}, which no plain classifier does: save "
             "the stitched model itself, or export it to ONNX"
         )
     _, dtype = placement(model.encoder)

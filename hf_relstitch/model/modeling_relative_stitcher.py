@@ -274,7 +274,7 @@ class RelativeStitcher(PreTrainedModel):
             model.config.report = model.check(inputs).to_dict()
         model.config.call = write_call(
             "from_parts",
-            Provenance(**model.config.source),
+            Provenance.from_dict(model.config.source),
             head,
             settings=model.config.translation_settings,
             prefer=(model.config.selection or {}).get("prefer"),
@@ -530,7 +530,7 @@ class RelativeStitcher(PreTrainedModel):
             target_anchors=self.anchors.target,
             settings=self.config.translation_settings,
         )
-        target = Provenance(**self.config.target)
+        target = Provenance.from_dict(self.config.target)
         return RelativeLatents(values.float().cpu(), self.anchors.ids.cpu(), self.config.translation_settings, target)
 
     def check(self, inputs: Sequence[Any]) -> Report:

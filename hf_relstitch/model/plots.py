@@ -43,7 +43,7 @@ def stitch_parts(config: RelativeStitcherConfig, anchors: AnchorPair, head: Head
     settings = asdict(config.translation_settings)
     if config.selection is not None:
         settings = {name: settings[name] for name in FREE} | {"prefer": config.selection["prefer"]}
-    origins = Provenance(**config.source), Provenance(**config.target)
+    origins = Provenance.from_dict(config.source), Provenance.from_dict(config.target)
     ids = anchors.ids.cpu()
     groups = (ids_of_texts(ids) if config.by_token else ids).unique(return_inverse=True)[1]
     order = torch.randperm(int(groups.max()) + 1, generator=torch.Generator().manual_seed(0))

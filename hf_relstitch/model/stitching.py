@@ -393,14 +393,14 @@ def write_call(
     values = asdict(settings) if prefer is None else {"prefer": prefer, "norm": settings.norm, "seed": settings.seed}
     cut = head.provenance if isinstance(head, Head) else None
     code = {
-        "source": Base.from_provenance(asdict(source)).call,
-        "target": target and ("target" if cut else Base.from_provenance(asdict(target)).call),
+        "source": Base.from_provenance(source.to_dict()).call,
+        "target": target and ("target" if cut else Base.from_provenance(target.to_dict()).call),
         **arguments,
         "head": None if head is None else "head",
         **{name: repr(value) for name, value in values.items()},
     }
     given = [f"    {name}={value}," for name, value in code.items() if value is not None]
-    loaded = [f"target, head = load_classifier({Base.from_provenance(asdict(cut)).arguments})"] if cut else []
+    loaded = [f"target, head = load_classifier({Base.from_provenance(cut.to_dict()).arguments})"] if cut else []
     return "\n".join([*loaded, f"RelativeStitcher.{method}(", *given, ")"])
 
 
