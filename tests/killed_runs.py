@@ -1,10 +1,11 @@
 """Kill saves and runs, and look at what is left: `python tests/killed_runs.py COUNT [KIND …]`.
 
 Kills at every step, or, with a COUNT above 0, so many times at random. Prints counts as JSON. Forked children do the
-work and read what is left, so that each run takes milliseconds, and the stores, whose threads no fork survives, begin
-in a child each time.
+work and read what is left, so that each run takes milliseconds. All that they import is imported here; nothing of it is
+used here, since no thread survives a fork.
 """
 
+import importlib
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -37,6 +39,8 @@ from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import run_suite
 from hf_relstitch.bulk import SearchTranslation, translate_files, translation_between
 
+LATE = ("chromadb", "faiss", "lancedb", "qdrant_client", "qdrant_client.local.qdrant_local", "sentence_transformers")
+"""What the package and the moves import when they need it."""
 STEPS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.copyfile", "open"}
 """What Python reports before it does it; each is a moment to be killed at."""
 
@@ -266,15 +270,19 @@ def main(kinds: list[str], random_kills: int) -> dict[str, Counter[str]]:
     generator = random.Random(0)
     with tempfile.TemporaryDirectory() as temporary:
         every = works(Path(temporary))
+        with warnings.catch_warnings(action="ignore"):
+            for name in LATE:
+                importlib.import_module(name)
         for kind in kinds or every:
             work, counts[kind] = every[kind], Counter()
             base = Path(temporary, kind.replace(" ", "-"))
+            before = base / "before" / "out"
+            before.parent.mkdir(parents=True)
+            apart(lambda before=before, work=work: work.before(before))
 
-            def begin(number: int, base: Path = base, work: Work = work) -> Path:
-                place = base / str(number) / "out"
-                place.parent.mkdir(parents=True)
-                apart(lambda: work.before(place))
-                return place
+            def begin(number: int, base: Path = base, before: Path = before) -> Path:
+                shutil.copytree(before.parent, base / str(number))
+                return base / str(number) / "out"
 
             place = begin(0)
             old = apart(lambda place=place, work=work: work.read(place)) if place.exists() else None

@@ -173,9 +173,7 @@ def _train(pairs: Sequence[Pair], labels: Sequence[int], *, classes: Sequence[st
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(batches)).tolist():
             hidden, mask = known[batch]
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model.classifier(encoder(hidden, mask)[0])
-            loss = loss_of(logits.float(), goal[batches[batch]])
+            loss = loss_of(model.classifier(encoder(hidden, mask)[0]), goal[batches[batch]])
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -190,6 +188,4 @@ def _frozen_part(model: PreTrainedModel, tokenizer: Any, pairs: Sequence[Pair]) 
     """Hidden states `(n, t, d)` of pairs after the frozen layers, and what is added to the attention to padding."""
     texts = [[pair[key] for pair in pairs] for key in ("text", "text_pair")]
     tokens = tokenizer(*texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.mpnet(**tokens).last_hidden_state
-    return hidden.float(), (1.0 - tokens["attention_mask"][:, None, None, :]) * -1e4
+    return model.mpnet(**tokens).last_hidden_state, (1.0 - tokens["attention_mask"][:, None, None, :]) * -1e4

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import TEXT_PAIR, are_text_pairs
+from hf_relstitch.data.modality import MODALITIES
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head
-from hf_relstitch.hub.cards import TASKS
 from hf_relstitch.metrics import Accuracy
 from hf_relstitch.model.anchors import AnchorSet
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
@@ -51,7 +51,7 @@ def _evaluate_model(
     processor = {"tokenizer": model.processor} if modality == "text" else {"feature_extractor": model.processor}
     if text_pair is not None:
         processor["second_input_column"] = text_pair
-    return evaluator(TASKS[modality]).compute(
+    return evaluator(MODALITIES[modality].task).compute(
         model_or_pipeline=model,
         data=data,
         metric=metric,

@@ -16,8 +16,9 @@ from hf_relstitch.benchmarks.report import read_results
 from hf_relstitch.benchmarks.scores import own_scores
 from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.modality import MODALITIES
 from hf_relstitch.data.provenance import Provenance
-from hf_relstitch.hub.cards import TASKS, write_card
+from hf_relstitch.hub.cards import write_card
 from hf_relstitch.hub.files import RESULTS_NAME, check_yaml, read_json, write_json
 from hf_relstitch.hub.repo import Repo, head_of, hub_errors, locate, push_folder
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
@@ -152,7 +153,7 @@ def _entries(measured: Mapping[str, Any], results: Mapping[str, Any], *, modalit
     spec, revision = results["suite"]["data"][measured["data"]], results["data"][measured["data"]]["revision"]
     split = spec["test_split"] or spec["split"]
     shared = {
-        "task_type": TASKS[modality],
+        "task_type": MODALITIES[modality].task,
         "dataset_name": spec["path"] if revision else measured["data"],
         "dataset_id": spec["path"] if revision else None,
         "config": spec["config"],

@@ -7,15 +7,13 @@ from transformers import Pipeline, pipeline
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import TEXT_PAIR, check_kinds, check_pairs, is_text_pair, is_url, load_audio, load_image
+from hf_relstitch.data.modality import MODALITIES, WORDS_TASK
 from hf_relstitch.data.reading import STDIN, is_here, names_file, read_inputs
 from hf_relstitch.data.words import entity_spans, has_entities
-from hf_relstitch.hub.cards import TASKS, WORDS_TASK
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
 FUNCTIONS = {"multi_label_classification": ("sigmoid", "none"), "regression": ("none",)}
 """What a pipeline may make of the logits of a kind of head; the first is what it makes of them by itself."""
-PROCESSORS = {"text": "tokenizer", "image": "image_processor", "audio": "feature_extractor"}
-"""What a pipeline calls the processor of a modality."""
 
 
 def classifier(
@@ -39,7 +37,7 @@ def classifier(
         )
     given = {"function_to_apply": function_to_apply, "device": device}
     options = {name: value for name, value in given.items() if value is not None}
-    return pipeline(config.task, model=loaded, **{PROCESSORS[config.modality]: loaded.processor}, **options)
+    return pipeline(config.task, model=loaded, **{MODALITIES[config.modality].processor: loaded.processor}, **options)
 
 
 def predict(
@@ -70,7 +68,7 @@ def predict(
     check_pairs(inputs, pairs=classify.model.config.pairs is not None)
     if classify.task == WORDS_TASK:
         return [row for text in inputs for row in _label(classify.model, text)]
-    options = {"truncation": True} if classify.task == TASKS["text"] else {}
+    options = {"truncation": True} if classify.task == MODALITIES["text"].task else {}
     given: Any = inputs
     if modality == "image":
         given = (load_image(one) for one in inputs)

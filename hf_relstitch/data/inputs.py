@@ -13,16 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
-
-INPUTS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "text": ("texts", (str,)),
-    "image": ("PIL images or Paths or URLs of images", (Image.Image, Path)),
-    "audio": (
-        "numpy arrays of sound, dicts of an array and its sampling_rate, or Paths or URLs of sound files",
-        (np.ndarray, dict, Path),
-    ),
-}
-
+from hf_relstitch.data.modality import MODALITIES
 
 TEXT_PAIR = ("text", "text_pair")
 """The keys of a pair of texts that is one input, by transformers' own names."""
@@ -175,7 +166,8 @@ def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "mode
         StitchError: an input is of another kind.
     """
     check_filled(inputs, what=f"the {who}'s inputs are")
-    expected, kinds = INPUTS.get(modality or "", ("anything", (object,)))
+    taken = MODALITIES.get(modality or "")
+    expected, kinds = (taken.inputs, taken.types) if taken else ("anything", (object,))
     if modality in (None, "text") and are_text_pairs(inputs):
         return
     urls = modality in ("image", "audio")
@@ -187,7 +179,7 @@ def check_kinds(inputs: Sequence[Any], *, modality: str | None, who: str = "mode
     if strange:
         names = sorted({"pair of texts" if is_text_pair(one) else type(one).__name__ for one in strange.values()})
         came = " or ".join(f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}" for name in names)
-        known = tuple(kind for _, kinds in INPUTS.values() for kind in kinds)
+        known = tuple(kind for each in MODALITIES.values() for kind in each.types)
         anchors = who != "model" and any(isinstance(one, known) for one in strange.values())
         pairs = "; anchors of two kinds are pairs, (what the source takes, what the target takes)" if anchors else ""
         raise StitchError(

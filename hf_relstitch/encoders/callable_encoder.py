@@ -14,9 +14,9 @@ from transformers.utils import logging
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import check_some, row_names
 from hf_relstitch.data.latents import as_tensor
+from hf_relstitch.data.modality import MODALITIES
 from hf_relstitch.data.provenance import NOT_KNOWN, Provenance
 from hf_relstitch.encoders.encoder import Encoder
-from hf_relstitch.encoders.processors import LOADERS
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
@@ -145,8 +145,8 @@ class CallableEncoder(Encoder):
         Raises:
             StitchError: an unknown modality.
         """
-        if modality not in LOADERS:
-            raise StitchError(f"modality is {modality!r}: expected one of {', '.join(LOADERS)}")
+        if modality not in MODALITIES:
+            raise StitchError(f"modality is {modality!r}: expected one of {', '.join(MODALITIES)}")
         self.model = self.function = Function(function, retries=retries)
         self.processor = None
         self.modality = modality

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import check_pairs, inputs_at, probe_inputs, row_names
+from hf_relstitch.data.modality import BY_TENSOR
 from hf_relstitch.data.provenance import Cut, Provenance
 from hf_relstitch.data.words import Word
 from hf_relstitch.encoders.devices import fingerprint, gather, placement, prefetched
@@ -25,7 +26,6 @@ from hf_relstitch.encoders.padding import choose_batching, unpadded
 from hf_relstitch.encoders.pairs import PAIRS, PairLayout, compose
 from hf_relstitch.encoders.pooling import pool, resolve_pooling, token_mask
 from hf_relstitch.encoders.processors import (
-    MODALITIES,
     PIXELS_AS_TOKENS,
     batch_rows,
     check_vocabulary,
@@ -493,7 +493,7 @@ def modality_at(source: str | Path | Encoder) -> str | None:
     _check_encodes(repo, config)
     if config.model_type in PIXELS_AS_TOKENS:
         return "image"
-    return MODALITIES.get(getattr(MODEL_MAPPING[type(config)], "main_input_name", ""))
+    return BY_TENSOR.get(getattr(MODEL_MAPPING[type(config)], "main_input_name", ""))
 
 
 def _lacks_decoder(model: Any, missing: Collection[str]) -> bool:

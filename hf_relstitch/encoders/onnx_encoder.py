@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.modality import BY_TENSOR
 from hf_relstitch.encoders.encoder import Encoder
-from hf_relstitch.encoders.processors import MODALITIES, load_processor
+from hf_relstitch.encoders.processors import load_processor
 from hf_relstitch.encoders.sentence_transformers_repo import (
     SentenceModules,
     prepend_prompt,
@@ -38,7 +39,7 @@ class OnnxModel(nn.Module):
         self.session = session
         self.output = output
         self.register_buffer("place", torch.empty(0), persistent=False)  # the device that outputs are wanted on
-        self.main_input_name = next((one.name for one in session.get_inputs() if one.name in MODALITIES), None)
+        self.main_input_name = next((one.name for one in session.get_inputs() if one.name in BY_TENSOR), None)
 
     def forward(self, **batch: Tensor) -> Tensor | BaseModelOutput:
         """Return the output: vectors `(n, d)`, or hidden states `(n, t, d)` to pool.
@@ -90,9 +91,9 @@ def onnx_encoder(
     model = OnnxModel(session, output=name)
     if processor is None:
         if model.main_input_name is None:
-            raise StitchError(f"{repo.name} takes none of {', '.join(MODALITIES)}: give the processor")
+            raise StitchError(f"{repo.name} takes none of {', '.join(BY_TENSOR)}: give the processor")
         try:
-            processor = load_processor(repo, modality=MODALITIES[model.main_input_name])
+            processor = load_processor(repo, modality=BY_TENSOR[model.main_input_name])
         except (OSError, ValueError) as error:
             raise StitchError(
                 f"{repo.name} holds no processor that can be loaded: give processor= ({error})"

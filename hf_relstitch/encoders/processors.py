@@ -7,14 +7,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.image_processing_base import ImageProcessingMixin
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import (
-    INPUTS,
     TEXT_PAIR,
     are_text_pairs,
     check_kinds,
@@ -25,15 +25,14 @@ from hf_relstitch.data.inputs import (
     load_audio,
     load_image,
 )
+from hf_relstitch.data.modality import BY_TENSOR, MODALITIES
 from hf_relstitch.encoders.devices import on_device, placement
 from hf_relstitch.encoders.sentence_transformers_repo import SentenceModules
 from hf_relstitch.hub.files import read_json
 from hf_relstitch.hub.repo import Repo
 
-MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
 PIXELS_AS_TOKENS = ("imagegpt",)
 """Whose main input is `input_ids` that an image processor makes."""
-LOADERS = {"text": AutoTokenizer, "image": AutoImageProcessor, "audio": AutoFeatureExtractor}
 TOKENIZER = "tokenizer.json"
 MOST_GROWTH = 1_000
 KINDS = {"text": PreTrainedTokenizerBase, "image": ImageProcessingMixin, "audio": SequenceFeatureExtractor}
@@ -48,7 +47,7 @@ def load_processor(repo: Repo, *, modality: str) -> Any:
     if modality == "text":
         check_growth(repo.file(TOKENIZER))
     try:
-        processor = LOADERS[modality].from_pretrained(repo.place, **repo.loading)
+        processor = getattr(transformers, MODALITIES[modality].loader).from_pretrained(repo.place, **repo.loading)
     except Exception as error:  # whatever transformers raises for a file that is missing or damaged
         files = "" if modality != "text" or repo.file(TOKENIZER) else f"it has no {TOKENIZER}; "
         raise StitchError(
@@ -203,11 +202,11 @@ def main_modality(model: nn.Module) -> str:
     if getattr(getattr(model, "config", None), "model_type", None) in PIXELS_AS_TOKENS:
         return "image"
     name = getattr(model, "main_input_name", None)
-    if name not in MODALITIES:
+    if name not in BY_TENSOR:
         raise StitchError(
-            f"{type(model).__name__} takes {name}: supported are {', '.join(MODALITIES)} (text, image and audio models)"
+            f"{type(model).__name__} takes {name}: supported are {', '.join(BY_TENSOR)} (text, image and audio models)"
         )
-    return MODALITIES[name]
+    return BY_TENSOR[name]
 
 
 def modality_of(processor: Any) -> str:
@@ -278,9 +277,10 @@ def check_inputs(given: Collection[str], *, modality: str) -> None:
     Raises:
         StitchError: the main input of this modality is missing, or another modality's is present.
     """
-    main = {name for name in given if name in MODALITIES}
-    if not main or any(MODALITIES.get(name, modality) != modality for name in main):
+    main = {name for name in given if name in BY_TENSOR}
+    if not main or any(BY_TENSOR.get(name, modality) != modality for name in main):
         raise StitchError(
-            f"the model takes {INPUTS[modality][0]}, and what came is {', '.join(sorted(main or given)) or 'nothing'}: "
-            "make its inputs with model.processor, and use the pipeline of its modality"
+            f"the model takes {MODALITIES[modality].inputs}, and what came is "
+            f"{', '.join(sorted(main or given)) or 'nothing'}: make its inputs with model.processor, and use the "
+            "pipeline of its modality"
         )

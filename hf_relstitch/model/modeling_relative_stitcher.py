@@ -36,6 +36,7 @@ from hf_relstitch.data.inputs import (
     side_of,
     sides_of,
 )
+from hf_relstitch.data.modality import MODALITIES
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.data.report import Report
 from hf_relstitch.data.words import Word
@@ -44,7 +45,7 @@ from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.dual_encoders import as_configured
 from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_inputs, in_order, modality_at, to_encoder
 from hf_relstitch.encoders.pairs import describe_pairs
-from hf_relstitch.encoders.processors import LOADERS, PIXELS_AS_TOKENS, TOKENIZER, check_growth, check_inputs
+from hf_relstitch.encoders.processors import PIXELS_AS_TOKENS, TOKENIZER, check_growth, check_inputs
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.encoders.words import find_words
 from hf_relstitch.heads.head import Head
@@ -652,7 +653,7 @@ class RelativeStitcher(PreTrainedModel):
                     f"the source, {self.config.source['model_id']}, is a callable without a processor: give raw inputs "
                     "to model.predict, or latents to model.classify"
                 )
-            load = LOADERS[self.config.modality].from_pretrained
+            load = getattr(transformers, MODALITIES[self.config.modality].loader).from_pretrained
             check_growth(Path(self._processor_folder, TOKENIZER))
             with wrap_errors(f"the processor in {self._processor_folder} cannot be loaded"):
                 self._processor = load(self._processor_folder, trust_remote_code=False)

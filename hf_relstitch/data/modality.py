@@ -1,0 +1,52 @@
+"""The kinds of input that encoders take: a row of `MODALITIES` each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Modality:
+    """Describe one kind of input, by the names that transformers has for it.
+
+    Attributes:
+        inputs: what people give, in words.
+        types: the types of what they give.
+        tensors: the names of a model's main input.
+        processor: the pipeline's argument for what makes tensors of inputs.
+        loader: the Auto class that loads it.
+        task: the pipeline's task.
+    """
+
+    inputs: str
+    types: tuple[type, ...]
+    tensors: tuple[str, ...]
+    processor: str
+    loader: str
+    task: str
+
+
+MODALITIES = {
+    "text": Modality("texts", (str,), ("input_ids",), "tokenizer", "AutoTokenizer", "text-classification"),
+    "image": Modality(
+        "PIL images or Paths or URLs of images",
+        (Image.Image, Path),
+        ("pixel_values",),
+        "image_processor",
+        "AutoImageProcessor",
+        "image-classification",
+    ),
+    "audio": Modality(
+        "numpy arrays of sound, dicts of an array and its sampling_rate, or Paths or URLs of sound files",
+        (np.ndarray, dict, Path),
+        ("input_values", "input_features"),
+        "feature_extractor",
+        "AutoFeatureExtractor",
+        "audio-classification",
+    ),
+}
+WORDS_TASK = "token-classification"
+BY_TENSOR = {tensor: name for name, modality in MODALITIES.items() for tensor in modality.tensors}
+"""The modality of each main input."""
