@@ -16,7 +16,6 @@ from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
 from hf_relstitch.bulk import SearchTranslation, translation_between
 from hf_relstitch.hub.files import LOCK, MOVING, NEW, WHOLE, finish_save
 
-
 FOLDERS = ("model", "anchor set", "new anchor set", "folder of a translation")
 FILES = ("search translation", "translate", "benchmark")
 
