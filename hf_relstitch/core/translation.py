@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,23 @@ MAX_GAMMA = 20.0
 """Above it a kernel is 0 for all but copies of an anchor."""
 LANDMARKS = 2000
 """Anchors that kernel values are taken to, and no more: their decomposition takes seconds."""
+
+
+class GivenSettings(TypedDict, total=False):
+    """Name the fields of `TranslationSettings` as keyword arguments, of which some are given."""
+
+    alpha: float
+    ridge: float
+    beta: float | None
+    target_ridge: float | None
+    norm: Norm
+    pruning: float | None
+    subspaces: int
+    seed: int
+    output_scale: float
+    gamma: float
+    landmarks: int
+    identity: bool
 
 
 @dataclass(frozen=True)

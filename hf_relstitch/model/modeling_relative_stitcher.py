@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 import transformers
@@ -24,7 +24,7 @@ from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.projection import encode_relative
 from hf_relstitch.core.relative import check_latents, to_working
-from hf_relstitch.core.translation import KernelTranslation, Translation, empty_translation
+from hf_relstitch.core.translation import GivenSettings, KernelTranslation, Translation, empty_translation
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.inputs import (
     are_text_pairs,
@@ -193,7 +193,7 @@ class RelativeStitcher(PreTrainedModel):
         batch_size: int = 32,
         progress: bool = True,
         prefer: Prefer | None = None,
-        **settings: Any,
+        **settings: Unpack[GivenSettings],
     ) -> "RelativeStitcher":
         """Stitch a source encoder to a target's head over anchor inputs, which both models encode here.
 
@@ -298,7 +298,7 @@ class RelativeStitcher(PreTrainedModel):
         *,
         labels: Sequence[str] | Mapping[Any, str] | None = None,
         prefer: Prefer | None = None,
-        **settings: Any,
+        **settings: Unpack[GivenSettings],
     ) -> "RelativeStitcher":
         """Stitch a source encoder to a head through two anchor sets; the target model is not loaded.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from hf_relstitch.core.measures import (
 from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.selection import Choice, check_prefer, choose_settings
-from hf_relstitch.core.translation import KernelTranslation, Translation, TranslationSettings, fit
+from hf_relstitch.core.translation import GivenSettings, KernelTranslation, Translation, TranslationSettings, fit
 from hf_relstitch.data.ids import ids_of_texts
 from hf_relstitch.data.inputs import inputs_at
 from hf_relstitch.data.provenance import Provenance
@@ -113,7 +113,7 @@ def stitch(
     *,
     source: Provenance,
     prefer: Prefer | None = None,
-    **settings: Any,
+    **settings: Unpack[GivenSettings],
 ) -> Stitch:
     """Fit the translation from a source encoder to a head, on the device that accelerate gives.
 
@@ -218,7 +218,7 @@ def _add_readout(
     return layer, both
 
 
-def check_settings(*, prefer: str | None = None, **settings: Any) -> TranslationSettings:
+def check_settings(*, prefer: str | None = None, **settings: Unpack[GivenSettings]) -> TranslationSettings:
     """Return the caller's settings with defaults for the others; also called before anything is encoded.
 
     Raises:

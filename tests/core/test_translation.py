@@ -1,3 +1,5 @@
+from typing import get_type_hints
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,14 @@ from hf_relstitch.core.anchor_sampling import farthest_point_subsets
 from hf_relstitch.core.decomposition import Frame
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.relative import directions, relative_projection
-from hf_relstitch.core.translation import Translation, TranslationSettings, compose, fit_translation, mean_norm
+from hf_relstitch.core.translation import (
+    GivenSettings,
+    Translation,
+    TranslationSettings,
+    compose,
+    fit_translation,
+    mean_norm,
+)
 
 examples = settings(deadline=None, max_examples=25, derandomize=True)
 seeds = st.integers(0, 2**16)
@@ -503,3 +512,7 @@ def test_a_coordinate_that_hardly_varies_is_translated_to_its_mean():
     for alpha in (0.0, 0.7, 1.0):
         made = fit_translation(x, y, settings=TranslationSettings(alpha=alpha, ridge=0.1))(gaussian(2, 9, 16))
         assert_close(made[:, 3], y[:, 3].mean().expand(9), rtol=1e-9, atol=0)
+
+
+def test_every_setting_can_be_given_by_keyword() -> None:
+    assert get_type_hints(GivenSettings) == get_type_hints(TranslationSettings)
