@@ -88,13 +88,14 @@ def test_the_verdict_comes_last_with_what_to_type_next(model: Path, monkeypatch:
     agreement, low, high = (round(100 * one) for one in (report["agreement"], *report["agreement_interval"]))
     lines = [re.split(r"  +", line.strip(), maxsplit=1) for line in shown.splitlines()]
     assert len(lines) <= 25
+    assert report["verdict"]["grade"] == "do not use"
     assert lines[-6:] == [
         ["anchors", "80"],
         ["expected agreement", f"{agreement} % ({low}–{high} %) of inputs"],
         ["verdict", report["verdict"]["grade"]],
         ["reason", report["verdict"]["reason"]],
         ["remedy", report["verdict"]["remedy"]],
-        ["next", f'hf-relstitch predict {model} "…"'],
+        ["next", f"hf-relstitch plot {model} stitched.png"],  # since it is not for use
     ]
     assert "{" not in shown
     assert not re.search(r"0\.\d{7}|[1-9]\.\d{4}", shown), "more than 4 digits"
@@ -105,7 +106,7 @@ def test_a_choice_is_shown_with_its_best_candidates(source_folder: str, target_f
     arguments = ("--anchors", tmp_path / "texts.txt", "--limit", "40", "--prefer", "auto")
     shown = run("stitch", source_folder, target_folder, tmp_path / "model", *arguments).stdout
     assert all(word in shown for word in ("best candidates", "gamma", "expected agreement", "do not use"))
-    assert re.search(rf'\n  next +hf-relstitch predict {tmp_path / "model"} "…"\n$', shown)
+    assert re.search(rf"\n  next +hf-relstitch plot {tmp_path / 'model'} stitched.png\n$", shown)  # not for use
     description = json.loads(run("inspect", tmp_path / "model", "--json").stdout)
     assert description["report"]["num_anchors"] == 40
     assert description["selection"]["prefer"] == "auto"

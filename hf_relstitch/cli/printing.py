@@ -58,7 +58,9 @@ def show(description: dict[str, Any], *, place: str | None = None) -> None:
     if "report" in description:
         lines = _verdict_last(description)
         if place is not None:
-            lines["next"] = f'hf-relstitch predict {quote(place)} "…"'
+            is_bad = (description["report"].get("verdict") or {}).get("grade") == "do not use"
+            command, after = ("plot", "stitched.png") if is_bad else ("predict", '"…"')
+            lines["next"] = f"hf-relstitch {command} {quote(place)} {after}"
     typer.echo(description["kind"] + "\n" + indent(aligned(lines), "  "))
 
 
