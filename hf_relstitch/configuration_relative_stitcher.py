@@ -70,7 +70,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         trained: which of these parts were trained further since; the report is of what they were before.
         checksums: checksums of the weight files.
         processor_files: names of the source's processor's files.
-        answer_checksums: checksums of these files, and under `config.json` of the config fields that change an answer.
+        answer_checksums: checksums of these files, and under `settings` of the config fields that change an answer.
         share: `full`, or `adapter` where the source encoder's weights stay on the Hub.
         encoder_fingerprint: a hash of the weights of an adapter's source encoder; None if it is quantised.
         format_version: the version of this layout; versions newer than this package are refused.

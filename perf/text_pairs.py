@@ -27,7 +27,7 @@ from hf_relstitch.benchmarks.baselines import PEERS, fit_logistic
 from hf_relstitch.core.measures import discounted_gain
 from hf_relstitch.core.relative import directions
 from hf_relstitch.data.ids import first_ids
-from hf_relstitch.model.stitching import expected_score
+from hf_relstitch.model.reporting import expected_score
 
 MOST, TESTS = 1000, 1000
 

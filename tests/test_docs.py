@@ -44,6 +44,13 @@ def test_shell_snippets_name_commands_and_options_that_are_there(page: Path) -> 
                 assert given <= options, f"{words[1]} has no {given - options}"
 
 
+def test_the_map_of_the_code_names_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    files = re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", text)
+    assert len(files) >= 20
+    assert not [file for file in files if not any((ROOT / top / file).is_file() for top in ("", "hf_relstitch"))]
+
+
 def test_the_pages_have_snippets() -> None:
     """What would make the two above pass on nothing."""
     assert sum(len(blocks(page, "python")) for page in PAGES) >= 6

@@ -77,6 +77,7 @@ def test_a_stitched_model_of_format_5_says_in_fields_where_its_latents_come_from
         ("none of 461", "none", {"output": "461"}),
         ("input of classifier, pooled", "none", {"cut": Cut(("classifier",), "pooled")}),
         ("input of a.b and c, first", "none", {"cut": Cut(("a.b", "c"), "first", averaged=True)}),
+        ("input of score, next", "none", {"cut": Cut(("score",), "next")}),
         ("input of a then gelu then c, each", "tokens", {"cut": Cut(("a", "gelu", "c"), "each")}),
     ],
 )

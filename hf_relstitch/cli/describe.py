@@ -10,7 +10,7 @@ from hf_relstitch.core.decomposition import Frame
 from hf_relstitch.hub.files import ANCHOR_SET, EXPORTED, FACTS, SETTINGS, TRANSLATION, read_json
 from hf_relstitch.model.anchors import AnchorSet
 from hf_relstitch.model.persistence import read_config
-from hf_relstitch.model.stitching import describe_frame
+from hf_relstitch.model.reporting import describe_frame
 
 SHOWN = 8
 """Candidates of the choice that are shown, the best first."""

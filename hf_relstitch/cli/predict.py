@@ -37,7 +37,9 @@ def classifier(
         )
     given = {"function_to_apply": function_to_apply, "device": device}
     options = {name: value for name, value in given.items() if value is not None}
-    return pipeline(config.task, model=loaded, **{MODALITIES[config.modality].processor: loaded.processor}, **options)
+    return pipeline(
+        config.task, model=loaded, **{MODALITIES[config.modality].pipeline_argument: loaded.processor}, **options
+    )
 
 
 def predict(

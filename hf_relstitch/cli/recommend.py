@@ -12,7 +12,8 @@ from hf_relstitch.encoders.encoder import Encoder, to_encoder
 from hf_relstitch.heads.head import Head
 from hf_relstitch.heads.loading import load_classifier
 from hf_relstitch.model.anchors import AnchorSet
-from hf_relstitch.model.stitching import check_head_inputs, expected_score, stitch
+from hf_relstitch.model.reporting import expected_score
+from hf_relstitch.model.stitching import check_head_inputs, stitch
 
 WARM_UP = 2
 """Inputs encoded before the clock starts, so that what a first call costs is not counted."""

@@ -1,4 +1,9 @@
-"""The kinds of input that encoders take: a row of `MODALITIES` each."""
+"""The kinds of input that encoders take: a row of `MODALITIES` each.
+
+What makes tensors of them is in `encoders/processors.py`, what reads them from files in `data/inputs.py`,
+`data/reading.py` and `data/ids.py`, and the classes of their classifiers in `heads/loading.py` and
+`model/persistence.py`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +20,7 @@ class Modality:
         inputs: what people give, in words.
         types: the types of what they give.
         tensors: the names of a model's main input.
-        processor: the pipeline's argument for what makes tensors of inputs.
+        pipeline_argument: the pipeline's argument for what makes tensors of inputs.
         loader: the Auto class that loads it.
         task: the pipeline's task.
     """
@@ -23,7 +28,7 @@ class Modality:
     inputs: str
     types: tuple[type, ...]
     tensors: tuple[str, ...]
-    processor: str
+    pipeline_argument: str
     loader: str
     task: str
 

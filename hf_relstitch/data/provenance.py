@@ -12,7 +12,10 @@ NOT_KNOWN = "not known"
 STORED = "stored"
 """The pooling of latents that were computed elsewhere."""
 
-ROWS = ("pooled", "first", "last", "mean", "each")
+ROWS = ("last", "mean", "first", "next")
+"""The row that a classifier may take of several before its head."""
+ONLY, EACH = "pooled", "each"
+"""There is one row, or, in a model that labels tokens, each is taken."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Cut:
     """Say where a classifier is split into encoder and head.
 
     `layers` are the layers from the cut to the logits, in their order; or, if `averaged`, the two layers whose mean the
-    logits are. `row` is the latent's row in the input of the first: one of `ROWS`, where "pooled" is the only row.
+    logits are. `row` is the latent's row in the input of the first: one of `ROWS`, `ONLY` or `EACH`.
     """
 
     layers: tuple[str, ...]
@@ -39,10 +42,10 @@ class Cut:
             StitchError: a field is missing or has a value that no cut has.
         """
         has_fields = isinstance(content, Mapping) and content.keys() == {"layers", "row", "averaged"}
-        if not has_fields or content["row"] not in ROWS or not isinstance(content["averaged"], bool):
+        if not has_fields or content["row"] not in (*ROWS, ONLY, EACH) or not isinstance(content["averaged"], bool):
             raise StitchError(
-                f"the cut of a provenance is {content!r}: expected layers, a row of {', '.join(ROWS)}, and averaged, "
-                "true or false"
+                f"the cut of a provenance is {content!r}: expected layers, a row of {', '.join((*ROWS, ONLY, EACH))}, "
+                "and averaged, true or false"
             )
         return cls(_as_names("layers", content["layers"]), content["row"], content["averaged"])
 
@@ -146,7 +149,7 @@ def _read_description(text: str) -> dict[str, Any]:
         names, _, row = made.removeprefix("input of ").rpartition(", ")
         averaged = " and " in names
         cut = Cut(tuple(names.split(" and " if averaged else " then ")), row, averaged)
-        return {"pooling": "tokens" if row == "each" else "none", "cut": cut, **pairs}
+        return {"pooling": "tokens" if row == EACH else "none", "cut": cut, **pairs}
     pooled, *after = made.split(", ")
     pooling, _, output = pooled.partition(" of ")
     named = {"after_pooling": tuple(after), "output": output} | pairs

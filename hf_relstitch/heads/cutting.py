@@ -1,4 +1,4 @@
-"""An earlier cut: the chain of linear, layer-norm and activation layers from there to the logits, proved."""
+"""Where a classifier is split: at its last linear layer, or earlier, with the chain of layers from there; proved."""
 
 from collections.abc import Mapping, Sequence
 from threading import Lock, local
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import apply_head
+from hf_relstitch.data.provenance import EACH, ONLY, ROWS
 from hf_relstitch.encoders.pooling import last_token, mean_of_tokens
 from hf_relstitch.layers import (
     ACTIVATIONS,
@@ -25,6 +26,15 @@ from hf_relstitch.layers import (
 QUANTISED_HEAD = ", and this one is quantised: leave it out, by llm_int8_skip_modules or modules_to_not_convert"
 FACTORS = (1.0, -4.0, 20.0)
 """What latents of the probe are multiplied with."""
+TOLERANCE = 1e-5
+HERE = local()
+"""What a thread takes in its pass: other threads may run the same model, with all hooks on it, at the same time."""
+HOOKING = Lock()
+"""Held while hooks are registered, since torch numbers them without a lock of its own."""
+BY_HAND = (
+    "give the parts by hand instead: target=Encoder(…), a model that gives what the head takes, and head=, a module or "
+    "a fitted scikit-learn estimator; or cut a classifier earlier, with cut="
+)
 
 
 def find_chain(model: PreTrainedModel, at: str, probe: Mapping[str, Tensor]) -> tuple[list[str], str, nn.Module]:
@@ -93,8 +103,8 @@ def _record(
 def _rows_to_try(latents: Tensor, logits: Tensor) -> tuple[str, ...]:
     """The rows that a model may take of what goes into its head: each where it gives logits for each."""
     if logits.ndim == 3:
-        return ("each",)
-    return ROWS if latents.ndim == 3 else ("pooled",)
+        return (EACH,)
+    return ROWS if latents.ndim == 3 else (ONLY,)
 
 
 def _picked(
@@ -133,19 +143,6 @@ def _chain_of(
     return chain
 
 
-TOLERANCE = 1e-5
-HERE = local()
-"""What a thread takes in its pass: other threads may run the same model, with all hooks on it, at the same time."""
-HOOKING = Lock()
-"""Held while hooks are registered, since torch numbers them without a lock of its own."""
-ROWS = ("last", "mean", "first", "next")
-"""The row that a model may take of several before its head; one that labels tokens takes `each`."""
-BY_HAND = (
-    "give the parts by hand instead: target=Encoder(…), a model that gives what the head takes, and head=, a module or "
-    "a fitted scikit-learn estimator; or cut a classifier earlier, with cut="
-)
-
-
 class Body(nn.Module):
     """Run a target model up to the input of its last linear layers: latents from its own inputs.
 
@@ -178,7 +175,7 @@ def _select_row(rows: str, latents: Tensor, inputs: Mapping[str, Tensor], pad_to
     transformers' decoders take the last token whose id is not that of padding, so an end token that also pads is
     passed over; `next` is the row after it, for decoders whose input is the text shifted by one.
     """
-    if rows in ("pooled", "each"):
+    if rows in (ONLY, EACH):
         return latents
     if rows == "first":
         return latents[:, 0]

@@ -18,7 +18,8 @@ from hf_relstitch.encoders.processors import preprocess
 from hf_relstitch.heads.cutting import calls
 from hf_relstitch.heads.loading import TASKS
 from hf_relstitch.hub.files import atomic_write
-from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher, fuse
+from hf_relstitch.model.fusing import fuse
+from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 from hf_relstitch.model.persistence import AUTO_CLASSES
 
 TOLERANCE = 1e-5

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 import transformers
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import (
@@ -23,7 +22,7 @@ from hf_relstitch.configuration_relative_stitcher import RelativeStitcherConfig
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.projection import encode_relative
-from hf_relstitch.core.relative import check_latents, to_working
+from hf_relstitch.core.relative import check_latents
 from hf_relstitch.core.translation import GivenSettings, KernelTranslation, Translation, empty_translation
 from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.inputs import (
@@ -40,10 +39,11 @@ from hf_relstitch.data.modality import MODALITIES
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.data.report import Report
 from hf_relstitch.data.words import Word
+from hf_relstitch.encoders.batches import encode_batch, encode_inputs, in_order
 from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
 from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.dual_encoders import as_configured
-from hf_relstitch.encoders.encoder import Encoder, encode_batch, encode_inputs, in_order, modality_at, to_encoder
+from hf_relstitch.encoders.encoder import Encoder, modality_at, to_encoder
 from hf_relstitch.encoders.pairs import describe_pairs
 from hf_relstitch.encoders.processors import PIXELS_AS_TOKENS, TOKENIZER, check_growth, check_inputs
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
@@ -55,63 +55,21 @@ from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.hub.repo import push_folder
 from hf_relstitch.layers import build_head, copy_head, describe_chain, describe_head
 from hf_relstitch.model.anchors import AnchorSet, RelativeLatents, check_count
+from hf_relstitch.model.calls import anchors_as_code, write_call
+from hf_relstitch.model.fusing import Fused, fuse
 from hf_relstitch.model.persistence import (
     AUTO_CLASSES,
     load_model,
     part_fingerprints,
     save_model,
 )
+from hf_relstitch.model.reporting import add_coverage, expected_score
 from hf_relstitch.model.stitching import (
     AnchorPair,
-    add_coverage,
     check_head_inputs,
     check_settings,
-    expected_score,
     stitch,
-    write_anchors,
-    write_call,
 )
-
-
-class Fused(nn.Module):
-    """Give logits by one linear layer, `x (A Hᵀ + Rᵀ) + (b Hᵀ + h + r)`; nothing of it is saved."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits `(n, num_labels)` of source latents `(n, d_source)`, in their dtype."""
-        return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
-
-
-@torch.no_grad()
-def fuse(translation: Translation | KernelTranslation, head: nn.Module, readout: Translation | None = None) -> Fused:
-    """Fuse a translation, a head and a readout into one linear layer, in float64, in the translation's dtype.
-
-    Raises:
-        StitchError: the translation is not affine: it has a kernel, or gives all latents one norm; or the head is not
-            one linear layer.
-    """
-    if type(head) is not nn.Linear:
-        raise StitchError(f"the head is a {type(head).__name__}: only one linear layer fuses with the translation")
-    if not isinstance(translation, Translation) or translation.norm != "keep":
-        how = "has norm='mean'" if isinstance(translation, Translation) else "has a kernel"
-        raise StitchError(
-            f"the translation {how}, so that it is not affine and does not fuse with the head: stitch with "
-            "prefer='linear' and norm='keep'"
-        )
-    with align_module_device(head):
-        weight = to_working(head.weight) @ to_working(translation.weight).T
-        bias = to_working(head.weight) @ to_working(translation.bias)
-        bias = bias if head.bias is None else bias + to_working(head.bias)
-    if readout is not None:
-        weight, bias = weight + to_working(readout.weight).T, bias + to_working(readout.bias)
-    return Fused(weight.to(translation.weight), bias.to(translation.weight))
 
 
 def _problem_type(head: Head, *, modality: str) -> str | None:
@@ -311,8 +269,8 @@ class RelativeStitcher(PreTrainedModel):
         """
         check_settings(prefer=prefer, **settings)
         written: dict[str, Any] = {
-            "source_anchors": write_anchors(source_anchors, name="source_anchors"),
-            "target_anchors": write_anchors(target_anchors, name="target_anchors"),
+            "source_anchors": anchors_as_code(source_anchors, name="source_anchors"),
+            "target_anchors": anchors_as_code(target_anchors, name="target_anchors"),
             "labels": "labels" if labels is not None else None,
         }
         source_anchors, target_anchors = (
@@ -402,7 +360,7 @@ class RelativeStitcher(PreTrainedModel):
             "input_values": input_values,
             "input_features": input_features,
         }
-        latents, encoded = self._encode_inputs(inputs, **kwargs)
+        latents, encoded = self._encode_tensors(inputs, **kwargs)
         logits = self.classify(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
         loss = None
         if labels is not None:
@@ -418,7 +376,7 @@ class RelativeStitcher(PreTrainedModel):
             attentions=getattr(encoded, "attentions", None),
         )
 
-    def _encode_inputs(self, inputs: Mapping[str, Tensor | None], **options: Any) -> tuple[Tensor, Any]:
+    def _encode_tensors(self, inputs: Mapping[str, Tensor | None], **options: Any) -> tuple[Tensor, Any]:
         """Return source latents of the processor's output, as `encode_batch`, after a check of its kind."""
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         tokens = getattr(self.config.source_config, "model_type", None) in PIXELS_AS_TOKENS
@@ -764,7 +722,7 @@ class RelativeStitcherModel(RelativeStitcher):
             "input_values": input_values,
             "input_features": input_features,
         }
-        latents, encoded = self._encode_inputs(inputs, **kwargs)
+        latents, encoded = self._encode_tensors(inputs, **kwargs)
         translated = self.translate(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
         by_token = self.config.by_token
         return BaseModelOutputWithPooling(

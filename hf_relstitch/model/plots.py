@@ -18,7 +18,8 @@ from hf_relstitch.data.ids import ids_of_texts
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.heads.head import Head
 from hf_relstitch.model.anchors import MIN_ANCHORS, AnchorSet
-from hf_relstitch.model.stitching import FREE, AnchorPair, Stitch, expected_score, stitch
+from hf_relstitch.model.reporting import expected_score
+from hf_relstitch.model.stitching import FREE, AnchorPair, Stitch, stitch
 
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000", "#999999", "#7f3c8d"]
 """Colours that colour-blind readers can tell apart (Okabe and Ito)."""

@@ -1,8 +1,7 @@
-"""Stitch two anchor sets and a head: pair and check them, fit a translation and a readout, and report on them."""
+"""Stitch two anchor sets and a head: pair and check them, fit a translation and a readout."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 from typing import Any, Unpack
 
 import torch
@@ -13,26 +12,13 @@ from hf_relstitch.core.cross_validation import SPLITS
 from hf_relstitch.core.decomposition import Frame
 from hf_relstitch.core.distillation import fit_readout
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.core.expected_agreement import (
-    AgreementEstimate,
-    anchor_coverage,
-    answers_used,
-    estimate_agreement,
-    scale_invariance,
-    verdict,
-)
 from hf_relstitch.core.head_outputs import (
     apply_head,
     matching_temperature,
     output_scale_for_values,
     probabilities,
-    values_explained,
 )
 from hf_relstitch.core.measures import (
-    discounted_gain,
-    mean_cosine,
-    mean_reciprocal_rank,
-    rank_correlation,
     translate_held_out,
 )
 from hf_relstitch.core.options import Prefer
@@ -42,16 +28,13 @@ from hf_relstitch.core.translation import GivenSettings, KernelTranslation, Tran
 from hf_relstitch.data.ids import ids_of_texts
 from hf_relstitch.data.inputs import inputs_at
 from hf_relstitch.data.provenance import Provenance
-from hf_relstitch.data.words import entity_f1, has_entities
 from hf_relstitch.heads.head import Head, num_logits
-from hf_relstitch.hub.cards import Base
 from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.layers import widths_of
 from hf_relstitch.model.anchors import AnchorSet
+from hf_relstitch.model.reporting import make_report
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
-SURE = 2.0
-"""Standard errors on each side of a 95 % interval."""
 READOUT_WEIGHT = 0.5
 """Weight of the readout beside the translation: it knows the head by its answers to the anchors only."""
 FREE = {"norm", "seed"}
@@ -125,7 +108,8 @@ def stitch(
         StitchError: the anchors differ in model from the encoder or the head, or in width from the head,
             or share too few inputs; or `prefer` comes with settings that leave nothing to choose.
     """
-    how, selection = check_settings(prefer=prefer, **settings), None
+    chosen = check_settings(prefer=prefer, **settings)
+    selection, readout = None, None
     by_token = target_anchors.provenance.by_token
     if source_anchors.provenance.by_token != by_token:
         one, other = ("words", "whole inputs") if by_token else ("whole inputs", "words")
@@ -151,29 +135,46 @@ def stitch(
     true = apply_head(head.module, target)
     if not true.isfinite().all():
         raise StitchError("the head gives logits that are not finite for the target's anchors: look at its weights")
-    frames, texts = (Frame.from_anchors(x), Frame.from_anchors(y)), _texts_of(source_anchors)
+    frames = Frame.from_anchors(x), Frame.from_anchors(y)
+    texts = _texts_of(source_anchors)
     if settings.keys() - FREE:
-        translated = translate_held_out(x, y, settings=how, groups=texts)
-        translation = fit(x, y, settings=how, frames=None if how.gamma else frames)
+        translated = translate_held_out(x, y, settings=chosen, groups=texts)
+        translation = fit(x, y, settings=chosen, frames=None if chosen.gamma else frames)
     else:
         prefer = prefer or "auto"
-        choice = choose_settings(x, y, prefer=prefer, norm=how.norm, source_frame=frames[0], groups=texts)
-        how, selection = replace(choice.settings, seed=how.seed), _as_data(choice, prefer=prefer)
+        choice = choose_settings(x, y, prefer=prefer, norm=chosen.norm, source_frame=frames[0], groups=texts)
+        chosen, selection = replace(choice.settings, seed=chosen.seed), _as_data(choice, prefer=prefer)
         translated = choice.translated
-        if not (head.answers or how.identity):
+        if not (head.answers or chosen.identity):
             scale = output_scale_for_values(head.module, translated, target)
-            how = replace(how, output_scale=how.output_scale * scale)
+            chosen = replace(chosen, output_scale=chosen.output_scale * scale)
             translated = target.mean(0) + scale * (translated - target.mean(0))
-        translation = fit(x, y, settings=how, frames=(choice.source_frame, frames[1]))
-    logits, readout = apply_head(head.module, translated), None
+        translation = fit(x, y, settings=chosen, frames=(choice.source_frame, frames[1]))
+    logits = apply_head(head.module, translated)
     answers = probabilities(true, multi_label=head.multi_label)
-    if selection is not None and head.answers and not head.multi_label and how.norm == "keep" and not how.identity:
+    if (
+        selection is not None
+        and head.answers
+        and not head.multi_label
+        and chosen.norm == "keep"
+        and not chosen.identity
+    ):
         readout, logits = _add_readout(x, logits, answers, groups=texts)
     groups = target_anchors.groups
-    report = _make_report(translated, target, logits, true, head, frames=frames, groups=groups, texts=texts)
+    report = make_report(translated, target, logits, true, head, frames=frames, groups=groups, texts=texts)
     temperature = matching_temperature(logits, answers, multi_label=head.multi_label) if head.answers else 1.0
-    facts = selection, translation, readout, temperature, report
-    return Stitch(source_anchors, target_anchors, how, *facts, held_out=translated, held_out_logits=logits)
+    return Stitch(
+        source_anchors,
+        target_anchors,
+        settings=chosen,
+        selection=selection,
+        translation=translation,
+        readout=readout,
+        temperature=temperature,
+        report=report,
+        held_out=translated,
+        held_out_logits=logits,
+    )
 
 
 def _texts_of(anchors: AnchorSet) -> Tensor | None:
@@ -259,87 +260,6 @@ def _check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> No
         )
 
 
-def _make_report(
-    translated: Tensor,
-    target: Tensor,
-    logits: Tensor,
-    true_logits: Tensor,
-    head: Head,
-    *,
-    frames: tuple[Frame, Frame],
-    groups: Tensor | None,
-    texts: Tensor | None,
-) -> dict[str, Any]:
-    """Describe a stitched model by anchors held out of its fit; see `RelativeStitcher.report` for the fields.
-
-    For words `texts` says which are of one text.
-    """
-    centre = target.mean(0)
-    report = {
-        "num_anchors": len(target),
-        "cosine": mean_cosine(translated, target, centre=centre),
-        "mean_reciprocal_rank": mean_reciprocal_rank(translated, target, centre=centre),
-        "source": describe_frame(frames[0]),
-        "target": describe_frame(frames[1]),
-    }
-    if not head.answers:
-        report |= {"agreement": None, **_describe_values(translated, target, logits, true_logits, head, groups)}
-        return report | {"verdict": _give_verdict(report)}
-    estimate = estimate_agreement(logits, true_logits, multi_label=head.multi_label, groups=texts)
-    of = "inputs" if texts is None else "words"
-    report |= {
-        "agreement": estimate.agreement,
-        "agreement_of": "yes-or-no answers" if head.multi_label else of,
-        "agreement_interval": [estimate.low, estimate.high],
-        "chance_agreement": estimate.chance,
-        "answers_used": answers_used(true_logits, multi_label=head.multi_label),
-        "scale_invariance": scale_invariance(head.module, target, multi_label=head.multi_label),
-    }
-    if texts is not None and not head.multi_label and has_entities(head.id2label.values()):
-        found, own = ([head.id2label[index] for index in each.argmax(-1).tolist()] for each in (logits, true_logits))
-        report["entity_agreement"] = entity_f1(found, own, texts.tolist())
-    return report | {"verdict": _give_verdict(report)}
-
-
-def _describe_values(
-    translated: Tensor, target: Tensor, logits: Tensor, true_logits: Tensor, head: Head, groups: Tensor | None
-) -> dict[str, Any]:
-    """Return how well held-out values explain a head's own, and of a single value how well they keep its order."""
-    share, error = values_explained(head.module, translated, target)
-    half = SURE * 2**0.5 * error  # of the difference between the anchors and as many other inputs
-    interval = [share - half, min(1.0, share + half)]
-    report: dict[str, Any] = {"values_explained": share, "values_explained_interval": interval}
-    if true_logits.shape[1] > 1:
-        return report
-    made, own = logits[:, 0], true_logits[:, 0]
-    report["spearman"] = rank_correlation(made, own)
-    ndcg = None if groups is None else discounted_gain(made, own, groups.to(own.device))
-    return report if ndcg is None else report | {"ndcg": ndcg}
-
-
-def _give_verdict(report: dict[str, Any], *, coverage: float | None = None) -> dict[str, str]:
-    """Return the verdict on a report and, where it is known, on how much of the inputs the anchors cover."""
-    has_values = report["agreement"] is None
-    name = "values_explained" if has_values else "agreement"
-    low, high = report[f"{name}_interval"]
-    estimate = AgreementEstimate(report[name], low, high, report.get("chance_agreement", 0.0))
-    return asdict(
-        verdict(
-            estimate,
-            num_anchors=report["num_anchors"],
-            rank=report["source"]["rank"],
-            answers_used=report.get("answers_used", 1.0),
-            coverage=coverage,
-            of="values" if has_values else report.get("agreement_of", "inputs"),
-        )
-    )
-
-
-def expected_score(report: dict[str, Any]) -> float:
-    """Return what a report expects, agreement or values explained, by which models of one head are compared."""
-    return float(report["values_explained"] if report["agreement"] is None else report["agreement"])
-
-
 def check_head_inputs(head: Any, anchors: Sequence[Any]) -> None:
     """Refuse anchors of another kind than a head reads, and say how tuples of two texts are taken.
 
@@ -354,56 +274,3 @@ def check_head_inputs(head: Any, anchors: Sequence[Any]) -> None:
             "the anchors are tuples of two texts: the source reads the first, the target the second. A pair of texts "
             'that is one input of both is {"text": …, "text_pair": …}'
         )
-
-
-def add_coverage(report: dict[str, Any], latents: Tensor, anchors: Tensor) -> dict[str, Any]:
-    """Add to a report the share of source latents that the source anchors cover, and renew its verdict."""
-    coverage = anchor_coverage(to_working(latents), to_working(anchors.to(latents.device)))
-    covered = {**report, "coverage": coverage}
-    if report["agreement"] is None and "values_explained_interval" not in report:  # as in older formats
-        return covered
-    return covered | {"verdict": _give_verdict(report, coverage=coverage)}
-
-
-def describe_frame(frame: Frame) -> dict[str, Any]:
-    """Return width, rank, condition number and effective rank of one side's anchors, centred and normalised."""
-    return {
-        "dim": frame.vh.shape[1],
-        "rank": frame.rank,
-        "condition_number": frame.condition_number,
-        "effective_rank": frame.effective_rank,
-    }
-
-
-def write_call(
-    method: str,
-    source: Provenance,
-    head: Any,
-    *,
-    settings: TranslationSettings,
-    prefer: str | None,
-    target: Provenance | None = None,
-    **arguments: str | None,
-) -> str:
-    """Write the call that builds a stitched model, as Python, and with no path of this machine.
-
-    Settings that were chosen by `prefer` are left to be chosen again; others are all written. `arguments` are Python
-    too; None stands for an argument that was not passed.
-    """
-    values = asdict(settings) if prefer is None else {"prefer": prefer, "norm": settings.norm, "seed": settings.seed}
-    cut = head.provenance if isinstance(head, Head) else None
-    code = {
-        "source": Base.from_provenance(source.to_dict()).call,
-        "target": target and ("target" if cut else Base.from_provenance(target.to_dict()).call),
-        **arguments,
-        "head": None if head is None else "head",
-        **{name: repr(value) for name, value in values.items()},
-    }
-    given = [f"    {name}={value}," for name, value in code.items() if value is not None]
-    loaded = [f"target, head = load_classifier({Base.from_provenance(cut.to_dict()).arguments})"] if cut else []
-    return "\n".join([*loaded, f"RelativeStitcher.{method}(", *given, ")"])
-
-
-def write_anchors(anchors: str | Path | AnchorSet, *, name: str) -> str:
-    """Write anchors as Python: their Hub id if they have one, or a variable's name."""
-    return repr(anchors) if isinstance(anchors, str) and not Path(anchors).exists() else name
