@@ -16,7 +16,7 @@ fuzz: ## Read damaged files of every kind for 20 minutes.
 	FUZZ_EXAMPLES=1000 pytest -m slow tests/test_fuzz.py
 
 kills: ## Kill saves and runs of every kind, at every step and ten times at random each, and print what is left.
-	python tests/killed_runs.py 0 && python tests/killed_runs.py 10
+	python tests/helpers/killed_runs.py 0 && python tests/helpers/killed_runs.py 10
 
 docs: ## Build the site into site/, with warnings as errors: pip install -e ".[docs]".
 	mkdocs build

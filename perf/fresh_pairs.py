@@ -38,7 +38,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 import assets
 import efficientnet_lite
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = Path(__file__).parents[1] / "tests" / "helpers"
 WIDE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
 LAYER = 12.6e6 * 4 / 1e6
 """Megabytes of one such layer, in float32."""

@@ -22,7 +22,7 @@ from hf_relstitch import Encoder
 from hf_relstitch.benchmarks.latent_cache import distinct
 from hf_relstitch.benchmarks.methods import train_head
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 import assets
 from efficientnet_lite import lite_model, lite_processor
 

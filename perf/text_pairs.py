@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import RidgeCV
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 import assets
 import wordnet_pairs
 

@@ -10,11 +10,11 @@ from typing import Any
 import pico
 import pytest
 import yaml
+from example_runs import EXAMPLES, MODEL_CARDS
 from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard, ModelCardData, parse_eval_result_entries
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_model_cards import EXAMPLES, MODEL_CARDS
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 

@@ -21,7 +21,7 @@ def check_card(name: str, arguments: dict[str, object]) -> None:
     """The kept card is the one that was pushed; numbers may differ a little from one processor to another."""
     kept, kept_numbers = alike((MODEL_CARDS / name).with_suffix(".md").read_text())
     made, made_numbers = alike(pushed_card(arguments))
-    assert made == kept, "python tests/make_model_cards.py renders model_cards/ anew"
+    assert made == kept, "python scripts/make_model_cards.py renders model_cards/ anew"
     assert made_numbers == pytest.approx(kept_numbers, rel=0.02, abs=0.02)
 
 

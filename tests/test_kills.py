@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import killed_moves
 import pico
 import pytest
 import torch
@@ -21,7 +22,7 @@ FILES = ("search translation", "translate", "benchmark")
 
 
 def run(count: int, *kinds: str) -> dict[str, dict[str, int]]:
-    script = Path(__file__).with_name("killed_runs.py")
+    script = Path(killed_moves.__file__).with_name("killed_runs.py")
     command = [sys.executable, script, str(count), *kinds]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -126,7 +126,8 @@ else:
 
 
 def move_and_be_killed(*arguments: Any) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    folders = Path(__file__).parent, Path(assets.__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, "-c", KILLED, *map(str, arguments)]
     done = subprocess.run(command, check=False, env=environment, timeout=120, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

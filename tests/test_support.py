@@ -52,7 +52,7 @@ def test_the_table_is_up_to_date() -> None:
     assert sum(row.pairs == "yes" for row in texts) >= 0.98 * len(texts)
     kept = TABLE.read_text(encoding="utf-8")
     if f"transformers {support.VERSION}." in kept:
-        assert support.render(tables) == kept, "run python tests/make_support_table.py"
+        assert support.render(tables) == kept, "run python scripts/make_support_table.py"
     architectures = set(re.findall(r"^\| \S+ \| (\w+For\w+) \|", kept, flags=re.MULTILINE))
     changed = set(support.render(tables).splitlines()) - set(kept.splitlines())
     assert not [line for line in changed if line.startswith("| ") and line.split(" | ")[1] in architectures]

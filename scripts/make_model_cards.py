@@ -1,12 +1,12 @@
-"""Render the cards in model_cards/ anew, from the examples on the packaged models: python tests/make_model_cards.py"""
+"""Render the cards in model_cards/ anew, from examples on packaged models: python scripts/make_model_cards.py"""
 
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from loopback_hub import server  # isort: skip  (before huggingface_hub)
-from example_runs import EXAMPLES, pushed_card, run
-
-MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
+from example_runs import EXAMPLES, MODEL_CARDS, pushed_card, run
 
 if __name__ == "__main__":
     with server:

@@ -1,6 +1,6 @@
 """One run on a real Ray cluster of two nodes, which this process begins and ends: what came of it, as JSON.
 
-python tests/cluster_run.py INPUTS OUT [--lose-a-node]
+python tests/helpers/cluster_run.py INPUTS OUT [--lose-a-node]
 
 A process of its own, since Ray ends the process that drives a cluster, without a word, when the node it is on is lost.
 """

@@ -1,7 +1,9 @@
-"""Write docs/support.md anew: `python tests/make_support_table.py`."""
+"""Write docs/support.md anew: `python scripts/make_support_table.py`."""
 
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 import support
 from transformers.utils import logging
 

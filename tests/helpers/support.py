@@ -186,7 +186,7 @@ def render(tables: dict[str, list[Row]]) -> str:
         "",
         "Each architecture of transformers' classification mappings as a tiny random model: cut by the one general",
         "rule (`hf_relstitch/heads/cutting.py`), then compared with the model's own logits, to 1e-5 of the largest, on",
-        "new inputs of different lengths, one at a time. Made by `python tests/make_support_table.py` with",
+        "new inputs of different lengths, one at a time. Made by `python scripts/make_support_table.py` with",
         f"transformers {VERSION}.",
         "",
         "| task | architectures | built | exact |",

@@ -1,4 +1,4 @@
-"""Kill saves and runs, and look at what is left: `python tests/killed_runs.py COUNT [KIND …]`.
+"""Kill saves and runs, and look at what is left: `python tests/helpers/killed_runs.py COUNT [KIND …]`.
 
 Kills at every step, or, with a COUNT above 0, so many times at random. Prints counts as JSON. Forked children do the
 work and read what is left, so that each run takes milliseconds. All that they import is imported here; nothing of it is

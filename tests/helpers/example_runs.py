@@ -17,7 +17,8 @@ from trained import trained_head
 
 from hf_relstitch import Encoder
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
+MODEL_CARDS = FOLDER.with_name("model_cards")
 
 
 def shuffled(count: int) -> list[int]:

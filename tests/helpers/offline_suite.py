@@ -1,4 +1,4 @@
-"""Run the offline suite on the packaged encoders and data, from raw text and pixels: python tests/offline_suite.py
+"""Run the offline suite on the packaged encoders and data, from raw inputs: python tests/helpers/offline_suite.py
 
 It needs what the tests need (tests/assets.txt, wordnet-base, unicode-cldr-core, npm) and is here because the encoders
 are. `--latents FILE` adds a cross-lingual pair out of a safetensors file that has text_de_e5, text_en_mpnet and labels.
