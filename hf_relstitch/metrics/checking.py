@@ -20,6 +20,15 @@ CITATION = """@article{maiorca2024latent,
   year    = {2024}
 }"""
 
+SCIKIT_LEARN = """@article{pedregosa2011scikit,
+  title   = {Scikit-learn: Machine Learning in {P}ython},
+  author  = {Pedregosa, Fabian and others},
+  journal = {Journal of Machine Learning Research},
+  volume  = {12},
+  pages   = {2825--2830},
+  year    = {2011}
+}"""
+
 EXTRA = {"native", "probabilities"}
 """Columns beside evaluate's own two; `combine` hands them to all its metrics, and who does not take one leaves it."""
 

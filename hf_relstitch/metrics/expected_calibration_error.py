@@ -26,9 +26,7 @@ class ExpectedCalibrationError(checking.CheckedMetric):
     """Compute the mean gap between confidence and accuracy."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return checking.information(
-            DESCRIPTION, citation=CITATION, probabilities="probabilities", references="classes"
-        )
+        return checking.information(DESCRIPTION, citation=CITATION, probabilities="probabilities", references="classes")
 
     def _compute(self, probabilities: Any, references: Any) -> dict[str, float]:
         given, labels = checking.matrix(probabilities, name="probabilities"), checking.classes(references)
