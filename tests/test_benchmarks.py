@@ -201,7 +201,13 @@ def test_an_isometry_loses_nothing_and_absolute_does(latents: Path, tmp_path: Pa
 
 
 def test_native_accuracy_is_scikit_learns(latents: Path, tmp_path: Path) -> None:
-    (cell, _) = run_suite(suite_of(latents), tmp_path, progress=False)["cells"]
+    results = run_suite(suite_of(latents), tmp_path, progress=False)
+    (cell, _) = results["cells"]
+    titles, *rows, last = repr(results).splitlines()
+    assert titles.split()[:2] == ["method", "accuracy,"]
+    assert [row.split()[0] for row in rows] == [cell["method"] for cell in results["cells"]]
+    assert last == "2 cells measured, 0 failed; seeds 0."
+    assert results._repr_html_().count("<tr>") == 3
     stored, order = load_file(latents), torch.randperm(600, generator=torch.Generator().manual_seed(0))[:560]
     x, y = stored["plain"][order].double().numpy(), stored["labels"][order].numpy()
     model = LogisticRegression(max_iter=2000).fit(x[:200], y[:200])

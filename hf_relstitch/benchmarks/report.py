@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -16,7 +17,26 @@ REPORT_NAME = "report.md"
 PAIR = ("data", "head", "source", "target")
 
 
-def read_results(place: str | Path) -> dict[str, Any]:
+class Results(dict[str, Any]):
+    """Hold what a run measured: a dict that prints as a table, with means over pairs, heads and seeds for each method.
+
+    A notebook shows an HTML table. `write_report` writes the tables of each pair, and pictures.
+    """
+
+    def __repr__(self) -> str:
+        titles, rows = _method_rows(self["cells"])
+        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+        lines = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in (titles, *rows))
+        return "\n".join([*lines, _counts(self)])
+
+    def _repr_html_(self) -> str:
+        titles, rows = _method_rows(self["cells"])
+        head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+        body = "".join(f"<tr>{''.join(f'<td>{escape(value)}</td>' for value in row)}</tr>" for row in rows)
+        return f"<table><tr>{head}</tr>{body}</table><p>{escape(_counts(self))}</p>"
+
+
+def read_results(place: str | Path) -> Results:
     """Read the results in a folder that `run_suite` wrote, or in its `results.json`.
 
     Raises:
@@ -30,7 +50,7 @@ def read_results(place: str | Path) -> dict[str, Any]:
     check_format(results.get("format_version"), supported=FORMAT_VERSION, what=what, written_by=written_by)
     if not isinstance(results.get("cells"), list):
         raise StitchError(f"{path} has no cells: run the benchmark again")
-    return results
+    return Results(results)
 
 
 def write_report(folder: str | Path) -> Path:
@@ -51,12 +71,11 @@ def write_report(folder: str | Path) -> Path:
 def _markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     """Return the report as Markdown."""
     suite, cells, failures = results["suite"], results["cells"], results["failures"]
-    parts = [f"# {suite['name']}", *([suite["description"]] if suite["description"] else [])]
-    parts += [f"{len(cells)} cells measured, {len(failures)} failed; seeds {', '.join(map(str, suite['seeds']))}."]
+    parts = [f"# {suite['name']}", *([suite["description"]] if suite["description"] else []), _counts(results)]
     for count in sorted({cell["anchors"] for cell in cells}, reverse=True):
         parts += [f"## Accuracy, {count} anchors", _pair_table([cell for cell in cells if cell["anchors"] == count])]
     if cells:
-        parts += ["## Mean over pairs, heads and seeds", _method_table(cells)]
+        parts += ["## Mean over pairs, heads and seeds", table(*_method_rows(cells))]
     if expected := [cell for cell in cells if cell.get("expected_agreement") is not None]:
         parts += ["## Agreement with the head on its own encoder: expected and found", _agreement_table(expected)]
     if raw := results.get("raw_inputs"):
@@ -74,6 +93,12 @@ def _markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     return "\n\n".join([*parts, f"Made with {versions}, on {results['device']}."]) + "\n"
 
 
+def _counts(results: Mapping[str, Any]) -> str:
+    """Say how many cells were measured and how many failed."""
+    seeds = ", ".join(map(str, results["suite"]["seeds"]))
+    return f"{len(results['cells'])} cells measured, {len(results['failures'])} failed; seeds {seeds}."
+
+
 def _pair_table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Tabulate mean accuracy over seeds ± standard deviation, with a row for each pair and the best method in bold."""
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
@@ -87,8 +112,8 @@ def _pair_table(cells: Sequence[Mapping[str, Any]]) -> str:
     return table(["data", "source → target", "head", "native", *methods], rows)
 
 
-def _method_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Tabulate means over pairs, heads and seeds by number of anchors, and of the other scores at the most anchors."""
+def _method_rows(cells: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the titles and rows of a table of methods: accuracy by number of anchors, other scores at the most."""
     counts, rows = sorted({cell["anchors"] for cell in cells}), []
     entities = ["entity_f1"] if any("entity_f1" in cell for cell in cells) else []
     for (method,), group in _grouped(cells, ("method",)).items():
@@ -106,20 +131,9 @@ def _method_table(cells: Sequence[Mapping[str, Any]]) -> str:
                 *("–" if mean is None else _decimal(mean) for mean in means),
             ]
         )
-    titles = [f"accuracy, {count}" for count in counts]
-    return table(
-        [
-            "method",
-            *titles,
-            "stitching index",
-            "F1",
-            *(["F1 of entities"] if entities else []),
-            "agreement",
-            "ECE",
-            "native ECE",
-        ],
-        rows,
-    )
+    titles = ["method", *(f"accuracy, {count}" for count in counts), "stitching index", "F1"]
+    titles += [*(["F1 of entities"] if entities else []), "agreement", "ECE", "native ECE"]
+    return titles, rows
 
 
 def _agreement_table(cells: Sequence[Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from hf_relstitch.benchmarks.hub_results import Stitched
 from hf_relstitch.benchmarks.latent_cache import Sources, all_spaces, check_models, keep_common_words
 from hf_relstitch.benchmarks.plan import KINDS, Bench, Task
-from hf_relstitch.benchmarks.report import FORMAT_VERSION, RESULTS_NAME
+from hf_relstitch.benchmarks.report import FORMAT_VERSION, RESULTS_NAME, Results
 from hf_relstitch.benchmarks.rows import read_rows
 from hf_relstitch.benchmarks.suite import check_suite, load_suite
 from hf_relstitch.benchmarks.yaml_schema import Document
@@ -32,8 +32,8 @@ def run_suite(
     data: Mapping[str, Dataset] | None = None,
     models: Sequence[str] = (),
     progress: bool = True,
-) -> dict[str, Any]:
-    """Run a suite, write `results.json`, and return its content.
+) -> Results:
+    """Run a suite, write `results.json`, and return its content, a dict that prints as a table.
 
     Results of a stopped run, or of another suite in the same folder, are not computed again. Latents are kept by their
     model and inputs, cells by everything that they depend on. A cell that fails is reported, and the next run
@@ -80,7 +80,7 @@ def run_suite(
                 write_json(written, content)
 
         gather(lambda: _by_first(write_results, FileLock(folder / ".computing")))
-    return read_json(results)
+    return Results(read_json(results))
 
 
 def _by_first(work: Callable[[], None], lock: FileLock) -> list[None]:

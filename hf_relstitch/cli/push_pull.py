@@ -153,6 +153,7 @@ def find(place: str) -> list[dict[str, Any]]:
         except StitchError as error:  # anyone can give a repo the tag
             logger.warning(f"{repo_id} is left out: {error}")
             continue
-        origin = {**found.provenance.to_dict(), "pooling": found.provenance.describe()}
+        provenance = found.provenance
+        origin = provenance.to_dict() | {"pooling": provenance.describe(), "prompt": provenance.prompt}
         rows.append({"repo": repo_id, "anchors": len(found), "dim": found.dim, **origin})
     return rows

@@ -11,7 +11,8 @@ class Accuracy(checking.CheckedMetric):
     """Compute the share of answers that are right."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return checking.information("Share of answers that are right.", predictions="classes", references="classes")
+        description, citation = "Share of answers that are right.", checking.SCIKIT_LEARN
+        return checking.information(description, citation=citation, predictions="classes", references="classes")
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         right = checking.classes(predictions) == checking.classes(references)

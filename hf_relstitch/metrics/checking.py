@@ -12,6 +12,23 @@ from hf_relstitch.core.errors import StitchError
 
 KINDS = {"latents": Sequence(Value("float32")), "probabilities": Sequence(Value("float32")), "classes": Value("int64")}
 
+CITATION = """@article{maiorca2024latent,
+  title   = {Latent Space Translation via Inverse Relative Projection},
+  author  = {Maiorca, Valentino and Moschella, Luca and Fumero, Marco and Locatello, Francesco and
+             Rodol{\\`a}, Emanuele},
+  journal = {arXiv preprint arXiv:2406.15057},
+  year    = {2024}
+}"""
+
+SCIKIT_LEARN = """@article{pedregosa2011scikit,
+  title   = {Scikit-learn: Machine Learning in {P}ython},
+  author  = {Pedregosa, Fabian and others},
+  journal = {Journal of Machine Learning Research},
+  volume  = {12},
+  pages   = {2825--2830},
+  year    = {2011}
+}"""
+
 EXTRA = {"native", "probabilities"}
 """Columns beside evaluate's own two; `combine` hands them to all its metrics, and who does not take one leaves it."""
 
@@ -71,13 +88,13 @@ class CheckedMetric(evaluate.Metric):
         self.file_paths = self.filelocks = None
 
 
-def information(description: str, **columns: str) -> evaluate.MetricInfo:
+def information(description: str, *, citation: str = CITATION, **columns: str) -> evaluate.MetricInfo:
     """Describe a metric for evaluate; `columns` gives the kind of each column, by a name in KINDS."""
     features = Features({name: KINDS[kind] for name, kind in columns.items()})
     taken = "".join(f"\n    {name}: {kind}, one for each input" for name, kind in columns.items())
     return evaluate.MetricInfo(
         description=description,
-        citation="",
+        citation=citation,
         inputs_description=f"\nTakes:{taken}\n",
         features=features,
         format=None,

@@ -11,6 +11,13 @@ from hf_relstitch.metrics import checking
 DESCRIPTION = """Mean gap between confidence (the probability of the most probable class) and accuracy, over 15 bins of
 confidence, each weighted by its answers (Guo et al. 2017); 0 is perfect."""
 
+CITATION = """@inproceedings{guo2017calibration,
+  title     = {On Calibration of Modern Neural Networks},
+  author    = {Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2017}
+}"""
+
 ROUNDING = 1e-3
 """How far from 1 probabilities may sum, for models in half precision."""
 
@@ -19,7 +26,7 @@ class ExpectedCalibrationError(checking.CheckedMetric):
     """Compute the mean gap between confidence and accuracy."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return checking.information(DESCRIPTION, probabilities="probabilities", references="classes")
+        return checking.information(DESCRIPTION, citation=CITATION, probabilities="probabilities", references="classes")
 
     def _compute(self, probabilities: Any, references: Any) -> dict[str, float]:
         given, labels = checking.matrix(probabilities, name="probabilities"), checking.classes(references)

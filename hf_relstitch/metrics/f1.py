@@ -17,7 +17,8 @@ class F1(checking.CheckedMetric):
     """Compute the harmonic mean of precision and recall."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return checking.information(DESCRIPTION, predictions="classes", references="classes")
+        citation = checking.SCIKIT_LEARN
+        return checking.information(DESCRIPTION, citation=citation, predictions="classes", references="classes")
 
     def _compute(self, predictions: Any, references: Any, average: str = "binary") -> dict[str, float]:
         answers, labels = checking.classes(predictions), checking.classes(references)
