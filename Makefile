@@ -29,7 +29,7 @@ docs: ## Build the site into site/, with warnings as errors: pip install -e ".[d
 	mkdocs build
 
 notebooks: ## Execute the notebooks and keep their outputs.
-	python tests/make_notebooks.py
+	python tests/helpers/make_notebooks.py
 
 lint: ## Check style and types.
 	ruff check . && ruff format --check . && mypy

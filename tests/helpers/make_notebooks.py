@@ -1,4 +1,4 @@
-"""Execute the notebooks in examples/notebooks/ and keep their outputs: python tests/make_notebooks.py [NAME …]"""
+"""Execute the notebooks in examples/notebooks/ and keep their outputs: python tests/helpers/make_notebooks.py [NAME …]"""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples" / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "examples" / "notebooks").glob("*.ipynb"))
 QUIET = {"PYTHONWARNINGS": "ignore:IProgress", "OMP_NUM_THREADS": "1"}  # tqdm's bars are text without ipywidgets
 
 
