@@ -34,7 +34,7 @@ from hf_relstitch.bulk import (
     move_table,
     translation_between,
 )
-from hf_relstitch.core.scoring import share_found, similarities
+from hf_relstitch.core.scoring import as_compared, share_found, similarities
 
 QUERIES, PAIRS, NEAREST, AGAIN = 500, 1000, 10, 50
 QUIET = {"progress": False}
@@ -55,7 +55,8 @@ class LanceDB:
 
     def read(self, name):
         table = self.db.open_table(name).to_arrow().sort_by("id")
-        return table["id"].to_pylist(), table["text"].to_pylist(), np.array(table["vector"].to_pylist(), "f4")
+        vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+        return table["id"].to_pylist(), table["text"].to_pylist(), vectors
 
     def search(self, name, query, metric):
         table = self.db.open_table(name)
@@ -229,6 +230,7 @@ STORES = {each.__name__: each for each in (LanceDB, Chroma, Qdrant, FAISS, Milvu
 
 
 def nearest(queries, documents, count, metric):
+    queries, documents = as_compared(queries, metric), as_compared(documents, metric)
     return similarities(queries, documents, metric=metric).topk(count).indices
 
 

@@ -6,6 +6,7 @@ The move makes a new collection, which takes its name when it is complete.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from transformers.utils import logging
 from hf_relstitch.bulk.moves import check_metric, check_note, document_translator, explain, stopped_moves, tell_zeros
 from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.options import Metric
+from hf_relstitch.data.reading import draw_rows
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -23,7 +26,8 @@ logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity
 PARTIAL = "_partial"
 """End of a new collection's name until it is complete; Milvus does not allow the hyphen of other stores."""
 LONGEST_NAME = 255
-METRICS = {"COSINE": "cosine", "L2": "l2", "IP": "ip"}
+LARGEST_BATCH = 16_384
+METRICS: dict[str, Metric] = {"COSINE": "cosine", "L2": "l2", "IP": "ip"}
 NO_PARAMETERS = ("field_name", "index_name", "index_type", "metric_type", "params", "state")
 """What Milvus tells of an index beside its parameters; numbers of rows are more of it."""
 STRONG: Any = {"consistency_level": "Strong"}
@@ -72,10 +76,9 @@ def move_entities(
     check_not_translated(description["properties"], translator, f"collection {old}")
     width = _width_of(description, vector, old)
     translator.check_width(width, f"field {vector} of {old}")
-    indexes = [client.describe_index(old, name) for name in client.list_indexes(old)]
-    for index in indexes:
-        if index["field_name"] == vector and index["metric_type"] in METRICS:
-            check_metric(translator, METRICS[index["metric_type"]], f"collection {old}")
+    indexes = _indexes(client, old)
+    for metric in _metrics(indexes, vector):
+        check_metric(translator, metric, f"collection {old}")
     partial, source = f"{new}{PARTIAL}", {"collection": description["collection_name"], "vector": vector}
     if client.has_collection(partial):
         check_note(client.describe_collection(partial)["properties"].get(NOTE), translator, source, partial)
@@ -93,11 +96,58 @@ def move_entities(
     return moved
 
 
+def read_entities(
+    address: str | Path, name: str, *, text: str, vector: str, count: int
+) -> tuple[list[str | None], list[Any], int, Metric]:
+    """Return texts and vectors of some entities of a collection, its number of entities, and the metric of its index.
+
+    Raises:
+        StitchError: the collection or a field does not exist.
+    """
+    client = open_client(address)
+    _check_exists(client, name)
+    description = client.describe_collection(name)
+    _width_of(description, vector, name)
+    fields = [each["name"] for each in description["fields"]]
+    if text not in fields and not description["enable_dynamic_field"]:
+        raise StitchError(f"collection {name} has no field {text!r}: it has {', '.join(fields)}")
+    (key,) = (each["name"] for each in description["fields"] if each.get("is_primary"))
+    with _loaded(client, name):
+        pages = client.query_iterator(name, batch_size=LARGEST_BATCH, output_fields=[key], **STRONG)
+        keys = [row[key] for page in iter(pages.next, []) for row in page]
+        drawn = [keys[row] for row in draw_rows(len(keys), count)]
+        rows = client.get(name, drawn, output_fields=[text, vector], **STRONG)
+    texts, latents = [row.get(text) for row in rows], [row[vector] for row in rows]
+    return texts, latents, len(keys), (_metrics(_indexes(client, name), vector) or ["cosine"])[0]
+
+
+def open_client(address: str | Path) -> "MilvusClient":
+    """Open a file of Milvus Lite, or connect to a server."""
+    try:
+        from pymilvus import MilvusClient  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise StitchError("a collection of Milvus needs pymilvus: pip install 'hf-relstitch[milvus]'") from error
+    return MilvusClient(str(address))
+
+
+def _indexes(client: "MilvusClient", name: str) -> list[dict[str, Any]]:
+    return [client.describe_index(name, index) for index in client.list_indexes(name)]
+
+
+def _metrics(indexes: list[dict[str, Any]], vector: str) -> list[Metric]:
+    told = [each.get("metric_type") for each in indexes if each["field_name"] == vector]
+    return [METRICS[metric] for metric in told if metric in METRICS]
+
+
+def _check_exists(client: "MilvusClient", name: str) -> None:
+    if not name or not client.has_collection(name):
+        names = ", ".join(sorted(client.list_collections())) or "none"
+        raise StitchError(f"there is no collection {name}: there are {names}")
+
+
 def _check_names(client: "MilvusClient", old: str, new: str) -> None:
     """Refuse an old name that does not exist, and a new one that is taken or that a server refuses."""
-    names = ", ".join(sorted(client.list_collections())) or "none"
-    if not old or not client.has_collection(old):
-        raise StitchError(f"there is no collection {old}: there are {names}")
+    _check_exists(client, old)
     longest = LONGEST_NAME - len(PARTIAL)
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", new) or len(new) > longest:
         raise StitchError(

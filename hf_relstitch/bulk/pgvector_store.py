@@ -16,6 +16,7 @@ from transformers.utils import logging
 from hf_relstitch.bulk.moves import check_metric, document_translator, explain, stopped_moves, tell_zeros
 from hf_relstitch.bulk.translator import NOTE, AnyModel, Translator, check_not_translated, note_of
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.core.options import Metric
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
@@ -97,7 +98,10 @@ class _Column:
             "type": sql.Identifier(self.type_schema, self.type),
             "vector": sql.Identifier(self.type_schema, "vector"),
         }
-        return sql.SQL(template).format(**names, **{name: sql.Literal(each) for name, each in literals.items()})
+        more = {
+            name: each if isinstance(each, sql.Composable) else sql.Literal(each) for name, each in literals.items()
+        }
+        return sql.SQL(template).format(**names, **more)
 
 
 @stopped_moves
@@ -166,6 +170,31 @@ def move_rows(
     return moved
 
 
+def read_columns(
+    connection: "Connection[Any] | str", name: str, *, text: str, vector: str, count: int
+) -> tuple[list[str | None], list[Any], int, Metric]:
+    """Return texts and vectors of some rows of a table, its number of rows, and the metric of its index.
+
+    Without an index the metric is cosine.
+
+    Raises:
+        StitchError: the database, the table or a column does not exist.
+    """
+    with _transaction(connection) as cursor:
+        from psycopg import sql  # noqa: PLC0415 (an extra)
+
+        found = _find(cursor, name, vector)
+        others = [each for each, _ in cursor.execute(OTHERS, (found.table, found.number)).fetchall()]
+        if text not in others:
+            raise StitchError(f"table {name} has no column {text!r}: it has {', '.join(others)}")
+        metrics = [metric for metric in _metrics(cursor, found) if metric != "l1"]
+        total = cursor.execute(found.sql("SELECT count(*) FROM ONLY {old}", name)).fetchone()[0]
+        # an order as good as random, and the same each time
+        query = "SELECT {text}, {column}::real[] FROM ONLY {old} ORDER BY hashtext(ctid::text) LIMIT {count}"
+        rows = cursor.execute(found.sql(query, name, text=sql.Identifier(text), count=count)).fetchall()
+    return [row[0] for row in rows], [row[1] for row in rows], total, (metrics or ["cosine"])[0]
+
+
 @contextmanager
 def _transaction(connection: "Connection[Any] | str") -> Iterator["Cursor[Any]"]:
     """Begin a transaction that sees the database as it is now, and all rows of a table."""
@@ -211,16 +240,24 @@ def _check_name(cursor: "Cursor[Any]", schema: str, new: str) -> None:
 
 def _index_commands(cursor: "Cursor[Any]", found: _Column, translator: Translator) -> list[str]:
     """Return templates of the commands that make the indexes of the new table, and check the metrics of searches."""
+    for metric in _metrics(cursor, found):
+        check_metric(translator, metric, f"column {found.column} of {found.name}")
     casts = re.compile(rf"\b((?:vector|halfvec|bit)\(){translator.d_source}\)")
-    rows = cursor.execute(INDEXES, {"table": found.table, "number": found.number}).fetchall()
     commands = []
-    for is_unique, operators, definition, is_of_column in rows:
-        metric = re.search("_(l1|l2|ip|cosine)_ops$", operators)
-        if is_of_column and metric:
-            check_metric(translator, metric[1], f"column {found.column} of {found.name}")
+    for is_unique, _, definition, is_of_column in _indexes(cursor, found):
         widened = casts.sub(rf"\g<1>{translator.d_target})", definition) if is_of_column else definition
         commands.append(f"CREATE {'UNIQUE ' if is_unique else ''}INDEX ON {{new}}{_escape(widened)}")
     return commands
+
+
+def _indexes(cursor: "Cursor[Any]", found: _Column) -> list[Any]:
+    return cursor.execute(INDEXES, {"table": found.table, "number": found.number}).fetchall()
+
+
+def _metrics(cursor: "Cursor[Any]", found: _Column) -> list[Any]:
+    """Return the metrics of the column's indexes, which are in the names of their operators' classes."""
+    classes = [operators for _, operators, _, is_of_column in _indexes(cursor, found) if is_of_column]
+    return [known[1] for known in (re.search("_(l1|l2|ip|cosine)_ops$", each) for each in classes) if known]
 
 
 def _escape(text: str) -> str:
