@@ -205,8 +205,22 @@ def test_what_cannot_be_moved_is_refused(made: SearchTranslation, server: str, d
     assert db.execute("SELECT count(*) FROM pg_class WHERE relname IN ('again')").fetchone() == (0,)
 
 
+def test_rows_that_a_policy_hides_are_not_left_out_in_silence(made: SearchTranslation, db: Any) -> None:
+    filled(db)
+    db.execute(
+        """
+        CREATE ROLE reader; GRANT ALL ON SCHEMA public TO reader; GRANT SELECT ON docs TO reader;
+        ALTER TABLE docs ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON docs USING (id < 9); SET ROLE reader;
+        """
+    )
+    assert db.execute("SELECT count(*) FROM docs").fetchone() == (8,)
+    with pytest.raises(StitchError, match=r"the move was stopped .*row-level security"):
+        move_rows(made, db, "docs", "moved", progress=False)
+    db.execute("RESET ROLE; DROP OWNED BY reader; DROP ROLE reader")
+
+
 def test_what_the_new_width_does_not_allow_is_found_out_first(server: str, db: Any) -> None:
-    wide = translation_between(OLD, OLD @ randn(D_OLD, 2100, seed=4))
+    wide = translation_between(OLD[:80], OLD[:80] @ randn(D_OLD, 2100, seed=4))
     filled(db)
     db.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
     calls: list[Any] = []
