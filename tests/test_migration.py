@@ -18,7 +18,6 @@ import pyarrow as pa
 import pytest
 import torch
 from chromadb.config import Settings
-from postgres import postgres
 from pymilvus import MilvusClient
 from sentence_transformers import SentenceTransformer
 from test_sentence_modules import repo
@@ -73,15 +72,16 @@ def chroma(source: Encoder, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def rows(source: Encoder) -> Iterator[str]:
+def rows(source: Encoder, postgres_address: str) -> Iterator[str]:
     """A PostgreSQL table of the same texts, searched by inner product, and a row without a vector."""
     latents = source.encode(TEXTS, progress=False).tolist()
-    with postgres() as address, psycopg.connect(address, autocommit=True) as db:
+    with psycopg.connect(postgres_address, autocommit=True) as db:
+        db.execute("DROP TABLE IF EXISTS docs, docs_new")
         db.execute("CREATE TABLE docs (text text, vector vector(16))")
         values = [*zip(TEXTS, map(str, latents), strict=True), ("no vector", None)]
         db.cursor().executemany("INSERT INTO docs VALUES (%s, %s)", values)
         db.execute("CREATE INDEX ON docs USING hnsw ((vector::halfvec(16)) halfvec_ip_ops)")
-        yield address
+        yield postgres_address
 
 
 @pytest.fixture

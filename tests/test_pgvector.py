@@ -8,7 +8,6 @@ import psycopg
 import pytest
 import torch
 from pgvector.psycopg import register_vector
-from postgres import postgres
 
 from hf_relstitch import StitchError
 from hf_relstitch.bulk import SearchTranslation, move_rows, translation_between
@@ -30,15 +29,9 @@ def made() -> SearchTranslation:
     return translation_between(OLD, NEW)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres() as address:
-        yield address
-
-
 @pytest.fixture
-def db(server: str) -> Iterator[Any]:
-    with psycopg.connect(server, autocommit=True) as connection:
+def db(postgres_address: str) -> Iterator[Any]:
+    with psycopg.connect(postgres_address, autocommit=True) as connection:
         connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE EXTENSION vector")
         register_vector(connection)
         yield connection
@@ -141,7 +134,7 @@ def test_null_vectors_and_zeros_stay(made: SearchTranslation, db: Any) -> None:
     assert [row[0] for row in after] == list(range(1, ROWS + 1))
 
 
-def test_a_move_that_was_stopped_leaves_nothing(made: SearchTranslation, server: str, db: Any) -> None:
+def test_a_move_that_was_stopped_leaves_nothing(made: SearchTranslation, postgres_address: str, db: Any) -> None:
     filled(db)
     calls: list[int] = []
 
@@ -152,15 +145,15 @@ def test_a_move_that_was_stopped_leaves_nothing(made: SearchTranslation, server:
 
     hook = made.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        move_rows(made, server, "docs", "moved", batch_size=70, progress=False)
+        move_rows(made, postgres_address, "docs", "moved", batch_size=70, progress=False)
     hook.remove()
     assert db.execute("SELECT to_regclass('moved')").fetchone() == (None,)
-    assert move_rows(made, server, "docs", "moved", batch_size=70, progress=False) == ROWS
+    assert move_rows(made, postgres_address, "docs", "moved", batch_size=70, progress=False) == ROWS
     with pytest.raises(StitchError, match="there is a table moved already"):
-        move_rows(made, server, "docs", "moved", progress=False)
+        move_rows(made, postgres_address, "docs", "moved", progress=False)
 
 
-def test_rows_that_are_written_meanwhile_are_not_moved(made: SearchTranslation, server: str, db: Any) -> None:
+def test_rows_that_are_written_meanwhile_are_not_moved(made: SearchTranslation, postgres_address: str, db: Any) -> None:
     filled(db)
 
     def write(*_: Any) -> None:
@@ -168,12 +161,12 @@ def test_rows_that_are_written_meanwhile_are_not_moved(made: SearchTranslation, 
         db.execute("DELETE FROM docs WHERE id < 20")
 
     before, hook = everything(db, "docs"), made.register_forward_pre_hook(write)
-    assert move_rows(made, server, "docs", "moved", batch_size=70, progress=False) == ROWS
+    assert move_rows(made, postgres_address, "docs", "moved", batch_size=70, progress=False) == ROWS
     hook.remove()
     assert [row[:3] for row in everything(db, "moved")] == [row[:3] for row in before]
 
 
-def test_what_cannot_be_moved_is_refused(made: SearchTranslation, server: str, db: Any) -> None:
+def test_what_cannot_be_moved_is_refused(made: SearchTranslation, postgres_address: str, db: Any) -> None:
     filled(db)
     square = translation_between(OLD, OLD @ torch.linalg.qr(randn(D_OLD, D_OLD))[0])
     how: Any = {"progress": False}
@@ -219,13 +212,13 @@ def test_rows_that_a_policy_hides_are_not_left_out_in_silence(made: SearchTransl
     db.execute("RESET ROLE; DROP OWNED BY reader; DROP ROLE reader")
 
 
-def test_what_the_new_width_does_not_allow_is_found_out_first(server: str, db: Any) -> None:
+def test_what_the_new_width_does_not_allow_is_found_out_first(postgres_address: str, db: Any) -> None:
     wide = translation_between(OLD[:80], OLD[:80] @ randn(D_OLD, 2100, seed=4))
     filled(db)
     db.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
     calls: list[Any] = []
     hook = wide.register_forward_pre_hook(lambda *given: calls.append(given))
     with pytest.raises(StitchError, match=r"the move was stopped .*2000 dimensions"):
-        move_rows(wide, server, "docs", "moved", progress=False)
+        move_rows(wide, postgres_address, "docs", "moved", progress=False)
     hook.remove()
     assert not calls

@@ -1,22 +1,19 @@
 """After a move, the old index of each store answers as before, and is there when the new one is dropped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from killed_moves import ADDRESS, MOVES, VECTORS, chroma_at, lancedb_at, milvus_at, postgres_at, qdrant_at
-from postgres import postgres
 
 from hf_relstitch.bulk import SearchTranslation, translation_between
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> Iterator[None]:
-    with postgres() as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ADDRESS, address)
-        yield
+@pytest.fixture(autouse=True)
+def _server(postgres_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ADDRESS, postgres_address)
 
 
 @pytest.fixture(scope="module")
