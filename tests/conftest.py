@@ -22,6 +22,7 @@ from jaxtyping import install_import_hook
 install_import_hook("hf_relstitch.core", "beartype.beartype")
 
 import pico
+from postgres import postgres
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, load_classifier
 
@@ -37,6 +38,13 @@ def _same_seed() -> None:
 def _hub_server() -> Iterator[None]:
     with server:
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres_address() -> Iterator[str]:
+    """A PostgreSQL with pgvector, for those who take it; what it holds is theirs to drop."""
+    with postgres() as address:
+        yield address
 
 
 @pytest.fixture

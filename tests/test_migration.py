@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import chromadb
 import lancedb
 import numpy as np
 import pico
+import psycopg
 import pyarrow as pa
 import pytest
 import torch
 from chromadb.config import Settings
+from pymilvus import MilvusClient
 from sentence_transformers import SentenceTransformer
 from test_sentence_modules import repo
 
@@ -29,6 +32,8 @@ from hf_relstitch.bulk import (
     probe,
     sample_index,
 )
+from hf_relstitch.bulk.migration import move_sampled
+from hf_relstitch.cli import app
 
 TEXTS = pico.texts(400)
 QUIET = Settings(anonymized_telemetry=False)
@@ -66,19 +71,59 @@ def chroma(source: Encoder, tmp_path: Path) -> Path:
     return tmp_path / "chroma"
 
 
-@pytest.mark.parametrize("kind", ["lance", "chroma"])
+@pytest.fixture
+def rows(source: Encoder, postgres_address: str) -> Iterator[str]:
+    """A PostgreSQL table of the same texts, searched by inner product, and a row without a vector."""
+    latents = source.encode(TEXTS, progress=False).tolist()
+    with psycopg.connect(postgres_address, autocommit=True) as db:
+        db.execute("DROP TABLE IF EXISTS docs, docs_new")
+        db.execute("CREATE TABLE docs (text text, vector vector(16))")
+        values = [*zip(TEXTS, map(str, latents), strict=True), ("no vector", None)]
+        db.cursor().executemany("INSERT INTO docs VALUES (%s, %s)", values)
+        db.execute("CREATE INDEX ON docs USING hnsw ((vector::halfvec(16)) halfvec_ip_ops)")
+        yield postgres_address
+
+
+@pytest.fixture
+def milvus(source: Encoder, tmp_path: Path) -> Iterator[str]:
+    """A Milvus collection of the same texts, searched by cosine."""
+    client, latents = MilvusClient(str(tmp_path / "milvus.db")), source.encode(TEXTS, progress=False).tolist()
+    client.create_collection("docs", dimension=16)
+    client.insert("docs", [{"id": row, "text": TEXTS[row], "vector": latents[row]} for row in range(len(TEXTS))])
+    yield str(tmp_path / "milvus.db")
+    client.close()
+
+
+TOTALS = {"lance": (402, "l2"), "chroma": (400, "cosine"), "rows": (401, "ip"), "milvus": (400, "cosine")}
+
+
+@pytest.mark.parametrize("kind", TOTALS)
 def test_a_sample_is_rows_of_the_index(kind: str, source: Encoder, request: pytest.FixtureRequest) -> None:
     store = request.getfixturevalue(kind)
     sample = sample_index(store, "docs", text="text", vector="vector", count=100)
-    assert (sample.total, sample.metric) == ((402, "l2") if kind == "lance" else (400, "cosine"))
+    assert (sample.total, sample.metric) == TOTALS[kind]
     assert 98 <= len(set(sample.texts)) == len(sample.texts) <= 100
     np.testing.assert_allclose(
         sample.vectors, source.encode(sample.texts, progress=False).numpy(), rtol=1e-4, atol=1e-5
     )
     again = sample_index(store, "docs", text="text", vector="vector", count=100)
     assert again.texts == sample.texts
-    with pytest.raises(StitchError, match="docs-new"):
-        sample_index(store, "docs-new", text="text", vector="vector", count=100)
+    with pytest.raises(StitchError, match="docs_new"):
+        sample_index(store, "docs_new", text="text", vector="vector", count=100)
+
+
+@pytest.mark.parametrize("kind", ["rows", "milvus"])
+def test_an_index_of_a_server_is_migrated(
+    kind: str, new: Encoder, source_folder: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = request.getfixturevalue(kind)
+    plan = plan_migration(sample_index(store, "docs", text="text", vector="vector", count=400), new, progress=False)
+    assert move_sampled(plan, store, "docs", "docs_new", vector="vector") == TOTALS[kind][0]
+    moved = sample_index(store, "docs_new", text="text", vector="vector", count=400)
+    assert moved.metric == TOTALS[kind][1]
+    assert check_moved(moved, new, progress=False)["recall"] == pytest.approx(plan.documents.report["recall"], abs=0.25)
+    app(["migrate", store, "docs", "--new", source_folder, "--check", "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["recall"] > 0.99
 
 
 def test_a_column_that_holds_no_texts_is_named(lance: Path) -> None:

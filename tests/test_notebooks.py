@@ -34,7 +34,9 @@ def test_what_is_kept_is_whole(file: Path) -> None:
     nbformat.validate(notebook)
     assert LINK.format(file.name) in notebook.cells[0].source
     ran = [cell for cell in notebook.cells if cell.cell_type == "code" and not cell.source.startswith("%pip")]
-    assert [cell.execution_count for cell in ran] == list(range(1, len(ran) + 1)), "python tests/helpers/make_notebooks.py"
+    assert [cell.execution_count for cell in ran] == list(range(1, len(ran) + 1)), (
+        "python tests/helpers/make_notebooks.py"
+    )
     kinds = [(output.output_type, output.get("name")) for output in outputs(notebook)]
     assert not {("error", None), ("stream", "stderr")} & set(kinds)
     assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) >= 2

@@ -4,6 +4,8 @@ from hf_relstitch.bulk.chroma_store import move_collection
 from hf_relstitch.bulk.faiss_store import move_index, translate_index
 from hf_relstitch.bulk.lancedb_store import move_table
 from hf_relstitch.bulk.migration import check_moved, plan_migration, sample_index
+from hf_relstitch.bulk.milvus_store import move_entities
+from hf_relstitch.bulk.pgvector_store import move_rows
 from hf_relstitch.bulk.qdrant_store import move_points
 from hf_relstitch.bulk.reranking import Reranker, probe
 from hf_relstitch.bulk.search import SearchTranslation, translation_between, translations_into
@@ -15,8 +17,10 @@ __all__ = [
     "SearchTranslation",
     "check_moved",
     "move_collection",
+    "move_entities",
     "move_index",
     "move_points",
+    "move_rows",
     "move_table",
     "plan_migration",
     "probe",

@@ -10,6 +10,8 @@ import torch
 
 from hf_relstitch.bulk.chroma_store import move_collection, open_folder, read_collection
 from hf_relstitch.bulk.lancedb_store import move_table, read_rows
+from hf_relstitch.bulk.milvus_store import move_entities, open_client, read_entities
+from hf_relstitch.bulk.pgvector_store import move_rows, read_columns
 from hf_relstitch.bulk.search import SearchTranslation, translation_between
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.options import Metric
@@ -65,24 +67,27 @@ class MigrationPlan:
 
 
 def sample_index(store: str | Path, name: str, *, text: str, vector: str, count: int) -> IndexSample:
-    """Read texts and vectors of some rows of a LanceDB table or a Chroma collection in a local folder.
+    """Read texts and vectors of some rows of an index in LanceDB, Chroma, PostgreSQL or Milvus.
 
     The rows are drawn with a fixed seed. Rows without text or vector are left out.
 
     Args:
-        store: the folder of the database.
+        store: the folder of a LanceDB or Chroma database, `postgresql://…`, or a file of Milvus Lite, `….db`, or a
+            Milvus server, `http://…`.
         name: the table or collection.
         text: the column of texts; a Chroma collection has its documents.
         vector: the column of vectors; a Chroma collection has its embeddings.
         count: rows to draw.
 
     Raises:
-        StitchError: the folder holds neither, has no such table or column, or no row has both.
+        StitchError: the store has no such table or column, or no row has both.
     """
-    if _is_chroma(store):
+    kind = _kind_of(store)
+    if kind == "Chroma":
         texts, vectors, total, metric = read_collection(store, name, count=count)
     else:
-        texts, vectors, total, metric = read_rows(store, name, text=text, vector=vector, count=count)
+        read: Any = {"PostgreSQL": read_columns, "Milvus": read_entities, "LanceDB": read_rows}[kind]
+        texts, vectors, total, metric = read(store, name, text=text, vector=vector, count=count)
     rows = [(line, latent) for line, latent in zip(texts, vectors, strict=True) if line and latent is not None]
     if not rows:
         raise StitchError(f"no row of {name} has a text and a vector: name the columns that do")
@@ -130,16 +135,25 @@ def move_sampled(plan: MigrationPlan, store: str | Path, name: str, new: str, *,
     """Move the index that a plan is for to a new table or collection, and return its number of rows.
 
     Raises:
-        StitchError: as in `move_table` and `move_collection`.
+        StitchError: as in `move_table`, `move_collection`, `move_rows` and `move_entities`.
     """
-    if _is_chroma(store):
+    kind = _kind_of(store)
+    if kind == "Chroma":
         return move_collection(plan.documents, open_folder(store), name, new)
+    if kind == "PostgreSQL":
+        return move_rows(plan.documents, str(store), name, new, column=vector)
+    if kind == "Milvus":
+        return move_entities(plan.documents, open_client(store), name, new, vector=vector)
     return move_table(plan.documents, store, name, new, column=vector)
 
 
-def _is_chroma(store: str | Path) -> bool:
-    """Whether a folder holds a Chroma database; else it is LanceDB's."""
-    return Path(store, "chroma.sqlite3").is_file()
+def _kind_of(store: str | Path) -> str:
+    """Return what a folder or an address belongs to; a folder of LanceDB has nothing to tell it by."""
+    if str(store).startswith(("postgresql://", "postgres://")):
+        return "PostgreSQL"
+    if str(store).startswith(("http://", "https://")) or Path(store).suffix == ".db":
+        return "Milvus"
+    return "Chroma" if Path(store, "chroma.sqlite3").is_file() else "LanceDB"
 
 
 def check_moved(sample: IndexSample, new: Any, *, progress: bool = True) -> dict[str, Any]:

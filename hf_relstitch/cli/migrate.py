@@ -10,7 +10,10 @@ from hf_relstitch.cli.printing import AsJson, Device, print_json, print_table, u
 
 
 def migrate_command(
-    store: Annotated[Path, typer.Argument(help="Folder of a LanceDB or Chroma database.")],
+    store: Annotated[
+        str,
+        typer.Argument(help="Folder of a LanceDB or Chroma database, postgresql://…, or Milvus: FILE.db, http://…."),
+    ],
     name: Annotated[str, typer.Argument(help="Table or collection.")],
     new: Annotated[str, typer.Option(help="The new encoder: folder or Hub id.")],
     text: Annotated[str, typer.Option(help="Column of texts; a collection has its documents.")] = "text",

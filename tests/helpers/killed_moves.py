@@ -1,5 +1,6 @@
 """Moves of an index of each kind, in a folder: making the index, moving it, and all that is there."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from hf_relstitch.bulk import SearchTranslation, move_collection, move_index, move_points, move_table
+from hf_relstitch.bulk import (
+    SearchTranslation,
+    move_collection,
+    move_entities,
+    move_index,
+    move_points,
+    move_rows,
+    move_table,
+)
 
 VECTORS = np.random.default_rng(0).normal(size=(80, 8)).astype(np.float32)
 IDS = [f"id {row}" for row in range(len(VECTORS))]
 HOW: Any = {"batch_size": 20, "progress": False}
 QDRANTS = ".lock"
 """The file of Qdrant's own lock."""
+ADDRESS = "POSTGRES_OF_THE_TESTS"
+"""The variable with the address of a server; each folder has a schema of its own in it."""
 
 
 def lancedb_at(place: Path) -> Any:
@@ -34,6 +45,18 @@ def qdrant_at(place: Path) -> Any:
     return QdrantClient(path=str(place))
 
 
+def milvus_at(place: Path) -> Any:
+    from pymilvus import MilvusClient
+
+    return MilvusClient(str(place / "milvus.db"))
+
+
+def postgres_at() -> Any:
+    import psycopg
+
+    return psycopg.connect(os.environ[ADDRESS], autocommit=True)
+
+
 def make_table(place: Path) -> None:
     lancedb_at(place).create_table("docs", [{"id": id_, "vector": VECTORS[row]} for row, id_ in enumerate(IDS)])
 
@@ -49,6 +72,23 @@ def make_points(place: Path) -> None:
     client.create_collection("docs", VectorParams(size=VECTORS.shape[1], distance=Distance.DOT))
     client.upsert("docs", [PointStruct(id=row, vector=vector.tolist()) for row, vector in enumerate(VECTORS)])
     client.close()
+
+
+def make_entities(place: Path) -> None:
+    place.mkdir()
+    client = milvus_at(place)
+    client.create_collection("docs", dimension=VECTORS.shape[1])
+    client.insert("docs", [{"id": row, "vector": vector.tolist()} for row, vector in enumerate(VECTORS)])
+    client.close()
+
+
+def make_rows(place: Path) -> None:
+    place.mkdir()
+    with postgres_at() as db:
+        db.execute(f'CREATE SCHEMA "{place.parent.name}"')
+        db.execute(f'CREATE TABLE "{place.parent.name}".docs (id text PRIMARY KEY, embedding vector(8))')
+        rows = [(id_, str(VECTORS[row].tolist())) for row, id_ in enumerate(IDS)]
+        db.cursor().executemany(f'INSERT INTO "{place.parent.name}".docs VALUES (%s, %s)', rows)
 
 
 def make_index(place: Path) -> None:
@@ -79,6 +119,24 @@ def points(place: Path) -> dict[str, Any]:
     return {name: [[each.id, each.vector] for each in found] for name, found in whole.items()}
 
 
+def entities(place: Path) -> dict[str, Any]:
+    client = milvus_at(place)
+    whole = {}
+    for name in client.list_collections():
+        client.load_collection(name)
+        whole[name] = list(client.query(name, filter="", limit=1000, output_fields=["*"]))
+    client.close()
+    return whole
+
+
+def rows(place: Path) -> dict[str, Any]:
+    with postgres_at() as db:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = %s"
+        names = [name for (name,) in db.execute(query, [place.parent.name])]
+        read = 'SELECT id, embedding::text FROM "{}".{} ORDER BY id'
+        return {name: db.execute(read.format(place.parent.name, name)).fetchall() for name in names}
+
+
 def indexes(place: Path) -> dict[str, Any]:
     import faiss
 
@@ -102,5 +160,16 @@ MOVES = {
         make_collection, lambda model, at: move_collection(model, chroma_at(at), "docs", "moved", **HOW), collections
     ),
     "Qdrant": Move(make_points, lambda model, at: move_points(model, qdrant_at(at), "docs", "moved", **HOW), points),
+    "Milvus": Move(
+        make_entities, lambda model, at: move_entities(model, milvus_at(at), "docs", "moved", **HOW), entities
+    ),
+    "pgvector": Move(
+        make_rows,
+        lambda model, at: move_rows(model, os.environ[ADDRESS], f"{at.parent.name}.docs", "moved", **HOW),
+        rows,
+    ),
     "FAISS": Move(make_index, lambda model, at: move_index(model, at / "docs", at / "moved", **HOW), indexes),
 }
+AT_RANDOM = {"Milvus": 3, "pgvector": 1}
+"""Kinds that are killed at random only, a third as often or as often: a child of Milvus takes seconds, and the files of
+a server are not a child's."""

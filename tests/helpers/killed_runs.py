@@ -31,7 +31,8 @@ import pico
 import pytest
 import torch
 import transformers
-from killed_moves import MOVES, QDRANTS, Move
+from killed_moves import ADDRESS, AT_RANDOM, MOVES, QDRANTS, Move
+from postgres import postgres
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -39,7 +40,15 @@ from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import run_suite
 from hf_relstitch.bulk import SearchTranslation, translate_files, translation_between
 
-LATE = ("chromadb", "faiss", "lancedb", "qdrant_client", "qdrant_client.local.qdrant_local", "sentence_transformers")
+LATE = (
+    "chromadb",
+    "faiss",
+    "lancedb",
+    "psycopg",
+    "pymilvus",
+    "qdrant_client.local.qdrant_local",
+    "sentence_transformers",
+)
 """What the package and the moves import when they need it."""
 STEPS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.copyfile", "open"}
 """What Python reports before it does it; each is a moment to be killed at."""
@@ -268,21 +277,27 @@ def main(kinds: list[str], random_kills: int) -> dict[str, Counter[str]]:
     transformers.utils.logging.set_verbosity_error()
     counts: dict[str, Counter[str]] = {}
     generator = random.Random(0)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, postgres() as os.environ[ADDRESS]:
         every = works(Path(temporary))
         with warnings.catch_warnings(action="ignore"):
             for name in LATE:
                 importlib.import_module(name)
-        for kind in kinds or every:
+        for kind in kinds or [kind for kind in every if random_kills or kind not in AT_RANDOM]:
             work, counts[kind] = every[kind], Counter()
             base = Path(temporary, kind.replace(" ", "-"))
-            before = base / "before" / "out"
-            before.parent.mkdir(parents=True)
-            apart(lambda before=before, work=work: work.before(before))
+            made = None if kind in AT_RANDOM else base / "made"
 
-            def begin(number: int, base: Path = base, before: Path = before) -> Path:
-                shutil.copytree(before.parent, base / str(number))
-                return base / str(number) / "out"
+            def begin(number: int | str, base: Path = base, made: Path | None = made, work: Work = work) -> Path:
+                place = base / str(number) / "out"
+                if made is not None and made.is_dir():
+                    shutil.copytree(made, place.parent)
+                else:
+                    place.parent.mkdir(parents=True)
+                    apart(lambda: work.before(place))
+                return place
+
+            if made is not None:
+                begin(made.name)
 
             place = begin(0)
             old = apart(lambda place=place, work=work: work.read(place)) if place.exists() else None
@@ -290,7 +305,7 @@ def main(kinds: list[str], random_kills: int) -> dict[str, Counter[str]]:
             apart(lambda place=place, work=work: work.run(place))
             took, new = time.monotonic() - start, apart(lambda place=place, work=work: work.read(place))
             assert old != new
-            for step in range(1, random_kills + 1 if random_kills else 10_000):
+            for step in range(1, random_kills // AT_RANDOM.get(kind, 1) + 1 if random_kills else 10_000):
                 place = begin(step)
                 if random_kills:
                     was_killed = killed_after(generator.uniform(0, 0.9 * took), work, place)  # the first takes longer
