@@ -447,6 +447,9 @@ def test_pairs_are_two_columns_of_a_table(source_folder: str, target_folder: str
         StitchError, match="second texts of pairs are column 'hypothesis': name the column of the first"
     ):
         read_inputs(file, pair_column="hypothesis")
+    for second in ("pair_column", "target_column"):
+        with pytest.raises(StitchError, match="both columns are 'premise': name two different ones"):
+            read_inputs(file, column="premise", **{second: "premise"})
     ranked = recommend(target_folder, [source_folder], some, progress=False)
     assert ranked[0]["agreement"] == model.report["agreement"]
 
