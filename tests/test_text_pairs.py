@@ -10,6 +10,7 @@ import pico
 import pytest
 import torch
 import wordnet_pairs
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,6 +22,9 @@ from typer.testing import CliRunner
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.benchmarks import run_suite
+from hf_relstitch.benchmarks.rows import read_rows
+from hf_relstitch.benchmarks.suite import DataSpec
+from hf_relstitch.benchmarks.yaml_schema import Document
 from hf_relstitch.cli.commands import app
 from hf_relstitch.cli.predict import classifier, predict
 from hf_relstitch.cli.recommend import recommend
@@ -499,6 +503,30 @@ def test_a_suite_measures_pairs(source_folder: str, target_folder: str, tmp_path
     file.write_text(content.replace("text_pairs: {text:", "text_pairs: {txt:"))
     with pytest.raises(StitchError, match=r"line 7: 'salad' has no input 'txt' with the first texts: text"):
         run_suite(file, tmp_path / "other", progress=False)
+
+
+@pytest.mark.parametrize("test_split", [None, "test"])
+def test_pairs_of_one_first_text_are_for_one_purpose(test_split: str | None, tmp_path: Path) -> None:
+    """A head or a translation that has seen a premise would be tested on it otherwise."""
+    rows = [{"premise": f"storm {row // 5}", "hypothesis": f"coast {row}", "label": row % 2} for row in range(300)]
+    parts = DatasetDict(train=Dataset.from_list(rows[:200]), test=Dataset.from_list(rows[190:300]))
+    for name, part in parts.items():
+        part.to_parquet(tmp_path / "data" / f"{name}.parquet")
+    spec = DataSpec(
+        inputs={"text": "premise"},
+        path=str(tmp_path / "data"),
+        text_pairs={"text": "hypothesis"},
+        head_rows=42,
+        test_rows=33,
+        test_split=test_split,
+    )
+    read = read_rows("salad", spec, Document({}), most_anchors=20, given=None)
+    inputs = read.inputs["text"]
+    firsts = [{one["text"] for one in inputs[part]} for part in (read.heads, read.tests, read.candidates)]
+    assert [len(inputs[part]) for part in (read.heads, read.tests)] == [42, 33]
+    assert len(inputs[read.candidates]) == 80
+    assert not firsts[0] & firsts[1]
+    assert not (firsts[0] | firsts[1]) & firsts[2]
 
 
 def test_an_encoder_with_a_head_reads_pairs_too(source: Encoder) -> None:
