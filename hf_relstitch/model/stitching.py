@@ -54,6 +54,8 @@ SURE = 2.0
 """Standard errors on each side of a 95 % interval."""
 READOUT_WEIGHT = 0.5
 """Weight of the readout beside the translation: it knows the head by its answers to the anchors only."""
+SHARES_OF_ONE = 1e-2
+"""How far the sum of a head's logits may be from 1 if they are probabilities, in half precision too."""
 FREE = {"norm", "seed"}
 """Settings that may be given while the others are chosen."""
 
@@ -151,6 +153,7 @@ def stitch(
     true = apply_head(head.module, target)
     if not true.isfinite().all():
         raise StitchError("the head gives logits that are not finite for the target's anchors: look at its weights")
+    _check_logits(true, head)
     frames, texts = (Frame.from_anchors(x), Frame.from_anchors(y)), _texts_of(source_anchors)
     if settings.keys() - FREE:
         translated = translate_held_out(x, y, settings=how, groups=texts)
@@ -174,6 +177,21 @@ def stitch(
     temperature = matching_temperature(logits, answers, multi_label=head.multi_label) if head.answers else 1.0
     facts = selection, translation, readout, temperature, report
     return Stitch(source_anchors, target_anchors, how, *facts, held_out=translated, held_out_logits=logits)
+
+
+def _check_logits(logits: Tensor, head: Head) -> None:
+    """Refuse a head that gives probabilities, of which pipelines would make others.
+
+    Raises:
+        StitchError: each input's logits are shares of 1, or the head ends in a sigmoid.
+    """
+    shares = logits.shape[1] > 1 and bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < SHARES_OF_ONE).all())
+    if head.problem_type != "regression" and (shares or isinstance([*head.module.modules()][-1], nn.Sigmoid)):
+        raise StitchError(
+            "the head gives probabilities, and logits are expected, of which pipelines make probabilities: give it "
+            "without its last layer, the softmax or sigmoid; where classes are not exclusive, as "
+            "Head(module, id2label, 'multi_label_classification'), and for values with 'regression'"
+        )
 
 
 def _texts_of(anchors: AnchorSet) -> Tensor | None:
