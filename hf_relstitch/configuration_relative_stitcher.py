@@ -1,12 +1,13 @@
 """RelativeStitcherConfig: everything about a stitched model that is not a tensor."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import torch
 from huggingface_hub.dataclasses import type_validator
-from torch import nn
+from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
@@ -49,6 +50,8 @@ class RelativeStitcherConfig(PretrainedConfig):
         batching: which inputs may share a batch; one of `hf_relstitch.encoders.padding.BATCHINGS`.
         pairs: None for single inputs; for pairs of texts `how` they are read, one of
             `hf_relstitch.encoders.pairs.PAIRS`, and for composed ones the `layout` by which they are split.
+        separators: the layout of the source tokenizer's pairs, by which a pair is told from a single text; None if it
+            does not tell, or pairs are composed.
         d_source: width of the source latents.
         d_target: width of the target latents, which the head takes.
         num_anchors: how many anchors are stored for each side.
@@ -92,6 +95,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         after_pooling: list[dict[str, Any]] | None = None,
         batching: str = "padded",
         pairs: dict[str, Any] | None = None,
+        separators: dict[str, Any] | None = None,
         d_source: int = 1,
         d_target: int = 1,
         num_anchors: int = 0,
@@ -127,6 +131,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         self.after_pooling = after_pooling or []
         self.batching = batching
         self.pairs = pairs
+        self.separators = separators
         self.d_source = d_source
         self.d_target = d_target
         self.num_anchors = num_anchors
@@ -181,6 +186,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         if self.pairs is not None and (not isinstance(self.pairs, dict) or self.pairs.get("how") not in PAIRS):
             raise StitchError(f"the config's pairs are {self.pairs!r}: expected how to be one of {', '.join(PAIRS)}")
         self.pair_layout()
+        self.check_text_pairs({})
         with torch.device("meta"):
             self.empty_after_pooling()
             build_head(self.head, d_target=self.d_target, num_labels=self.num_labels)
@@ -234,6 +240,20 @@ class RelativeStitcherConfig(PretrainedConfig):
         if self.pairs is None or self.pairs.get("how") != "compose":
             return None
         return PairLayout.from_data(self.pairs.get("layout"))
+
+    def check_text_pairs(self, batch: Mapping[str, Tensor]) -> None:
+        """Refuse a batch of single texts where the model takes pairs, and of pairs where it takes single texts.
+
+        Raises:
+            StitchError: a row is of the other kind, as far as the tokenizer tells; or the separators are not of this
+                version.
+        """
+        from hf_relstitch.encoders.pairs import PairLayout
+
+        if self.separators is not None:
+            layout = PairLayout.from_data(self.separators)
+            if "input_ids" in batch:
+                layout.check(batch, pairs=self.pairs is not None)
 
     def check_one_pass(self, what: str) -> None:
         """Refuse pairs that are composed where an input can only be read in one pass.

@@ -111,6 +111,12 @@ def test_refuses_an_array_that_is_no_sound(sound: np.ndarray, message: str) -> N
         load_audio(sound)
 
 
+@pytest.mark.parametrize("rate", [None, 0, -8000, "16000", float("nan"), float("inf")])
+def test_a_sound_whose_rate_is_no_rate_is_refused(rate: object) -> None:
+    with pytest.raises(StitchError, match=r"has the sampling_rate .*: expected its samples a second"):
+        load_audio({"array": sounds(1)[0], "sampling_rate": rate}, sampling_rate=16_000)
+
+
 def test_a_file_is_read_by_soundfile_where_it_is_installed(tmp_path: Path, folders: dict[str, str]) -> None:
     soundfile = pytest.importorskip("soundfile", reason="pip install soundfile")
     file = tmp_path / "chord.wav"

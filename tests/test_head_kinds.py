@@ -1,6 +1,7 @@
 """Heads that are more than one linear layer: chains, earlier cuts, prototypes, and modules that only work in memory."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_any_module_works_in_memory_and_says_that_it_cannot_be_saved(
     assert not (tmp_path / "folder").exists()
 
 
-@pytest.mark.parametrize("activation", [nn.Softmax(dim=1), nn.LogSoftmax(dim=1), nn.GLU()])
+@pytest.mark.parametrize("activation", [nn.LogSoftmax(dim=1), nn.GLU()])
 def test_a_head_with_an_activation_of_whole_rows_works_in_memory(activation: nn.Module, stitch: Any) -> None:
     module = grown(nn.Sequential(nn.Linear(16, 6), activation))
     model = stitch(module)
@@ -135,6 +136,49 @@ def test_a_head_with_an_activation_of_whole_rows_works_in_memory(activation: nn.
     latents = torch.randn(5, model.config.d_source)
     expected = pico.logits_by_hand(model, module, latents)
     torch.testing.assert_close(model.classify(latents), expected, rtol=1e-4, atol=1e-5)
+
+
+class Shares(nn.Linear):
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return super().forward(latents).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.Sequential(nn.Linear(16, 3), nn.Softmax(-1)), nn.Sequential(nn.Linear(16, 3), nn.Sigmoid()), Shares(16, 3)],
+)
+def test_a_head_that_gives_probabilities_is_refused(module: nn.Module, stitch: Any) -> None:
+    """Pipelines would make a softmax of the softmax: the same answers with scores that are nearly equal."""
+    with pytest.raises(StitchError, match=r"gives probabilities, and logits are expected.*without its last layer"):
+        stitch(module)
+    assert stitch(Head(module, pico.LABELS, "regression")).report["agreement"] is None
+
+
+@pytest.mark.parametrize("names", [{1: "a", 2: "b", 3: "c"}, {0: "a", 2: "b", 5: "c"}, {"0": "a", "1": "b", "2": "c"}])
+def test_classes_that_are_not_counted_from_0_are_refused(names: dict[Any, str]) -> None:
+    with pytest.raises(StitchError, match=r"id2label names the classes .* and there are 3: expected 0, 1, 2"):
+        Head(nn.Linear(16, 3), names)
+
+
+def test_classes_of_a_config_in_another_order_keep_their_places(
+    target: tuple[Encoder, Head], target_folder: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "target"
+    shutil.copytree(target_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"2": "closed", "0": "calm", "1": "stormy"}
+    (folder / "config.json").write_text(json.dumps(config))
+    _, head = load_classifier(str(folder))
+    assert [*head.id2label.items()] == [*target[1].id2label.items()]
+    assert Head.from_module(head, labels={"calm": "x", "stormy": "y", "closed": "z"}).id2label == {
+        0: "x",
+        1: "y",
+        2: "z",
+    }
+    config["id2label"] = {"1": "calm", "2": "stormy", "3": "closed"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StitchError, match="mend id2label in the classifier's config"):
+        load_classifier(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
+from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling, WeightedLayerPooling
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -141,6 +141,35 @@ def test_static_embeddings_are_refused_with_the_way_out(tmp_path: Path) -> None:
         Encoder.from_pretrained(str(tmp_path))
     encoder = CallableEncoder(model.encode, model_id="me/static")
     torch.testing.assert_close(encoder.encode(INPUTS, progress=False), theirs(str(tmp_path)))
+
+
+def weighted_layers(place: str) -> list[nn.Module]:
+    hidden = Transformer(place, config_kwargs={"output_hidden_states": True})
+    return [hidden, WeightedLayerPooling(16, num_hidden_layers=2, layer_start=1), Pooling(16)]
+
+
+REFUSED: dict[str, tuple[Callable[[str], list[nn.Module]], str]] = {
+    "weighted layers": (weighted_layers, "has the module WeightedLayerPooling"),
+    "two ways to pool": (
+        lambda place: [Transformer(place), Pooling(16, pooling_mode=("mean", "cls"))],
+        "pools by mean and cls",
+    ),
+    "two poolings": (lambda place: [Transformer(place), Pooling(16), Pooling(16)], "has the modules Transformer, Pool"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_poolings_are_refused_with_a_way_out_that_works(tmp_path: Path, kind: str, target_folder: str) -> None:
+    modules, message = REFUSED[kind]
+    theirs = SentenceTransformer(modules=modules(pico.saved("Roberta", tmp_path / "plain", seed=1)), device="cpu")
+    theirs.save_pretrained(str(tmp_path / "repo"))
+    anchors = pico.texts(60)
+    for source in (str(tmp_path / "repo"), theirs):
+        with pytest.raises(StitchError, match=rf"{message}.*CallableEncoder\(SentenceTransformer\(…\)\.encode"):
+            RelativeStitcher.from_parts(source, target_folder, anchors, progress=False)
+    source = CallableEncoder(theirs.encode, model_id="me/theirs")
+    model = RelativeStitcher.from_parts(source, target_folder, anchors, progress=False)
+    assert model.config.d_source == theirs.get_embedding_dimension()
 
 
 def test_texts_are_cut_and_lowered_as_the_repo_says(tmp_path: Path) -> None:

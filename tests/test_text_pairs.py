@@ -10,13 +10,21 @@ import pico
 import pytest
 import torch
 import wordnet_pairs
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import processors
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
+from transformers.utils import logging
 from typer.testing import CliRunner
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, StitchError, load_classifier
 from hf_relstitch.benchmarks import run_suite
+from hf_relstitch.benchmarks.rows import read_rows
+from hf_relstitch.benchmarks.suite import DataSpec
+from hf_relstitch.benchmarks.yaml_schema import Document
 from hf_relstitch.cli.commands import app
 from hf_relstitch.cli.predict import classifier, predict
 from hf_relstitch.cli.recommend import recommend
@@ -24,7 +32,7 @@ from hf_relstitch.core.measures import discounted_gain
 from hf_relstitch.data.ids import first_ids, input_ids
 from hf_relstitch.data.reading import read_inputs
 from hf_relstitch.encoders.pairs import PairLayout
-from hf_relstitch.model.exporting import plain_classifier
+from hf_relstitch.model.exporting import plain_classifier, to_onnx
 
 RELEVANCE = {0: "relevance"}
 SHARES = {"inference": 0.85, "ranking": 0.95}
@@ -89,6 +97,18 @@ def test_composed_pairs_are_not_exported_as_one_pass(stitched_pairs: RelativeSti
     for export in (plain_classifier, RelativeStitcher.to_sentence_transformer):
         with pytest.raises(StitchError, match="reads an input in one pass, and this source reads the two texts"):
             export(stitched_pairs)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pairs_that_are_read_jointly_are_exported(source_folder: str, target_folder: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    source = Encoder.from_pretrained(source_folder, pairs="joint")
+    model = RelativeStitcher.from_parts(source, target_folder, pairs(60), progress=False)
+    session = onnxruntime.InferenceSession(to_onnx(model, tmp_path / "model.onnx"))
+    some = pairs(4, seed=9)
+    batch = model.processor(*split(some), padding=True, return_tensors="np")
+    np.testing.assert_allclose(session.run(None, dict(batch))[0], model.predict(some).numpy(), atol=1e-4)
 
 
 def test_texts_with_the_separator_and_single_texts_are_not_split(stitched_pairs: RelativeStitcher) -> None:
@@ -174,6 +194,79 @@ def test_pairs_and_single_texts_are_not_mixed_up_after_stitching(
         StitchError, match=r"takes single inputs and what came in row 0 .* is a pair of texts: give one"
     ):
         stitched.predict(pairs(2))
+
+
+def typed_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that gives token types, as BERT's does."""
+    tokenizer = pico.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
+    return tokenizer
+
+
+TOKENIZERS = {"with types": typed_tokenizer(), "without types": pico.tokenizer()}
+TEXTS = st.lists(st.sampled_from([*pico.WORDS[:4], "</s>", "</s></s>", "<s>", "<pad>", "ß", " "]), max_size=6).map(
+    " ".join
+)
+
+
+@given(
+    st.sampled_from([*TOKENIZERS]), st.sampled_from(["right", "left"]), st.lists(st.tuples(TEXTS, TEXTS), min_size=1)
+)
+@settings(deadline=None, derandomize=True, database=None)
+def test_pairs_and_single_texts_are_told_apart_whatever_stands_in_them(
+    kind: str, side: str, some: list[tuple[str, str]]
+) -> None:
+    """What is right is never refused, even with separators in the texts; what is wrong always is, if types tell."""
+    tokenizer = TOKENIZERS[kind]
+    tokenizer.padding_side = side
+    layout = PairLayout.from_tokenizer(tokenizer)
+    firsts, seconds = map(list, zip(*some, strict=True))
+    together = tokenizer(firsts, seconds, padding=True, truncation=True, max_length=12, return_tensors="pt")
+    alone = tokenizer(firsts, padding=True, truncation=True, max_length=12, return_tensors="pt")
+    layout.check(together, pairs=True)
+    layout.check(alone, pairs=False)
+    if layout.types or not any("</s>" in text for text in firsts):
+        with pytest.raises(
+            StitchError, match=r"takes pairs of texts and row 0 .* holds a single text: give \{\"text\""
+        ):
+            layout.check(alone, pairs=True)
+    if layout.types:
+        with pytest.raises(StitchError, match=r"takes single texts and row 0 .* holds a pair of texts: give one of"):
+            layout.check(together, pairs=False)
+
+
+@pytest.mark.parametrize("how", ["joint", None])
+def test_the_stock_pipeline_tells_single_texts_and_pairs_apart(
+    how: str | None, target_folder: str, tmp_path: Path
+) -> None:
+    pico.classifier("Bert", seed=1).base_model.save_pretrained(tmp_path / "source")
+    typed_tokenizer().save_pretrained(tmp_path / "source")
+    source = Encoder.from_pretrained(str(tmp_path / "source"), pairs=how)
+    anchors = pairs(60) if how else pico.texts(60)
+    RelativeStitcher.from_parts(source, target_folder, anchors, progress=False).save_pretrained(tmp_path / "model")
+    classify = pipeline("text-classification", model=str(tmp_path / "model"))
+    right, wrong = (pairs(4), pico.texts(4)) if how else (pico.texts(4), pairs(4))
+    assert len(classify(right, batch_size=2)) == 4
+    assert classify(right[0])
+    message = "holds a single text: give" if how else "holds a pair of texts: give one of the texts"
+    for some in (wrong[0], wrong, [right[0], wrong[0]]):
+        with pytest.raises(StitchError, match=message):
+            classify(some, batch_size=2)
+
+
+def test_a_pair_is_told_where_tokens_alone_do_not_prove_it(
+    stitched: RelativeStitcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text may hold the separator; a tokenizer without types makes the same of it as of a pair."""
+    logging.warning_once.cache_clear()
+    classify = pipeline("text-classification", model=stitched, tokenizer=stitched.processor)
+    classify(pico.texts(3))
+    assert "separator" not in caplog.text
+    classify(pairs(1)[0])
+    assert "takes single texts, and a text has the tokenizer's separator in it" in caplog.text
 
 
 def test_image_and_sound_models_take_no_pairs(tmp_path: Path, target_folder: str) -> None:
@@ -358,6 +451,9 @@ def test_pairs_are_two_columns_of_a_table(source_folder: str, target_folder: str
         StitchError, match="second texts of pairs are column 'hypothesis': name the column of the first"
     ):
         read_inputs(file, pair_column="hypothesis")
+    for second in ("pair_column", "target_column"):
+        with pytest.raises(StitchError, match="both columns are 'premise': name two different ones"):
+            read_inputs(file, column="premise", **{second: "premise"})
     ranked = recommend(target_folder, [source_folder], some, progress=False)
     assert ranked[0]["agreement"] == model.report["agreement"]
 
@@ -407,6 +503,30 @@ def test_a_suite_measures_pairs(source_folder: str, target_folder: str, tmp_path
     file.write_text(content.replace("text_pairs: {text:", "text_pairs: {txt:"))
     with pytest.raises(StitchError, match=r"line 7: 'salad' has no input 'txt' with the first texts: text"):
         run_suite(file, tmp_path / "other", progress=False)
+
+
+@pytest.mark.parametrize("test_split", [None, "test"])
+def test_pairs_of_one_first_text_are_for_one_purpose(test_split: str | None, tmp_path: Path) -> None:
+    """A head or a translation that has seen a premise would be tested on it otherwise."""
+    rows = [{"premise": f"storm {row // 5}", "hypothesis": f"coast {row}", "label": row % 2} for row in range(300)]
+    parts = DatasetDict(train=Dataset.from_list(rows[:200]), test=Dataset.from_list(rows[190:300]))
+    for name, part in parts.items():
+        part.to_parquet(tmp_path / "data" / f"{name}.parquet")
+    spec = DataSpec(
+        inputs={"text": "premise"},
+        path=str(tmp_path / "data"),
+        text_pairs={"text": "hypothesis"},
+        head_rows=42,
+        test_rows=33,
+        test_split=test_split,
+    )
+    read = read_rows("salad", spec, Document({}), most_anchors=20, given=None)
+    inputs = read.inputs["text"]
+    firsts = [{one["text"] for one in inputs[part]} for part in (read.heads, read.tests, read.candidates)]
+    assert [len(inputs[part]) for part in (read.heads, read.tests)] == [42, 33]
+    assert len(inputs[read.candidates]) == 80
+    assert not firsts[0] & firsts[1]
+    assert not (firsts[0] | firsts[1]) & firsts[2]
 
 
 def test_an_encoder_with_a_head_reads_pairs_too(source: Encoder) -> None:

@@ -96,6 +96,9 @@ class Rows:
 def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: int, given: Dataset | None) -> Rows:
     """Read the rows that a suite needs from a data set.
 
+    Pairs of texts with the same first text are either all for heads, for tests, or for anchors: rows of such a group
+    that are too many are left out.
+
     Raises:
         StitchError: the data, a column or a tensor does not exist, or there are too few rows; the error names the line.
     """
@@ -111,13 +114,16 @@ def read_rows(name: str, spec: DataSpec, document: Document, *, most_anchors: in
     for place, column in {**columns, (*at, "label"): spec.label}.items():
         _needs(train, column, document, place, of=spec.path or name)
     train = train.shuffle(seed=0)
-    if spec.test_split is None:
-        tests, rest = _some(train, spec.head_rows, spec.test_rows), spec.head_rows + spec.test_rows
-    else:
-        tests, rest = (
-            _some(_split(spec, spec.test_split, document, at).shuffle(seed=0), 0, spec.test_rows),
-            spec.head_rows,
-        )
+    first = next((spec.inputs[key] for key in spec.text_pairs), None)
+    tests = None
+    if spec.test_split is not None:
+        tests = _some(_split(spec, spec.test_split, document, at).shuffle(seed=0), 0, spec.test_rows)
+    if first is not None:
+        train = _in_groups(train, first, without=tests)
+    rest = _group_end(train, first, spec.head_rows)
+    if tests is None:
+        tests = _some(train, rest, spec.test_rows)
+        rest = _group_end(train, first, rest + spec.test_rows)
     parts = [_some(train, 0, spec.head_rows), tests, _some(train, rest, CANDIDATES * most_anchors)]
     if len(parts[0]) < spec.head_rows or len(tests) < spec.test_rows:
         raise document.error(
@@ -262,6 +268,24 @@ def _load(spec: DataSpec, split: str, document: Document, at: Path_) -> Dataset:
 
 def _some(table: Dataset, start: int, count: int) -> Dataset:
     return table.select(range(start, min(start + count, len(table))) if start < len(table) else [])
+
+
+def _in_groups(table: Dataset, column: str, *, without: Dataset | None) -> Dataset:
+    """Bring rows with the same text in a column together, and leave out rows whose text another table has."""
+    texts, left_out = list(table[column]), set(without[column] if without else [])
+    group = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    order = sorted(range(len(texts)), key=lambda row: group[texts[row]])
+    return table.select([row for row in order if texts[row] not in left_out])
+
+
+def _group_end(table: Dataset, column: str | None, row: int) -> int:
+    """Return the first row from this one on whose text in a column differs from the row's before it."""
+    if column is None:
+        return row
+    texts = table[column]
+    while 0 < row < len(texts) and texts[row] == texts[row - 1]:
+        row += 1
+    return row
 
 
 def _labels(values: list[Any], feature: Any) -> tuple[Tensor, list[str]]:

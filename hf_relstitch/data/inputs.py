@@ -234,7 +234,7 @@ def load_audio(audio: Path | str | np.ndarray | dict[str, Any], *, sampling_rate
     be at it already.
 
     Raises:
-        StitchError: the file cannot be read, the dict has other keys, or the array is not one axis of floats.
+        StitchError: the file cannot be read, the dict has other keys or no rate, or the array is not (n,) floats.
     """
     rate = None
     if isinstance(audio, np.ndarray):
@@ -246,6 +246,8 @@ def load_audio(audio: Path | str | np.ndarray | dict[str, Any], *, sampling_rate
                 "has text and text_pair"
             )
         samples, rate = np.asarray(audio["array"]), audio["sampling_rate"]
+        if not isinstance(rate, int | float | np.number) or not 0 < rate < math.inf:
+            raise StitchError(f"a sound has the sampling_rate {rate!r}: expected its samples a second, above 0")
     else:
         with _open_sound(audio) as opened:
             rate, samples = opened.samplerate, opened.read(dtype="float32", always_2d=True).mean(1)

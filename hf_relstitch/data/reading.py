@@ -124,6 +124,8 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
     Raises:
         StitchError: the file, data set, split or column is missing or cannot be read, or the column has empty cells.
     """
+    if len({*columns}) < len(columns):
+        raise StitchError(f"both columns are {columns[0]!r}: name two different ones, or leave the second out")
     if not is_here(name) and (names_file(name) or reads_as_path(name)):
         raise StitchError(f"there is no file or folder {name}: check the path")
     path = Path(name)

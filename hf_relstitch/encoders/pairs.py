@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import row_names
 
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 PAIRS = {
     "joint": "the encoder reads both texts as one sequence, as the tokenizer joins them",
     "compose": "the encoder reads each text alone, and the latent is u, v, |u − v| and u·v of the two, side by side",
@@ -19,6 +21,10 @@ PAIRS = {
 PARTS = 4
 """How many times as wide as the latent of a text the composed latent of a pair is."""
 PROBES = (("storm", "A storm hits the coast."), ("The harbour is closed until the morning.", "A quiet day"), ("a", "b"))
+
+
+SINGLE = 'holds a single text: give {"text": …, "text_pair": …}'
+PAIR = "holds a pair of texts: give one of the texts, or stitch the model over anchors that are pairs"
 
 
 def compose(u: Float[Tensor, "n d"], v: Float[Tensor, "n d"]) -> Float[Tensor, "n 4*d"]:
@@ -37,6 +43,17 @@ def describe_pairs(layout: "PairLayout | None") -> dict[str, Any]:
     return {"how": "joint"} if layout is None else {"how": "compose", "layout": asdict(layout)}
 
 
+def describe_separators(processor: Any) -> dict[str, Any] | None:
+    """Return the layout of a tokenizer's pairs, as plain values; None if it does not tell pairs from single texts."""
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return None
+    try:
+        return asdict(PairLayout.from_tokenizer(processor))
+    except Exception as error:  # whatever a tokenizer raises that takes no pairs
+        logger.debug(f"pairs and single texts are not told apart: {error}")
+        return None
+
+
 @dataclass(frozen=True)
 class PairLayout:
     """Hold the special tokens that a tokenizer puts around one text and around two, by which pairs are split again.
@@ -49,6 +66,7 @@ class PairLayout:
         last: tokens after the second text of a pair.
         pad: the token of padding.
         padding_side: `right` or `left`.
+        types: token types that only pairs have; none, unless the tokenizer gives types.
     """
 
     before: Sequence[int]
@@ -58,6 +76,7 @@ class PairLayout:
     last: Sequence[int]
     pad: int
     padding_side: str
+    types: Sequence[int] = ()
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "PairLayout":
@@ -80,6 +99,7 @@ class PairLayout:
             last=pair[second + len(plain[1]) :],
             pad=int(tokenizer.pad_token_id or 0),
             padding_side=tokenizer.padding_side,
+            types=sorted(_types(tokenizer, *texts) - _types(tokenizer, texts[0])),
         )
         if min(alone, start, second) < 0 or not layout.between or not layout._splits(tokenizer):
             raise StitchError(
@@ -95,10 +115,10 @@ class PairLayout:
         Raises:
             StitchError: a value is missing, unknown or of another kind.
         """
-        tokens = [*fields(cls)][:-2]
+        tokens = [each.name for each in fields(cls) if each.name not in ("pad", "padding_side")]
         try:
             layout = cls(**content)
-            whole = all(isinstance(one, int) for each in tokens for one in [*getattr(layout, each.name), layout.pad])
+            whole = all(isinstance(one, int) for name in tokens for one in [*getattr(layout, name), layout.pad])
             if not whole or layout.padding_side not in ("left", "right") or not layout.between:
                 raise TypeError("lists of tokens, a token of padding and its side are expected")
         except TypeError as error:
@@ -118,16 +138,9 @@ class PairLayout:
         Raises:
             StitchError: a row holds a single text, or the tokens that separate texts stand in a text too.
         """
-        ids = batch["input_ids"]
-        mask = batch.get("attention_mask", ids != self.pad)
-        lengths = mask.sum(1)
-        places = torch.arange(ids.shape[1], device=ids.device)
-        ids = ids.gather(1, (places + mask.int().argmax(1)[:, None]) % ids.shape[1])  # padding to the right
-        begins, ends = lengths.new_full(lengths.shape, len(self.first)), lengths - len(self.last)
-        separated = (places >= len(self.first)) & (places + len(self.between) <= ends[:, None])
-        for offset, token in enumerate(self.between):
-            separated &= ids.roll(-offset, 1) == token
+        ids, ends, separated = self._separators(batch)
         _check_separators(separated)
+        begins = ends.new_full(ends.shape, len(self.first))
         middle = separated.int().argmax(1)
         sides = [self._single(ids, begins, middle), self._single(ids, middle + len(self.between), ends)]
         width = max(tokens.shape[1] for tokens, _ in sides)
@@ -140,6 +153,48 @@ class PairLayout:
             tokens, kept = tokens.gather(1, order), kept.gather(1, order)
         split = {"input_ids": tokens, "attention_mask": kept, "token_type_ids": torch.zeros_like(tokens)}
         return {name: tensor for name, tensor in split.items() if name in batch}
+
+    def check(self, batch: Mapping[str, Tensor], *, pairs: bool) -> None:
+        """Refuse single texts where the model takes pairs, and pairs where it takes single texts.
+
+        Token types tell for certain. Without them, a row without a separator is a single text; a single text may hold
+        the separator itself, so that a row with one is only warned of.
+
+        Raises:
+            StitchError: a row of the batch is of the other kind.
+        """
+        ids = batch["input_ids"]
+        mask = batch.get("attention_mask", torch.ones_like(ids))
+        if self.types and "token_type_ids" in batch:
+            types = torch.tensor([*self.types], device=ids.device)
+            found = (torch.isin(batch["token_type_ids"], types) & mask.bool()).any(1)
+        elif mask.shape != ids.shape or "attention_mask" not in batch:
+            return
+        else:
+            found = self._separators(batch)[2].any(1)
+            if not pairs:
+                if found.any():
+                    logger.warning_once(
+                        "the model takes single texts, and a text has the tokenizer's separator in it: if it is a pair "
+                        "of texts, give one of the two"
+                    )
+                return
+        if (found != pairs).any():
+            rows = row_names((found != pairs).nonzero().flatten().tolist())
+            takes, came = ("pairs of texts", SINGLE) if pairs else ("single texts", PAIR)
+            raise StitchError(f"the model takes {takes} and {rows} of the batch {came}")
+
+    def _separators(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens with padding to the right, where each second text would end, and where a separator begins."""
+        ids = batch["input_ids"]
+        mask = batch.get("attention_mask", ids != self.pad)
+        places = torch.arange(ids.shape[1], device=ids.device)
+        ids = ids.gather(1, (places + mask.int().argmax(1)[:, None]) % ids.shape[1])
+        ends = mask.sum(1) - len(self.last)
+        separated = (places >= len(self.first)) & (places + len(self.between) <= ends[:, None])
+        for offset, token in enumerate(self.between):
+            separated &= ids.roll(-offset, 1) == token
+        return ids, ends, separated
 
     def _single(self, ids: Tensor, begins: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens of single texts, padded on the right, from where each begins and ends, and how many each has."""
@@ -161,10 +216,7 @@ def _check_separators(separated: Tensor) -> None:
         return
     rows = (counts != 1).nonzero().flatten().tolist()
     if counts[rows[0]] == 0:
-        raise StitchError(
-            f"the model takes pairs of texts and {row_names(rows)} of the batch holds a single text: give "
-            '{"text": …, "text_pair": …}'
-        )
+        raise StitchError(f"the model takes pairs of texts and {row_names(rows)} of the batch {SINGLE}")
     raise StitchError(
         f"{row_names(rows)} of the batch has the tokenizer's separator in a text, so that it is not clear where the "
         "second text begins: remove it from the text"
@@ -177,6 +229,10 @@ def _widened(tokens: Tensor, width: int, pad: int) -> Tensor:
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, *texts: str, **options: Any) -> list[int]:
     return list(tokenizer(*texts, **options)["input_ids"])
+
+
+def _types(tokenizer: PreTrainedTokenizerBase, *texts: str) -> set[int]:
+    return {*tokenizer(*texts).get("token_type_ids", [])}
 
 
 def _find(part: list[int], whole: list[int], *, start: int = 0) -> int:

@@ -42,7 +42,7 @@ class Head:
     Attributes:
         module: from latents `(n, d_target)` to logits: its last linear layer, or the chain from an earlier cut on; a
             module in training mode is copied into evaluation mode.
-        id2label: the name of each class.
+        id2label: the name of each class, by the place of its logit.
         problem_type: as in a transformers config; with None the loss decides.
         provenance: the target model and where it was cut; None for a layer without a model.
         reads: what the head was trained on, `texts` or `pairs` of texts; None if it is not known.
@@ -50,7 +50,7 @@ class Head:
             is not of one.
 
     Raises:
-        StitchError: the problem type is unknown, or a class name is not a text.
+        StitchError: the problem type is unknown, a class name is not a text, or the classes are not counted from 0.
     """
 
     module: nn.Module
@@ -65,6 +65,14 @@ class Head:
             raise StitchError(f"problem_type is {self.problem_type!r}: expected one of {', '.join(PROBLEM_TYPES)}")
         if not isinstance(self.id2label, Mapping):
             raise StitchError(f"id2label is a {type(self.id2label).__name__}: expected a mapping, {{0: name, 1: name}}")
+        places = range(len(self.id2label))
+        if {*self.id2label} != {*places}:
+            raise StitchError(
+                f"id2label names the classes {', '.join(map(repr, self.id2label))} and there are {len(places)}: "
+                f"expected {', '.join(map(str, places))}, the places of their logits; mend id2label in the "
+                "classifier's config"
+            )
+        object.__setattr__(self, "id2label", {place: self.id2label[place] for place in places})
         if strange := [name for name in self.id2label.values() if not isinstance(name, str)]:
             raise StitchError(f"a class is named {strange[0]!r}, a {type(strange[0]).__name__}: give names as texts")
         if not {name.lower().replace("_", " ") for name in self.id2label.values()}.isdisjoint(PAIR_CLASSES):

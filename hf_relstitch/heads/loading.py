@@ -188,9 +188,12 @@ def _architecture_of(repo: Repo) -> str:
         raise StitchError(f"{repo.name} holds no model that transformers knows: {error}") from error
 
 
-def is_classifier(place: str) -> bool:
-    """Tell whether a folder or a Hub repo holds a classifier, by its config alone."""
-    return _auto_class(_architecture_of(locate(place))) is not None
+def is_classifier(place: str) -> bool | None:
+    """Tell whether a folder or a Hub repo holds a classifier, by its config alone; None where that cannot be read."""
+    try:
+        return _auto_class(_architecture_of(locate(place))) is not None
+    except StitchError:  # loading it says what is wrong
+        return None
 
 
 def labels_tokens(target: Any) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import probe_inputs
+from hf_relstitch.data.inputs import TEXT_PAIR, probe_inputs
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.onnx_encoder import INSTALL_ONNX
@@ -161,6 +161,8 @@ def to_onnx(model: RelativeStitcher, file: str | Path) -> Path:
     _check_padding(model, "an ONNX file")
     model = _in_float32(model)
     inputs = probe_inputs(model.config.modality)
+    if model.config.pairs is not None:
+        inputs = [dict(zip(TEXT_PAIR, pair, strict=True)) for pair in (inputs, inputs[::-1])]
     traced = preprocess(model, model.processor, [*inputs, *inputs[:1]])
     file, free = Path(file), torch.export.Dim.DYNAMIC
     axes = {name: {0: free} if model.config.modality == "image" else {0: free, 1: free} for name in traced}

@@ -44,7 +44,7 @@ from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
 from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.dual_encoders import as_configured
 from hf_relstitch.encoders.encoder import Encoder, modality_at, to_encoder
-from hf_relstitch.encoders.pairs import describe_pairs
+from hf_relstitch.encoders.pairs import describe_pairs, describe_separators
 from hf_relstitch.encoders.processors import PIXELS_AS_TOKENS, TOKENIZER, check_growth, check_inputs
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.encoders.words import find_words
@@ -293,6 +293,7 @@ class RelativeStitcher(PreTrainedModel):
             after_pooling=describe_chain(encoder.after_pooling),
             batching=encoder.batching,
             pairs=describe_pairs(encoder.layout) if encoder.layout or source_anchors.groups is not None else None,
+            separators=None if encoder.layout else describe_separators(encoder.processor),
             d_source=made.source_anchors.dim,
             d_target=made.target_anchors.dim,
             num_anchors=len(made.source_anchors),
@@ -381,6 +382,8 @@ class RelativeStitcher(PreTrainedModel):
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         tokens = getattr(self.config.source_config, "model_type", None) in PIXELS_AS_TOKENS
         check_inputs(given.keys() | options.keys(), modality="text" if tokens else self.config.modality)
+        if not torch.compiler.is_compiling():
+            self.config.check_text_pairs(given)
         return self.encode_batch(given, **options)
 
     def encode_batch(self, batch: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Any]:

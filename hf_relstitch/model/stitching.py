@@ -37,6 +37,8 @@ from hf_relstitch.model.reporting import make_report
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 READOUT_WEIGHT = 0.5
 """Weight of the readout beside the translation: it knows the head by its answers to the anchors only."""
+SHARES_OF_ONE = 1e-2
+"""How far the sum of a head's logits may be from 1 if they are probabilities, in half precision too."""
 FREE = {"norm", "seed"}
 """Settings that may be given while the others are chosen."""
 
@@ -135,6 +137,7 @@ def stitch(
     true = apply_head(head.module, target)
     if not true.isfinite().all():
         raise StitchError("the head gives logits that are not finite for the target's anchors: look at its weights")
+    _check_logits(true, head)
     frames = Frame.from_anchors(x), Frame.from_anchors(y)
     texts = _texts_of(source_anchors)
     if settings.keys() - FREE:
@@ -152,13 +155,8 @@ def stitch(
         translation = fit(x, y, settings=chosen, frames=(choice.source_frame, frames[1]))
     logits = apply_head(head.module, translated)
     answers = probabilities(true, multi_label=head.multi_label)
-    if (
-        selection is not None
-        and head.answers
-        and not head.multi_label
-        and chosen.norm == "keep"
-        and not chosen.identity
-    ):
+    keeps_norm = chosen.norm == "keep" and not chosen.identity
+    if selection is not None and head.answers and not head.multi_label and keeps_norm:
         readout, logits = _add_readout(x, logits, answers, groups=texts)
     groups = target_anchors.groups
     report = make_report(translated, target, logits, true, head, frames=frames, groups=groups, texts=texts)
@@ -175,6 +173,21 @@ def stitch(
         held_out=translated,
         held_out_logits=logits,
     )
+
+
+def _check_logits(logits: Tensor, head: Head) -> None:
+    """Refuse a head that gives probabilities, of which pipelines would make others.
+
+    Raises:
+        StitchError: each input's logits are shares of 1, or the head ends in a sigmoid.
+    """
+    shares = logits.shape[1] > 1 and bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < SHARES_OF_ONE).all())
+    if head.problem_type != "regression" and (shares or isinstance([*head.module.modules()][-1], nn.Sigmoid)):
+        raise StitchError(
+            "the head gives probabilities, and logits are expected, of which pipelines make probabilities: give it "
+            "without its last layer, the softmax or sigmoid; where classes are not exclusive, as "
+            "Head(module, id2label, 'multi_label_classification'), and for values with 'regression'"
+        )
 
 
 def _texts_of(anchors: AnchorSet) -> Tensor | None:

@@ -40,15 +40,7 @@ from hf_relstitch import AnchorSet, Encoder, RelativeStitcher, StitchError
 from hf_relstitch.benchmarks import run_suite
 from hf_relstitch.bulk import SearchTranslation, translate_files, translation_between
 
-LATE = (
-    "chromadb",
-    "faiss",
-    "lancedb",
-    "psycopg",
-    "pymilvus",
-    "qdrant_client.local.qdrant_local",
-    "sentence_transformers",
-)
+LATE = ("chromadb", "faiss", "lancedb", "psycopg", "pymilvus", "qdrant_client.local.qdrant_local")
 """What the package and the moves import when they need it."""
 STEPS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.copyfile", "open"}
 """What Python reports before it does it; each is a moment to be killed at."""
@@ -280,7 +272,7 @@ def main(kinds: list[str], random_kills: int) -> dict[str, Counter[str]]:
     with tempfile.TemporaryDirectory() as temporary, postgres() as os.environ[ADDRESS]:
         every = works(Path(temporary))
         with warnings.catch_warnings(action="ignore"):
-            for name in LATE:
+            for name in (*LATE, "sentence_transformers"):
                 importlib.import_module(name)
         for kind in kinds or [kind for kind in every if random_kills or kind not in AT_RANDOM]:
             work, counts[kind] = every[kind], Counter()

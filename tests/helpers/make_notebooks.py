@@ -1,4 +1,4 @@
-"""Execute the notebooks in examples/notebooks/ and keep their outputs: python tests/helpers/make_notebooks.py [NAME …]"""
+"""Execute the notebooks in examples/notebooks/, keep their outputs: python tests/helpers/make_notebooks.py [NAME …]"""
 
 import os
 import sys
