@@ -256,7 +256,8 @@ def one(store, old, new, parts, metric, name):
     ids, payloads, moved = store.read(f"{name}_new")
     after = store.read(f"{name}_old")
     assert (ids, payloads) == before[:2] == after[:2]
-    assert np.array_equal(before[2], after[2]), "the old index has changed"
+    # not to the last bit: a search by cosine in an embedded Qdrant brings its vectors to norm 1 once more
+    assert np.allclose(before[2], after[2], rtol=0, atol=1e-6), "the old index has changed"
     assert torch.equal(found(f"{name}_old", old[queries], AGAIN), old_found[:AGAIN]), "the old index answers otherwise"
     some, count = model.report["documents"], model.report["nearest"]
     as_told = share_found(
