@@ -78,6 +78,13 @@ def test_anchors_of_an_encoder_that_was_trained_are_not_used(stitched: RelativeS
                 use(TEXTS)
 
 
+def test_weights_that_were_changed_by_hand_are_another_encoder(stitched: RelativeStitcher) -> None:
+    with torch.no_grad():
+        next(stitched.encoder.parameters()).mul_(2)
+    with pytest.raises(StitchError, match="the source encoder was trained further"):
+        stitched.check(TEXTS)
+
+
 def test_half_precision_is_no_training(stitched: RelativeStitcher, tmp_path: Path) -> None:
     stitched.half().save_pretrained(tmp_path)
     assert "Neither model was trained, and no label was seen" in (tmp_path / "README.md").read_text()

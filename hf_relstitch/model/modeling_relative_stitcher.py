@@ -443,8 +443,8 @@ class RelativeStitcher(PreTrainedModel):
 
     def _check_encoder(self) -> None:
         """Refuse an encoder that was trained after the anchors were encoded."""
-        before, trains = self.config.fingerprints, any(each.requires_grad for each in self.encoder.parameters())
-        now = part_fingerprints(self) if trains and before else before
+        before, is_quantised = self.config.fingerprints, getattr(self.encoder, "hf_quantizer", None) is not None
+        now = part_fingerprints(self) if before and not is_quantised else before
         same = before.get("dtype") != now.get("dtype") or before.get("encoder") == now.get("encoder")
         if "encoder" in self.config.trained or not same:
             raise StitchError(
