@@ -546,7 +546,7 @@ def test_the_card_shows_how_to_give_pairs_and_how_their_order_is_kept(source_fol
 @pytest.mark.slow
 def test_a_real_classifier_of_pairs_is_stitched_to_another_encoder(tmp_path: Path) -> None:
     """The target's own accuracy, and that of the stitched model through the stock pipeline, in batches."""
-    folder, anchors, tests, labels = wordnet_pairs.problem("inference", anchors=1000, tests=1000)
+    folder, anchors, tests, labels = wordnet_pairs.problem("inference", anchors=1000, tests=400)
     target, head = load_classifier(str(folder))
     own = head.module(target.encode(tests, progress=False)).argmax(-1)
     model = RelativeStitcher.from_parts(str(assets.minilm()), target, anchors, head=head, progress=False)
@@ -564,7 +564,7 @@ def test_a_real_classifier_of_pairs_is_stitched_to_another_encoder(tmp_path: Pat
 def test_a_real_reranker_is_stitched_to_another_encoder(tmp_path: Path) -> None:
     """The nDCG of the target's own order, and that of the stitched model as a CrossEncoder."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    folder, anchors, tests, grades = wordnet_pairs.problem("ranking", anchors=1000, tests=1000)
+    folder, anchors, tests, grades = wordnet_pairs.problem("ranking", anchors=1000, tests=400)
     target, head = load_classifier(str(folder))
     own = head.module(target.encode(tests, progress=False))[:, 0]
     model = RelativeStitcher.from_parts(str(assets.minilm()), target, anchors, head=head, progress=False)
