@@ -38,7 +38,7 @@ def test_a_kill_at_every_step_leaves_the_old_or_the_new(kinds: tuple[str, ...]) 
         assert counts[kind]["old"] >= 10, kind
         assert counts[kind]["new"] >= 3, kind
         assert counts[kind]["killed"] == counts[kind]["old"] + counts[kind]["new"], kind
-    assert all(count.get("killed", 0) >= 4 for kind, count in counts.items() if kind != "Chroma")  # which writes in Rust
+    assert all(count.get("killed", 0) >= 4 for kind, count in counts.items() if kind != "Chroma")  # it is Rust
 
 
 @pytest.mark.slow
