@@ -23,8 +23,10 @@ install_import_hook("hf_relstitch.core", "beartype.beartype")
 
 import pico
 from postgres import postgres
+from vectors import NEW, OLD
 
 from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, load_classifier
+from hf_relstitch.bulk import SearchTranslation, translation_between
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -38,6 +40,12 @@ def _same_seed() -> None:
 def _hub_server() -> Iterator[None]:
     with server:
         yield
+
+
+@pytest.fixture(scope="session")
+def made() -> SearchTranslation:
+    """A translation of documents between the latents in `vectors`."""
+    return translation_between(OLD, NEW)
 
 
 @pytest.fixture(scope="session")

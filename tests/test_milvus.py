@@ -7,24 +7,10 @@ from typing import Any
 import pytest
 import torch
 from pymilvus import DataType, MilvusClient
+from vectors import D_NEW, D_OLD, NEW, OLD, ROWS, randn
 
 from hf_relstitch import StitchError
 from hf_relstitch.bulk import SearchTranslation, move_entities, translation_between
-
-D_OLD, D_NEW, ROWS = 12, 20, 300
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-OLD = randn(ROWS, D_OLD, seed=1)
-NEW = OLD @ randn(D_OLD, D_NEW, seed=2) + 0.1 * randn(ROWS, D_NEW, seed=3)
-
-
-@pytest.fixture(scope="module")
-def made() -> SearchTranslation:
-    return translation_between(OLD, NEW)
 
 
 @pytest.fixture

@@ -8,25 +8,12 @@ import psycopg
 import pytest
 import torch
 from pgvector.psycopg import register_vector
+from vectors import D_NEW, D_OLD, NEW, OLD, ROWS, randn
 
 from hf_relstitch import StitchError
 from hf_relstitch.bulk import SearchTranslation, move_rows, translation_between
 
-D_OLD, D_NEW, ROWS = 12, 20, 300
 OPERATORS = {"cosine": "<=>", "l2": "<->", "ip": "<#>"}
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-OLD = randn(ROWS, D_OLD, seed=1)
-NEW = OLD @ randn(D_OLD, D_NEW, seed=2) + 0.1 * randn(ROWS, D_NEW, seed=3)
-
-
-@pytest.fixture(scope="module")
-def made() -> SearchTranslation:
-    return translation_between(OLD, NEW)
 
 
 @pytest.fixture
