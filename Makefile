@@ -13,7 +13,7 @@ slow: ## Run the tests on real models and data.
 	pytest -m slow
 
 fuzz: ## Read damaged files of every kind for 20 minutes.
-	FUZZ_EXAMPLES=1000 pytest -m slow tests/test_fuzz.py
+	FUZZ_EXAMPLES=1000 FUZZ_SECONDS=5 pytest --dist load -m slow tests/test_fuzz.py
 
 kills: ## Kill saves and runs of every kind, at every step and ten times at random each, and print what is left.
 	python tests/helpers/killed_runs.py 0 && python tests/helpers/killed_runs.py 10
