@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pymilvus import DataType, MilvusClient
-from vectors import D_NEW, D_OLD, NEW, OLD, ROWS, randn
+from vectors import D_NEW, D_OLD, NEW, OLD, ROWS, randn, stopped
 
 from hf_relstitch import StitchError
 from hf_relstitch.bulk import SearchTranslation, move_entities, translation_between
@@ -91,17 +91,8 @@ def test_fields_partitions_functions_and_indexes_are_kept(made: SearchTranslatio
 
 def test_a_move_that_was_stopped_begins_again(made: SearchTranslation, client: MilvusClient) -> None:
     filled(client)
-    calls: list[int] = []
-
-    def stop(_: Any, given: Any) -> None:
-        calls.append(len(given[0]))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
-    hook = made.register_forward_pre_hook(stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped(made, at=3):
         move_entities(made, client, "docs", "moved", batch_size=70, progress=False)
-    hook.remove()
     assert sorted(client.list_collections()) == ["docs", "moved_partial"]
     other = translation_between(OLD, NEW.flip(1))
     with pytest.raises(StitchError, match=r"moved_partial was begun with .* drop it, or give another name"):

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 import torch
 from pgvector.psycopg import register_vector
-from vectors import D_NEW, D_OLD, NEW, OLD, ROWS, randn
+from vectors import D_NEW, D_OLD, NEW, OLD, ROWS, randn, stopped
 
 from hf_relstitch import StitchError
 from hf_relstitch.bulk import SearchTranslation, move_rows, translation_between
@@ -123,17 +123,8 @@ def test_null_vectors_and_zeros_stay(made: SearchTranslation, db: Any) -> None:
 
 def test_a_move_that_was_stopped_leaves_nothing(made: SearchTranslation, postgres_address: str, db: Any) -> None:
     filled(db)
-    calls: list[int] = []
-
-    def stop(_: Any, given: Any) -> None:
-        calls.append(len(given[0]))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
-    hook = made.register_forward_pre_hook(stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped(made, at=3):
         move_rows(made, postgres_address, "docs", "moved", batch_size=70, progress=False)
-    hook.remove()
     assert db.execute("SELECT to_regclass('moved')").fetchone() == (None,)
     assert move_rows(made, postgres_address, "docs", "moved", batch_size=70, progress=False) == ROWS
     with pytest.raises(StitchError, match="there is a table moved already"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from qdrant_client import QdrantClient, models
 from torch.nn import functional
-from vectors import D_OLD, NEW, OLD, ROWS, randn
+from vectors import D_OLD, NEW, OLD, ROWS, randn, stopped
 
 from hf_relstitch import StitchError
 from hf_relstitch.bulk import SearchTranslation, move_points, translation_between
@@ -80,17 +80,8 @@ def test_a_named_vector_is_moved_beside_others(made: SearchTranslation, client: 
 
 def test_a_move_that_was_stopped_goes_on(made: SearchTranslation, client: QdrantClient) -> None:
     filled(client, "docs")
-    calls: list[int] = []
-
-    def stop(_: Any, given: Any) -> None:
-        calls.append(len(given[0]))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
-    hook = made.register_forward_pre_hook(stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped(made, at=3) as calls:
         move_points(made, client, "docs", "moved", batch_size=70, progress=False)
-    hook.remove()
     assert not client.collection_exists("moved")
     assert client.count("moved-points").count == 140
     other = translation_between(OLD, NEW.flip(1))
