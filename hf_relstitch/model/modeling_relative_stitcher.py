@@ -444,7 +444,7 @@ class RelativeStitcher(PreTrainedModel):
     def _check_encoder(self) -> None:
         """Refuse an encoder that was trained after the anchors were encoded."""
         before, is_quantised = self.config.fingerprints, getattr(self.encoder, "hf_quantizer", None) is not None
-        now = part_fingerprints(self) if before and not is_quantised else before
+        now = part_fingerprints(self, ["encoder"]) if before and not is_quantised else before
         same = before.get("dtype") != now.get("dtype") or before.get("encoder") == now.get("encoder")
         if "encoder" in self.config.trained or not same:
             raise StitchError(

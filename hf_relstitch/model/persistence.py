@@ -1,7 +1,7 @@
 """Saving and loading a stitched model: a folder that is whole, checked before it is read."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -263,10 +263,10 @@ def _load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[
 PARTS = ("encoder", "translation", "head")
 
 
-def part_fingerprints(model: Any) -> dict[str, str]:
+def part_fingerprints(model: Any, names: Sequence[str] = PARTS) -> dict[str, str]:
     """Return hashes of the weights of a stitched model's parts, and the dtype that they are in."""
     parts = {
-        name: fingerprint(getattr(model, name)) for name in PARTS if not isinstance(getattr(model, name), Function)
+        name: fingerprint(getattr(model, name)) for name in names if not isinstance(getattr(model, name), Function)
     }
     return {"dtype": str(placement(model.encoder)[1]), **parts}
 
