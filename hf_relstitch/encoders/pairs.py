@@ -25,6 +25,10 @@ PROBES = (("storm", "A storm hits the coast."), ("The harbour is closed until th
 
 SINGLE = 'holds a single text: give {"text": …, "text_pair": …}'
 PAIR = "holds a pair of texts: give one of the texts, or stitch the model over anchors that are pairs"
+SEPARATED = (
+    "holds the tokenizer's separator, as a pair of texts does: give one of the texts, or stitch the model over anchors "
+    "that are pairs; if it is one text with the separator in it, remove that, or call predict, which takes it"
+)
 
 
 def compose(u: Float[Tensor, "n d"], v: Float[Tensor, "n d"]) -> Float[Tensor, "n 4*d"]:
@@ -157,8 +161,8 @@ class PairLayout:
     def check(self, batch: Mapping[str, Tensor], *, pairs: bool) -> None:
         """Refuse single texts where the model takes pairs, and pairs where it takes single texts.
 
-        Token types tell for certain. Without them, a row without a separator is a single text; a single text may hold
-        the separator itself, so that a row with one is only warned of.
+        Token types tell for certain. Without them, a row without a separator is a single text, and one with a separator
+        a pair; a single text that holds the separator itself has the tokens of a pair, and counts as one.
 
         Raises:
             StitchError: a row of the batch is of the other kind.
@@ -172,16 +176,9 @@ class PairLayout:
             return
         else:
             found = self._separators(batch)[2].any(1)
-            if not pairs:
-                if found.any():
-                    logger.warning_once(
-                        "the model takes single texts, and a text has the tokenizer's separator in it: if it is a pair "
-                        "of texts, give one of the two"
-                    )
-                return
         if (found != pairs).any():
             rows = row_names((found != pairs).nonzero().flatten().tolist())
-            takes, came = ("pairs of texts", SINGLE) if pairs else ("single texts", PAIR)
+            takes, came = ("pairs of texts", SINGLE) if pairs else ("single texts", PAIR if self.types else SEPARATED)
             raise StitchError(f"the model takes {takes} and {rows} of the batch {came}")
 
     def _separators(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
