@@ -74,6 +74,23 @@ def matching_temperature(
     )
 
 
+def matching_offsets(
+    logits: Float[Tensor, "n classes"], target: Float[Tensor, "n classes"]
+) -> Float[Tensor, " classes"]:
+    """Find offsets b of the classes: in the mean, `softmax(logits + b)` gives each what the probabilities `target` do.
+
+    This is logistic regression by offsets alone, solved by iterative scaling (Darroch and Ratcliff 1972). It counts one
+    row more, of which nothing is known, with equal logits and probabilities: it holds classes that hardly occur.
+    """
+    classes = logits.shape[1]
+    sums = target.sum(0) + 1 / classes
+    offsets = logits.new_zeros(classes)
+    for _ in range(STEPS):
+        given = (logits + offsets).softmax(-1).sum(0) + offsets.softmax(-1)
+        offsets = offsets + (sums / given).log()
+    return offsets - offsets.mean()
+
+
 @torch.no_grad()
 def values_explained(
     head: nn.Module, translated: Float[Tensor, "k d"], target: Float[Tensor, "k d"]

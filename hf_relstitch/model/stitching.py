@@ -14,13 +14,12 @@ from hf_relstitch.core.distillation import fit_readout
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.head_outputs import (
     apply_head,
+    matching_offsets,
     matching_temperature,
     output_scale_for_values,
     probabilities,
 )
-from hf_relstitch.core.measures import (
-    translate_held_out,
-)
+from hf_relstitch.core.measures import translate_held_out
 from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.selection import Choice, check_prefer, choose_settings
@@ -35,8 +34,6 @@ from hf_relstitch.model.anchors import AnchorSet
 from hf_relstitch.model.reporting import make_report
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
-READOUT_WEIGHT = 0.5
-"""Weight of the readout beside the translation: it knows the head by its answers to the anchors only."""
 SHARES_OF_ONE = 1e-2
 """How far the sum of a head's logits may be from 1 if they are probabilities, in half precision too."""
 FREE = {"norm", "seed"}
@@ -206,30 +203,22 @@ def _texts_of(anchors: AnchorSet) -> Tensor | None:
     return texts
 
 
-def _add_readout(
-    x: Tensor, logits: Tensor, answers: Tensor, *, groups: Tensor | None
-) -> tuple[Translation | None, Tensor]:
-    """Add a readout of source latents to held-out logits of the translation, unless it is better alone.
+def _add_readout(x: Tensor, logits: Tensor, answers: Tensor, *, groups: Tensor | None) -> tuple[Translation, Tensor]:
+    """Fit a readout of source latents, and add it to held-out logits of the translation.
 
-    The sum is a weighted mean of log-probabilities, up to the temperature that is matched later. The translation is
-    better alone where its cross-entropy with the head's answers is lower by more than one standard
-    error of the difference.
+    The sum is the mean of two log-probabilities, up to the temperature that is matched later. Of the readout only what
+    sets an input apart from the mean anchor is added: a few hundred answers tell little of an input, and the readout's
+    offsets of classes then favour the frequent ones. Offsets that keep the head's shares of classes take their place.
     """
     readout = fit_readout(x, answers, groups=groups)
-    temperature = matching_temperature(logits, answers)
-    scale = READOUT_WEIGHT * temperature
-    both = logits + scale * readout.held_out
-
-    def losses(logits: Tensor, temperature: float) -> Tensor:
-        return -(answers * (logits / temperature).log_softmax(-1)).sum(-1)
-
-    worse = losses(both, matching_temperature(both, answers)) - losses(logits, temperature)
-    if worse.mean() > worse.std() / len(worse) ** 0.5:
-        return None, logits
+    scale = matching_temperature(logits, answers)
+    both = logits + scale * (readout.held_out - readout.held_out.mean(0))
+    offsets = matching_offsets(both, answers)
     layer = Translation(x.shape[1], answers.shape[1], norm="keep")
-    layer.weight, layer.bias = scale * readout.weight.T, scale * readout.bias
     layer.centre = to_working(x).mean(0)
-    return layer, both
+    layer.weight = scale * readout.weight.T
+    layer.bias = offsets - layer.centre @ layer.weight
+    return layer, both + offsets
 
 
 def check_settings(*, prefer: str | None = None, **settings: Unpack[GivenSettings]) -> TranslationSettings:
