@@ -1,6 +1,7 @@
 """Count the files and functions of the package that each way through a stitched model runs: python scripts/trace.py.
 
-The source is a tiny BERT, the target a tiny RoBERTa classifier; both are made here.
+With --list it also prints the names of the functions, by file. The source is a tiny BERT, the target a tiny RoBERTa
+classifier; both are made here.
 """
 
 import sys
@@ -47,6 +48,9 @@ def main() -> None:
             ways[name] = traced(run)[1]
     for name, calls in ways.items():
         print(f"{name:16s} {len({file for file, _ in calls}):3d} files {len(calls):4d} functions")
+        if "--list" in sys.argv:
+            for file in sorted({file for file, _ in calls}):
+                print(f"  {file.removeprefix(PACKAGE)[1:]}: {', '.join(sorted(n for f, n in calls if f == file))}")
 
 
 if __name__ == "__main__":
