@@ -1,21 +1,19 @@
 """RelativeStitcherConfig: everything about a stitched model that is not a tensor."""
 
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import torch
 from huggingface_hub.dataclasses import type_validator
-from torch import Tensor, nn
+from torch import nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.core.translation import TranslationSettings
-from hf_relstitch.data.modality import MODALITIES
+from hf_relstitch.data.modality import MODALITIES, task_of
 from hf_relstitch.data.provenance import Provenance
-from hf_relstitch.hub.cards import task_of
 from hf_relstitch.hub.files import STITCHED, check_format
 from hf_relstitch.hub.limits import check_counts
 from hf_relstitch.hub.repo import without_kernels
@@ -47,7 +45,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         modality: `text`, `image` or `audio`, of the source.
         pooling: how the source encoder's output becomes a latent; one of `hf_relstitch.encoders.pooling.POOLINGS`.
         after_pooling: the layers that turn a pooled vector into a latent, as data; see `layers.py`.
-        batching: which inputs may share a batch; one of `hf_relstitch.encoders.padding.BATCHINGS`.
+        batching: which inputs may share a batch; one of `hf_relstitch.encoders.batches.BATCHINGS`.
         pairs: None for single inputs; for pairs of texts `how` they are read, one of
             `hf_relstitch.encoders.pairs.PAIRS`, and for composed ones the `layout` by which they are split.
         separators: the layout of the source tokenizer's pairs, by which a pair is told from a single text; None if it
@@ -164,7 +162,7 @@ class RelativeStitcherConfig(PretrainedConfig):
 
     def _check(self) -> None:
         # Imported here, since they import the Auto classes, which may be what is being imported (see registration.py).
-        from hf_relstitch.encoders.padding import BATCHINGS
+        from hf_relstitch.encoders.batches import BATCHINGS
         from hf_relstitch.encoders.pairs import PAIRS
         from hf_relstitch.encoders.pooling import POOLINGS
 
@@ -185,8 +183,7 @@ class RelativeStitcherConfig(PretrainedConfig):
             raise StitchError(f"the config's batching is {self.batching!r}: expected one of {', '.join(BATCHINGS)}")
         if self.pairs is not None and (not isinstance(self.pairs, dict) or self.pairs.get("how") not in PAIRS):
             raise StitchError(f"the config's pairs are {self.pairs!r}: expected how to be one of {', '.join(PAIRS)}")
-        self.pair_layout()
-        self.check_text_pairs({})
+        self.layouts()
         with torch.device("meta"):
             self.empty_after_pooling()
             build_head(self.head, d_target=self.d_target, num_labels=self.num_labels)
@@ -226,34 +223,25 @@ class RelativeStitcherConfig(PretrainedConfig):
         """
         from hf_relstitch.encoders.pairs import PARTS
 
-        width = self.d_source if self.pair_layout() is None else self.d_source // PARTS
-        return build_chain(self.after_pooling, gives=width)
+        return build_chain(self.after_pooling, gives=self.d_source // PARTS if self.composes_pairs else self.d_source)
 
-    def pair_layout(self) -> "PairLayout | None":
-        """Return how a tokenizer's pairs are split into their texts; None if they are not.
+    @property
+    def composes_pairs(self) -> bool:
+        """Tell whether the source reads each text of a pair alone."""
+        return self.pairs is not None and self.pairs.get("how") == "compose"
+
+    def layouts(self) -> tuple["PairLayout | None", "PairLayout | None"]:
+        """Return the layout by which composed pairs are split, and the one that tells pairs from single texts.
 
         Raises:
-            StitchError: the layout is not of this version.
+            StitchError: a layout is not of this version.
         """
         from hf_relstitch.encoders.pairs import PairLayout
 
-        if self.pairs is None or self.pairs.get("how") != "compose":
-            return None
-        return PairLayout.from_data(self.pairs.get("layout"))
-
-    def check_text_pairs(self, batch: Mapping[str, Tensor]) -> None:
-        """Refuse a batch of single texts where the model takes pairs, and of pairs where it takes single texts.
-
-        Raises:
-            StitchError: a row is of the other kind, as far as the tokenizer tells; or the separators are not of this
-                version.
-        """
-        from hf_relstitch.encoders.pairs import PairLayout
-
-        if self.separators is not None:
-            layout = PairLayout.from_data(self.separators)
-            if "input_ids" in batch:
-                layout.check(batch, pairs=self.pairs is not None)
+        return (
+            PairLayout.from_data((self.pairs or {}).get("layout")) if self.composes_pairs else None,
+            None if self.separators is None else PairLayout.from_data(self.separators),
+        )
 
     def check_one_pass(self, what: str) -> None:
         """Refuse pairs that are composed where an input can only be read in one pass.
@@ -261,7 +249,7 @@ class RelativeStitcherConfig(PretrainedConfig):
         Raises:
             StitchError: the source reads each text of a pair alone.
         """
-        if self.pair_layout() is not None:
+        if self.composes_pairs:
             raise StitchError(
                 f"{what} reads an input in one pass, and this source reads the two texts of a pair apart: save the "
                 "stitched model itself, or stitch it with source=Encoder.from_pretrained(…, pairs='joint')"

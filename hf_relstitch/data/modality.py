@@ -5,8 +5,10 @@ What makes tensors of them is in `encoders/processors.py`, what reads them from 
 `model/persistence.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -55,3 +57,8 @@ MODALITIES = {
 WORDS_TASK = "token-classification"
 BY_TENSOR = {tensor: name for name, modality in MODALITIES.items() for tensor in modality.tensors}
 """The modality of each main input."""
+
+
+def task_of(config: Mapping[str, Any]) -> str:
+    """Return the task of a stitched model, as transformers' pipelines and the Hub name it, by its config's content."""
+    return WORDS_TASK if config.get("pooling") == "tokens" else MODALITIES[config.get("modality", "text")].task

@@ -1,7 +1,9 @@
 """Where latents come from."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from hf_relstitch.core.errors import StitchError
@@ -132,6 +134,12 @@ class Provenance:
         )
         apart = [name for name in ours if ours[name] != theirs[name]]
         return ", ".join(f"{name} is {ours[name]!r} and not {theirs[name]!r}" for name in apart)
+
+
+def data_name(data: str | None) -> str | None:
+    """Return the name of data for publishing; for a path on this machine, return its last part."""
+    is_here = data is not None and os.path.exists(data)  # noqa: PTH110  (Path.exists has an error for a long name)
+    return Path(data).resolve().name if data is not None and is_here else data
 
 
 def _as_names(field: str, value: Any) -> tuple[str, ...]:

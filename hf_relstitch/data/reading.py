@@ -108,13 +108,6 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def data_name(data: str | None) -> str | None:
-    """Return the name of data for publishing; for a path on this machine, return its last part."""
-    if data is None or not is_here(data):
-        return data
-    return Path(data).resolve().name
-
-
 def read_columns(name: str, columns: Sequence[str | None], *, split: str, count: int | None = None) -> list[list[Any]]:
     """Read columns of a Parquet, CSV or JSON file, or of a `datasets` data set; `None` stands for an unnamed column.
 

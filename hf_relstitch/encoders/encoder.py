@@ -20,12 +20,10 @@ from hf_relstitch.data.inputs import check_pairs, probe_inputs
 from hf_relstitch.data.modality import BY_TENSOR
 from hf_relstitch.data.provenance import Cut, Provenance
 from hf_relstitch.data.words import Word
-from hf_relstitch.encoders.batches import encode_batch, encode_inputs, in_order
+from hf_relstitch.encoders.batches import choose_batching, encode_batch, encode_inputs, in_order
 from hf_relstitch.encoders.devices import fingerprint, gather, placement
-from hf_relstitch.encoders.dual_encoders import FEATURES, keep_side, leave_out
-from hf_relstitch.encoders.padding import choose_batching
 from hf_relstitch.encoders.pairs import PAIRS, PairLayout
-from hf_relstitch.encoders.pooling import resolve_pooling
+from hf_relstitch.encoders.pooling import FEATURES, keep_side, leave_out, resolve_pooling
 from hf_relstitch.encoders.processors import (
     PIXELS_AS_TOKENS,
     check_vocabulary,
@@ -62,7 +60,7 @@ class Encoder:
         modality: `text`, `image` or `audio`.
         pooling: one of `hf_relstitch.encoders.pooling.POOLINGS`, already resolved.
         after_pooling: the layers that turn a pooled vector into a latent; often none.
-        batching: which inputs may share a batch, one of `hf_relstitch.encoders.padding.BATCHINGS`.
+        batching: which inputs may share a batch, one of `hf_relstitch.encoders.batches.BATCHINGS`.
         pairs: how pairs of texts are read, one of `hf_relstitch.encoders.pairs.PAIRS`; None reads them jointly, unless
             stitching finds that composing them agrees better.
         layout: how a tokenizer's pairs are split into their texts, if they are composed.

@@ -22,9 +22,8 @@ from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.options import Metric
 from hf_relstitch.core.translation import KernelTranslation, Translation
 from hf_relstitch.data.inputs import probe_inputs
-from hf_relstitch.encoders.batches import encode_batch
+from hf_relstitch.encoders.batches import BATCHINGS, encode_batch
 from hf_relstitch.encoders.devices import placement
-from hf_relstitch.encoders.padding import BATCHINGS
 from hf_relstitch.encoders.processors import modality_of, preprocess
 from hf_relstitch.encoders.sentence_transformers_repo import DENSE_ACTIVATIONS, POOLING_MODES
 from hf_relstitch.hub.cards import CARD_NAME, write_card

@@ -21,8 +21,8 @@ from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import inputs_at, probe_inputs
 from hf_relstitch.data.provenance import Cut, Provenance
 from hf_relstitch.data.words import are_texts
+from hf_relstitch.encoders.batches import choose_batching
 from hf_relstitch.encoders.encoder import Encoder, processor_beside, to_encoder
-from hf_relstitch.encoders.padding import choose_batching
 from hf_relstitch.encoders.pooling import mean_of_tokens
 from hf_relstitch.encoders.processors import load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
 from hf_relstitch.heads.cutting import BY_HAND, Body, find_chain, find_cut, folded, logits_of

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from yaml import safe_dump
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.modality import MODALITIES, WORDS_TASK
+from hf_relstitch.data.modality import task_of
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.hub.card_edits import Generated
 from hf_relstitch.hub.files import FACTS, RESULTS_NAME
@@ -25,11 +25,6 @@ TRANSLATION_TAG = "search-translation"
 """Field of an exported encoder's config for what its card says."""
 TAGS = ["model-stitching", "relative-representations"]
 NAMESPACE, NAME = "[A-Za-z0-9][A-Za-z0-9._-]*/", "[A-Za-z0-9._-]+"
-
-
-def task_of(config: Mapping[str, Any]) -> str:
-    """Return the task of a stitched model, as transformers' pipelines and the Hub name it, by its config's content."""
-    return WORDS_TASK if config.get("pooling") == "tokens" else MODALITIES[config.get("modality", "text")].task
 
 
 def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:

@@ -19,8 +19,7 @@ from hf_relstitch.core.translation import TranslationSettings
 from hf_relstitch.data.ids import first_ids, ids_fingerprint, input_ids, key_fingerprint
 from hf_relstitch.data.inputs import Side, inputs_at, side_of
 from hf_relstitch.data.latents import as_latents
-from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance
-from hf_relstitch.data.reading import data_name
+from hf_relstitch.data.provenance import NOT_KNOWN, STORED, Provenance, data_name
 from hf_relstitch.data.words import Word
 from hf_relstitch.encoders.processors import check_words
 from hf_relstitch.hub.cards import ANCHORS_TAG, inputs_tag, write_card

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import TEXT_PAIR, probe_inputs
 from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.encoders.batches import BATCHINGS
 from hf_relstitch.encoders.devices import placement
 from hf_relstitch.encoders.onnx_encoder import INSTALL_ONNX
-from hf_relstitch.encoders.padding import BATCHINGS
 from hf_relstitch.encoders.processors import preprocess
 from hf_relstitch.heads.cutting import calls
 from hf_relstitch.heads.loading import TASKS

@@ -41,10 +41,10 @@ from hf_relstitch.data.report import Report
 from hf_relstitch.data.words import Word
 from hf_relstitch.encoders.batches import encode_batch, encode_inputs, in_order
 from hf_relstitch.encoders.callable_encoder import Function, absent_encoder
-from hf_relstitch.encoders.devices import placement
-from hf_relstitch.encoders.dual_encoders import as_configured
+from hf_relstitch.encoders.devices import fingerprint, placement
 from hf_relstitch.encoders.encoder import Encoder, modality_at, to_encoder
 from hf_relstitch.encoders.pairs import describe_pairs, describe_separators
+from hf_relstitch.encoders.pooling import as_configured
 from hf_relstitch.encoders.processors import PIXELS_AS_TOKENS, TOKENIZER, check_growth, check_inputs
 from hf_relstitch.encoders.sentence_transformers_folder import to_sentence_transformer, translation_layers
 from hf_relstitch.encoders.words import find_words
@@ -55,15 +55,14 @@ from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.hub.repo import push_folder
 from hf_relstitch.layers import build_head, copy_head, describe_chain, describe_head
 from hf_relstitch.model.anchors import AnchorSet, RelativeLatents, check_count
-from hf_relstitch.model.calls import anchors_as_code, write_call
 from hf_relstitch.model.fusing import Fused, fuse
 from hf_relstitch.model.persistence import (
     AUTO_CLASSES,
+    PARTS,
     load_model,
-    part_fingerprints,
     save_model,
 )
-from hf_relstitch.model.reporting import add_coverage, expected_score
+from hf_relstitch.model.reporting import add_coverage, anchors_as_code, expected_score, write_call
 from hf_relstitch.model.stitching import (
     AnchorPair,
     check_head_inputs,
@@ -125,6 +124,7 @@ class RelativeStitcher(PreTrainedModel):
         inside = config.source_config is not None and config.share == "full"
         empty = AutoModel.from_config(config.source_config, trust_remote_code=False) if inside else None
         self.encoder = as_configured(empty, config.source_config) if inside else None
+        self.layout, self.separators = config.layouts()
         self.after_pooling = config.empty_after_pooling()
         self.anchors = AnchorPair(config.num_anchors, config.d_source, config.d_target)
         sizes = config.num_anchors, config.d_source, config.d_target
@@ -332,7 +332,7 @@ class RelativeStitcher(PreTrainedModel):
         model.anchors = AnchorPair.from_sets(made.source_anchors, made.target_anchors).to(device)
         model.attach(encoder.model)
         model._processor = encoder.processor
-        model.config.fingerprints = part_fingerprints(model)
+        model.config.fingerprints = model._fingerprints()
         return model.eval()
 
     @can_return_tuple
@@ -346,7 +346,7 @@ class RelativeStitcher(PreTrainedModel):
         input_features: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput | TokenClassifierOutput | ImageClassifierOutput:
+    ) -> SequenceClassifierOutput | TokenClassifierOutput | ImageClassifierOutput | BaseModelOutputWithPooling:
         """Return logits for the source processor's output, and a loss if there are labels.
 
         Returns:
@@ -361,7 +361,17 @@ class RelativeStitcher(PreTrainedModel):
             "input_values": input_values,
             "input_features": input_features,
         }
-        latents, encoded = self._encode_tensors(inputs, **kwargs)
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        tokens = getattr(self.config.source_config, "model_type", None) in PIXELS_AS_TOKENS
+        check_inputs(given.keys() | kwargs.keys(), modality="text" if tokens else self.config.modality)
+        if self.separators is not None and "input_ids" in given and not torch.compiler.is_compiling():
+            self.separators.check(given, pairs=self.config.pairs is not None)
+        latents, encoded = self.encode_batch(given, **kwargs)
+        states = {name: getattr(encoded, name, None) for name in ("hidden_states", "attentions")}
+        return self._output(latents, labels, **states)
+
+    def _output(self, latents: Tensor, labels: Tensor | None, **states: Any) -> Any:
+        """Return the output of the model for source latents, `(n, d_source)` or `(n, t, d_source)`."""
         logits = self.classify(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
         loss = None
         if labels is not None:
@@ -370,21 +380,7 @@ class RelativeStitcher(PreTrainedModel):
                 if self.config.by_token
                 else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
             )
-        return OUTPUTS[self.config.task](
-            loss=loss,
-            logits=logits,
-            hidden_states=getattr(encoded, "hidden_states", None),
-            attentions=getattr(encoded, "attentions", None),
-        )
-
-    def _encode_tensors(self, inputs: Mapping[str, Tensor | None], **options: Any) -> tuple[Tensor, Any]:
-        """Return source latents of the processor's output, as `encode_batch`, after a check of its kind."""
-        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        tokens = getattr(self.config.source_config, "model_type", None) in PIXELS_AS_TOKENS
-        check_inputs(given.keys() | options.keys(), modality="text" if tokens else self.config.modality)
-        if not torch.compiler.is_compiling():
-            self.config.check_text_pairs(given)
-        return self.encode_batch(given, **options)
+        return OUTPUTS[self.config.task](loss=loss, logits=logits, **states)
 
     def encode_batch(self, batch: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Any]:
         """Return source latents `(n, d_source)` of a processed batch, and the encoder's output that they come from.
@@ -397,7 +393,7 @@ class RelativeStitcher(PreTrainedModel):
             pooling=self.config.pooling,
             after_pooling=self.after_pooling,
             batching=self.config.batching,
-            layout=self.config.pair_layout(),
+            layout=self.layout,
             **options,
         )
 
@@ -441,10 +437,16 @@ class RelativeStitcher(PreTrainedModel):
         """Replace the source encoder's embeddings."""
         self.encoder.set_input_embeddings(value)
 
+    def _fingerprints(self, names: Sequence[str] = PARTS) -> dict[str, str]:
+        """Return hashes of the weights of these parts, callables aside, and the dtype that they are in."""
+        parts = {name: getattr(self, name) for name in names}
+        hashes = {name: fingerprint(part) for name, part in parts.items() if not isinstance(part, Function)}
+        return {"dtype": str(placement(self.encoder)[1]), **hashes}
+
     def _check_encoder(self) -> None:
         """Refuse an encoder that was trained after the anchors were encoded."""
         before, is_quantised = self.config.fingerprints, getattr(self.encoder, "hf_quantizer", None) is not None
-        now = part_fingerprints(self, ["encoder"]) if before and not is_quantised else before
+        now = self._fingerprints(["encoder"]) if before and not is_quantised else before
         same = before.get("dtype") != now.get("dtype") or before.get("encoder") == now.get("encoder")
         if "encoder" in self.config.trained or not same:
             raise StitchError(
@@ -699,41 +701,19 @@ class RelativeStitcherModel(RelativeStitcher):
     `AutoModel.from_pretrained` and the feature-extraction pipelines load it from a stitched model's folder or repo.
     """
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        input_values: Tensor | None = None,
-        input_features: Tensor | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    def _output(self, latents: Tensor, labels: Tensor | None, **states: Any) -> BaseModelOutputWithPooling:
         """Return target latents for the source processor's output.
 
-        Returns:
-            A `BaseModelOutputWithPooling`. `pooler_output` holds the latents `(n, d_target)`; `last_hidden_state` holds
-            them as the one row of each input, `(n, 1, d_target)`, so that its mean and its first row are the latent. Of
-            a model that labels tokens `last_hidden_state` is `(n, t, d_target)` and `pooler_output` None.
+        `pooler_output` holds the latents `(n, d_target)`; `last_hidden_state` holds them as the one row of each input,
+        `(n, 1, d_target)`, so that its mean and its first row are the latent. Of a model that labels tokens
+        `last_hidden_state` is `(n, t, d_target)` and `pooler_output` None.
         """
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "pixel_values": pixel_values,
-            "input_values": input_values,
-            "input_features": input_features,
-        }
-        latents, encoded = self._encode_tensors(inputs, **kwargs)
+        if labels is not None:
+            raise StitchError("labels go with a head, which AutoModel leaves out: load the model by RelativeStitcher")
         translated = self.translate(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
-        by_token = self.config.by_token
-        return BaseModelOutputWithPooling(
-            last_hidden_state=translated if by_token else translated[:, None],
-            pooler_output=None if by_token else translated,
-            hidden_states=getattr(encoded, "hidden_states", None),
-            attentions=getattr(encoded, "attentions", None),
-        )
+        if self.config.by_token:
+            return BaseModelOutputWithPooling(last_hidden_state=translated, **states)
+        return BaseModelOutputWithPooling(last_hidden_state=translated[:, None], pooler_output=translated, **states)
 
 
 AutoModel.register(RelativeStitcherConfig, RelativeStitcherModel)

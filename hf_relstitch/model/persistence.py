@@ -1,7 +1,7 @@
 """Saving and loading a stitched model: a folder that is whole, checked before it is read."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,7 +19,7 @@ from hf_relstitch.configuration_relative_stitcher import SHARES, RelativeStitche
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.encoders.callable_encoder import Function
 from hf_relstitch.encoders.devices import fingerprint, placement
-from hf_relstitch.encoders.dual_encoders import LEFT_OUT, as_configured
+from hf_relstitch.encoders.pooling import LEFT_OUT, as_configured
 from hf_relstitch.encoders.sentence_transformers_repo import transformer_in
 from hf_relstitch.heads.loading import ADAPTER
 from hf_relstitch.hub.cards import write_card
@@ -263,20 +263,12 @@ def _load_pinned(source: dict[str, Any], *, like: Any, **options: Any) -> tuple[
 PARTS = ("encoder", "translation", "head")
 
 
-def part_fingerprints(model: Any, names: Sequence[str] = PARTS) -> dict[str, str]:
-    """Return hashes of the weights of a stitched model's parts, and the dtype that they are in."""
-    parts = {
-        name: fingerprint(getattr(model, name)) for name in names if not isinstance(getattr(model, name), Function)
-    }
-    return {"dtype": str(placement(model.encoder)[1]), **parts}
-
-
 def note_training(model: Any) -> None:
     """Record in the config which parts were trained since the last stitching or saving, and which facts are outdated.
 
     Weights in another dtype than before are not compared.
     """
-    before, now = model.config.fingerprints, part_fingerprints(model)
+    before, now = model.config.fingerprints, model._fingerprints()
     if before and before.get("dtype") == now["dtype"]:
         changed = [name for name in PARTS if name in before and before[name] != now.get(name)]
         if changed:
