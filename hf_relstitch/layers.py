@@ -143,21 +143,6 @@ def describe_layer(layer: nn.Module) -> dict[str, Any] | None:
     return {"layer": "activation", "name": name} if name else None
 
 
-def _build(
-    description: Mapping[str, Any], d_target: int, num_labels: int
-) -> tuple[nn.Module | None, list[tuple[int, int]]]:
-    """The module, None for another kind, and the widths that each layer takes and gives."""
-    kind = description.get("kind")
-    whole = [(d_target, num_labels)]
-    if kind == "linear" and isinstance(description["bias"], bool):
-        return nn.Linear(d_target, num_labels, bias=description["bias"]), whole
-    if kind == "prototypes" and is_temperature(description["temperature"]):
-        return Prototypes(d_target, num_labels, temperature=float(description["temperature"])), whole
-    if kind != "mlp":
-        return None, whole
-    return _build_layers(description["layers"])
-
-
 def _build_layers(described: Sequence[Mapping[str, Any]]) -> tuple[nn.Sequential, list[tuple[int, int]]]:
     """Layers one after the other, and the widths that each takes and gives, where it has any."""
     layers = [_build_layer(one) for one in described]
@@ -249,15 +234,10 @@ def copy_head(module: nn.Module) -> nn.Module:
     for layer in flatten_layers(module):
         with align_module_device(layer):  # one that is offloaded
             tensors += layer.parameters()
-    return _filled(made, tensors)
-
-
-def _filled(module: nn.Module, tensors: list[Tensor]) -> nn.Module:
-    """A module with these values in its parameters, in their dtype and on their device."""
-    module.to(tensors[0].device, tensors[0].dtype)
-    for parameter, tensor in zip(module.parameters(), tensors, strict=True):
+    made.to(tensors[0].device, tensors[0].dtype)
+    for parameter, tensor in zip(made.parameters(), tensors, strict=True):
         parameter.copy_(tensor)
-    return module
+    return made
 
 
 def describe_head(module: nn.Module) -> dict[str, Any] | None:
@@ -279,8 +259,15 @@ def build_head(description: Mapping[str, Any], *, d_target: int, num_labels: int
     Raises:
         StitchError: the description is not a head from latents `d_target` wide to `num_labels` logits.
     """
+    kind, widths = description.get("kind"), [(d_target, num_labels)]
+    made: nn.Module | None = None
     try:
-        made, widths = _build(description, d_target, num_labels)
+        if kind == "linear" and isinstance(description["bias"], bool):
+            made = nn.Linear(d_target, num_labels, bias=description["bias"])
+        elif kind == "prototypes" and is_temperature(description["temperature"]):
+            made = Prototypes(d_target, num_labels, temperature=float(description["temperature"]))
+        elif kind == "mlp":
+            made, widths = _build_layers(description["layers"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StitchError(f"the config's head is {description}: {error} is missing or no such thing") from error
     if made is None or any(out != into for (_, out), (into, _) in pairwise([(0, d_target), *widths, (num_labels, 0)])):

@@ -146,16 +146,12 @@ def encode_batch(
     if pooling in FEATURES:
         output = features(model, batch, side=pooling, **options)
         return after_pooling(pool(output, attention_mask=None, pooling=pooling).to(home)), output
-    output = _encoder_of(model)(**batch, **options)
+    config: Any = getattr(model, "config", None)
+    has_decoder = getattr(config, "is_encoder_decoder", False) or "decoder" in getattr(config, LEFT_OUT, [])
+    encoder: Any = model
+    output = (encoder.get_encoder() if has_decoder else encoder)(**batch, **options)
     mask = token_mask(model, output, batch.get("attention_mask"))
     return after_pooling(pool(output, attention_mask=mask, pooling=pooling).to(home)), output
-
-
-def _encoder_of(model: Any) -> Any:
-    """What gives the hidden states: of an encoder-decoder its encoder, of any other model itself."""
-    config = getattr(model, "config", None)
-    has_decoder = getattr(config, "is_encoder_decoder", False) or "decoder" in getattr(config, LEFT_OUT, [])
-    return model.get_encoder() if has_decoder else model
 
 
 @torch.no_grad()
@@ -179,7 +175,9 @@ def choose_batching(run: Run, model: nn.Module, processor: Any, *, name: str) ->
     if len(readings) < 2:
         return "padded"  # what does not run on its own says why when it is encoded
     probes, alone = [probe for probe, _ in readings], torch.cat([reading for _, reading in readings])
-    allowed = _allowed(alone, dtype=placement(model)[1])
+    rounding = max(1e-5, 8 * torch.finfo(placement(model)[1]).eps)
+    apart, largest = (alone[0] - alone[-1]).float().norm(), alone.float().norm(dim=-1).max()
+    allowed = 1e-3 * float(apart) + rounding * float(largest)
 
     def agrees() -> bool:
         return _agree(_reading(run, model, processor, probes), alone, allowed)
@@ -202,18 +200,15 @@ def choose_batching(run: Run, model: nn.Module, processor: Any, *, name: str) ->
     return batching
 
 
-def _probes(modality: str) -> list[Any]:
-    """Inputs of different lengths, the longest last."""
-    _, long = probe_inputs(modality)
-    if modality == "text":
-        words = long.split()
-        return [" ".join(words[:count]) for count in (1, 3, 6, 10, len(words))]
-    return [long[:samples] for samples in (4_000, 5_000, 9_000, len(long))]
-
-
 def _readings(run: Run, model: nn.Module, processor: Any) -> list[tuple[Any, Tensor]]:
-    """The probes that run alone, and what each gives."""
-    readings = [(probe, _reading(run, model, processor, [probe])) for probe in _probes(modality_of(processor))]
+    """The probes that run alone, of different lengths, the longest last, and what each gives."""
+    _, long = probe_inputs(modality_of(processor))
+    if isinstance(long, str):
+        words = long.split()
+        probes = [" ".join(words[:count]) for count in (1, 3, 6, 10, len(words))]
+    else:
+        probes = [long[:samples] for samples in (4_000, 5_000, 9_000, len(long))]
+    readings = [(probe, _reading(run, model, processor, [probe])) for probe in probes]
     return [(probe, reading) for probe, reading in readings if reading is not None]
 
 
@@ -276,13 +271,6 @@ def _set_padding(processor: Any, config: Any, side: str, token: str | None, pad_
         processor.init_kwargs["padding_side"] = side  # or it would not be saved
         if config is not None:
             config.pad_token_id = pad_token_id
-
-
-def _allowed(alone: Tensor, *, dtype: torch.dtype) -> float:
-    """How far apart two readings of one input may be: a share of two inputs' distance, and the dtype's rounding."""
-    rounding = max(1e-5, 8 * torch.finfo(dtype).eps)
-    apart = float((alone[0] - alone[-1]).float().norm())
-    return 1e-3 * apart + rounding * float(alone.float().norm(dim=-1).max())
 
 
 def _agree(made: Tensor | None, alone: Tensor, allowed: float) -> bool:

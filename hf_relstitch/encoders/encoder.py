@@ -189,67 +189,54 @@ class Encoder:
             StitchError: the model is missing or is not for text, images or audio, or its pooler has no trained weights.
         """
         with wrap_errors(f"{model_id} cannot be loaded as an encoder"):
-            return cls._load(model_id, pooling=pooling, pairs=pairs, prompt=prompt, revision=revision, **model_kwargs)
-
-    @classmethod
-    def _load(
-        cls,
-        model_id: str,
-        *,
-        pooling: str,
-        pairs: str | None,
-        prompt: str | None,
-        revision: str | None,
-        **model_kwargs: Any,
-    ) -> "Encoder":
-        trust = bool(model_kwargs.pop("trust_remote_code", False))
-        repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
-        modules = read_sentence_modules(repo) if pooling == "auto" else None
-        inside = transformer_in(repo)
-        options = {"output_loading_info": True, **inside.model_loading, **model_kwargs}
-        if not trust and inside.file("config.json") is not None:  # a folder of an adapter alone has none
-            _check_encodes(repo, inside.config())
-        with inside.limited_build():
-            model, loading = AutoModel.from_pretrained(repo.place, **options)
-        _refuse_stitched(repo, model.config)
-        merge_adapters(model)
-        if _lacks_decoder(model, loading["missing_keys"]):
-            leave_out(model, ["decoder"])
-        chosen = modules.pooling if modules else resolve_pooling(pooling, model=model)
-        if pooling == "auto":
-            logger.info(f"{repo.name}: pooling is {chosen!r}")
-        untrained = set(loading["missing_keys"])
-        modality = chosen.removesuffix("_features") if chosen in FEATURES else main_modality(model)
-        processor = load_processor(inside, modality=modality)
-        after = modules.after_pooling.to(*placement(model)) if modules else nn.Sequential()
-        if isinstance(processor, PreTrainedTokenizerBase):
-            processor = prepare_tokenizer(processor, modules, model=model)
-        prompts, default = read_prompts(repo)
-        text = _prompt_text(prompt or (default if modules else None), prompts, name=repo.name)
-        if text is not None:
-            processor = prepend_prompt(processor, text)
-        if chosen in FEATURES:
-            if modality == "text":
-                model.config.get_text_config().pad_token_id = processor.pad_token_id
-            keep_side(model, chosen, preprocess(model, processor, probe_inputs(modality)))
-        encoder = cls(
-            model,
-            processor,
-            pooling=chosen,
-            after_pooling=after,
-            pairs=pairs,
-            model_id=repo.name,
-            revision=repo.commit or fingerprint(model, after, without=untrained),
-            license=repo.license(),
-            prompt=text,
-        )
-        encoder.prompts = {} if text else prompts
-        if unfit := encoder.first_that_matters(untrained):
-            raise StitchError(
-                f"{repo.name} has no trained weights for {unfit}, which its latents are made by: choose another "
-                f"pooling than {chosen!r} if that belongs to it, or download or train the model again"
+            trust = bool(model_kwargs.pop("trust_remote_code", False))
+            repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
+            modules = read_sentence_modules(repo) if pooling == "auto" else None
+            inside = transformer_in(repo)
+            options = {"output_loading_info": True, **inside.model_loading, **model_kwargs}
+            if not trust and inside.file("config.json") is not None:  # a folder of an adapter alone has none
+                _check_encodes(repo, inside.config())
+            with inside.limited_build():
+                model, loading = AutoModel.from_pretrained(repo.place, **options)
+            _refuse_stitched(repo, model.config)
+            merge_adapters(model)
+            if _lacks_decoder(model, loading["missing_keys"]):
+                leave_out(model, ["decoder"])
+            chosen = modules.pooling if modules else resolve_pooling(pooling, model=model)
+            if pooling == "auto":
+                logger.info(f"{repo.name}: pooling is {chosen!r}")
+            untrained = set(loading["missing_keys"])
+            modality = chosen.removesuffix("_features") if chosen in FEATURES else main_modality(model)
+            processor = load_processor(inside, modality=modality)
+            after = modules.after_pooling.to(*placement(model)) if modules else nn.Sequential()
+            if isinstance(processor, PreTrainedTokenizerBase):
+                processor = prepare_tokenizer(processor, modules, model=model)
+            prompts, default = read_prompts(repo)
+            text = _prompt_text(prompt or (default if modules else None), prompts, name=repo.name)
+            if text is not None:
+                processor = prepend_prompt(processor, text)
+            if chosen in FEATURES:
+                if modality == "text":
+                    model.config.get_text_config().pad_token_id = processor.pad_token_id
+                keep_side(model, chosen, preprocess(model, processor, probe_inputs(modality)))
+            encoder = cls(
+                model,
+                processor,
+                pooling=chosen,
+                after_pooling=after,
+                pairs=pairs,
+                model_id=repo.name,
+                revision=repo.commit or fingerprint(model, after, without=untrained),
+                license=repo.license(),
+                prompt=text,
             )
-        return encoder
+            encoder.prompts = {} if text else prompts
+            if unfit := encoder.first_that_matters(untrained):
+                raise StitchError(
+                    f"{repo.name} has no trained weights for {unfit}, which its latents are made by: choose another "
+                    f"pooling than {chosen!r} if that belongs to it, or download or train the model again"
+                )
+            return encoder
 
     @torch.no_grad()
     def first_that_matters(self, names: Collection[str]) -> str | None:
@@ -278,8 +265,6 @@ class Encoder:
         Raises:
             StitchError: there are no inputs, an input is of another kind than the encoder takes, or a process failed.
         """
-        if self.pooling == "tokens":
-            inputs = self.words(inputs)
         return in_order(gather(lambda: self._share(inputs, batch_size=batch_size, progress=progress)))
 
     def _share(self, inputs: Sequence[Any], *, batch_size: int, progress: bool) -> list[tuple[list[int], Tensor]]:
@@ -392,30 +377,26 @@ def to_encoder(source: Any, *, by_token: bool | None = None) -> Encoder:
     """
     if by_token and isinstance(source, str | Path):
         return Encoder.from_pretrained(str(source), pooling="tokens")
-    encoder = _any_to_encoder(source)
+    if isinstance(source, Encoder):
+        encoder = source
+    elif isinstance(source, str | Path):
+        encoder = Encoder.from_pretrained(str(source))
+    elif hasattr(source, "model_card_data") and hasattr(source, "encode"):
+        encoder = _of_sentence_transformer(source)
+    elif isinstance(source, PreTrainedModel):
+        encoder = Encoder(source, processor_beside(source), model_id=_name_of(source))
+    else:
+        raise StitchError(
+            f"an encoder is wanted and what came is a {type(source).__name__}: give a folder, a Hub id, an "
+            "Encoder(model, processor), a transformers model, a SentenceTransformer, or a CallableEncoder(function, "
+            "model_id=…)"
+        )
     if by_token is False and encoder.pooling == "tokens":
         raise StitchError(
             f"{encoder.provenance.model_id} gives a latent for each token, and the head takes one an input: load it "
             "with another pooling than 'tokens', or give a head that labels tokens"
         )
     return encoder.with_token_latents() if by_token else encoder
-
-
-def _any_to_encoder(source: Any) -> Encoder:
-    """An encoder of whatever can be one."""
-    if isinstance(source, Encoder):
-        return source
-    if isinstance(source, str | Path):
-        return Encoder.from_pretrained(str(source))
-    if hasattr(source, "model_card_data") and hasattr(source, "encode"):
-        return _of_sentence_transformer(source)
-    if not isinstance(source, PreTrainedModel):
-        raise StitchError(
-            f"an encoder is wanted and what came is a {type(source).__name__}: give a folder, a Hub id, an "
-            "Encoder(model, processor), a transformers model, a SentenceTransformer, or a CallableEncoder(function, "
-            "model_id=…)"
-        )
-    return Encoder(source, processor_beside(source), model_id=_name_of(source))
 
 
 def processor_beside(model: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -143,12 +144,20 @@ class PairLayout:
             StitchError: a row holds a single text, or the tokens that separate texts stand in a text too.
         """
         ids, ends, separated = self._separators(batch)
-        _check_separators(separated)
+        counts = separated.sum(1)
+        if (counts != 1).any():
+            rows = (counts != 1).nonzero().flatten().tolist()
+            if counts[rows[0]] == 0:
+                raise StitchError(f"the model takes pairs of texts and {row_names(rows)} of the batch {SINGLE}")
+            raise StitchError(
+                f"{row_names(rows)} of the batch has the tokenizer's separator in a text, so that it is not clear "
+                "where the second text begins: remove it from the text"
+            )
         begins = ends.new_full(ends.shape, len(self.first))
         middle = separated.int().argmax(1)
         sides = [self._single(ids, begins, middle), self._single(ids, middle + len(self.between), ends)]
         width = max(tokens.shape[1] for tokens, _ in sides)
-        tokens = torch.cat([_widened(tokens, width, self.pad) for tokens, _ in sides])
+        tokens = torch.cat([pad(tokens, (0, width - tokens.shape[1]), value=self.pad) for tokens, _ in sides])
         filled = torch.cat([size for _, size in sides])
         places = torch.arange(width, device=ids.device)
         kept = (places < filled[:, None]).to(batch.get("attention_mask", ids).dtype)
@@ -204,24 +213,6 @@ class PairLayout:
         for offset, token in enumerate(self.after):
             tokens.scatter_(1, (len(self.before) + count + offset)[:, None], token)
         return tokens, sizes
-
-
-def _check_separators(separated: Tensor) -> None:
-    """Refuse rows that do not have exactly one place where the second text begins."""
-    counts = separated.sum(1)
-    if (counts == 1).all():
-        return
-    rows = (counts != 1).nonzero().flatten().tolist()
-    if counts[rows[0]] == 0:
-        raise StitchError(f"the model takes pairs of texts and {row_names(rows)} of the batch {SINGLE}")
-    raise StitchError(
-        f"{row_names(rows)} of the batch has the tokenizer's separator in a text, so that it is not clear where the "
-        "second text begins: remove it from the text"
-    )
-
-
-def _widened(tokens: Tensor, width: int, pad: int) -> Tensor:
-    return torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]), value=pad)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, *texts: str, **options: Any) -> list[int]:

@@ -57,7 +57,8 @@ def pool(output: Any, *, attention_mask: Tensor | None, pooling: str) -> Tensor:
     if attention_mask is not None and isinstance(hidden, Tensor):
         attention_mask = attention_mask.to(hidden.device)
     if pooling == "mean":
-        return _mean_of_places(hidden, attention_mask)
+        hidden = _require(hidden, ndim=(3, 4), pooling=pooling)  # of tokens, or a feature map (n, d, h, w)
+        return hidden.mean((2, 3)) if hidden.ndim == 4 else mean_of_tokens(hidden, attention_mask)
     hidden = _require(hidden, ndim=(3,), pooling=pooling)
     return OF_TOKENS[pooling](hidden, attention_mask)
 
@@ -90,12 +91,6 @@ def _require(output: Any, *, ndim: tuple[int, ...], pooling: str) -> Tensor:
         f"pooling {pooling!r} takes {POOLINGS[pooling]}, a tensor of {' or '.join(map(str, ndim))} axes, and the "
         f"encoder gave {came}: choose another of {', '.join(POOLINGS)}"
     )
-
-
-def _mean_of_places(hidden: Any, attention_mask: Tensor | None) -> Tensor:
-    """Mean over the tokens `(n, t, d)` that are not padding, or over the places of a feature map `(n, d, h, w)`."""
-    hidden = _require(hidden, ndim=(3, 4), pooling="mean")
-    return hidden.mean((2, 3)) if hidden.ndim == 4 else mean_of_tokens(hidden, attention_mask)
 
 
 def mean_of_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -142,7 +137,9 @@ OF_TOKENS = {"cls": _first_token, "last": last_token, "max": _max_of_tokens, "we
 
 
 def resolve_pooling(pooling: str, *, model: nn.Module) -> str:
-    """Return one of `POOLINGS`; `auto` follows the architecture.
+    """Return one of `POOLINGS`; for `auto` the field's usual choice.
+
+    It is the last token of decoders, the first of ViTs with a class token, timm's own pooling, else the mean.
 
     Raises:
         StitchError: the pooling is unknown, or names no side of a two-tower model or a side that it lacks.
@@ -158,11 +155,6 @@ def resolve_pooling(pooling: str, *, model: nn.Module) -> str:
             f"{type(model).__name__} has two towers: say by pooling= which side to take, "
             f"{' or '.join(map(repr, sides))}"
         )
-    return _usual_pooling(model)
-
-
-def _usual_pooling(model: nn.Module) -> str:
-    """The field's usual choice: last token of decoders, first of ViTs with a class token, timm's own, else the mean."""
     config = getattr(model, "config", None)
     if config is None:
         return "none"

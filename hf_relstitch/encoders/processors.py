@@ -55,7 +55,14 @@ def load_processor(repo: Repo, *, modality: str) -> Any:
             "or download its files again, beside the weights"
         ) from error
     if modality == "text":
-        _check_files(repo, processor)
+        # without its files transformers makes a vocabulary of special tokens alone
+        names = list(processor.vocab_files_names.values())
+        if names and not any(repo.file(name) for name in dict.fromkeys([TOKENIZER, *names])):
+            raise StitchError(
+                f"{repo.name} has no tokenizer files, so that every word would be unknown: it lacks {TOKENIZER} (or "
+                f"{', '.join(name for name in names if name != TOKENIZER)}): copy them there, or save its "
+                "tokenizer there"
+            )
         if processor.pad_token is None:
             processor.pad_token = processor.eos_token or next(iter(processor.all_special_tokens), None)
     return processor
@@ -76,16 +83,6 @@ def check_growth(file: Path | None) -> None:
             growth *= max(1, len(step["content"])) if isinstance(step.get("content"), str) else 1
     if growth > MOST_GROWTH:
         raise StitchError(f"{file} makes up to {growth:,} letters of one, by its replacements: download it again")
-
-
-def _check_files(repo: Repo, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a repo without tokenizer files, for which transformers makes a vocabulary of special tokens alone."""
-    names = list(tokenizer.vocab_files_names.values())
-    if names and not any(repo.file(name) for name in dict.fromkeys([TOKENIZER, *names])):
-        raise StitchError(
-            f"{repo.name} has no tokenizer files, so that every word would be unknown: it lacks {TOKENIZER} (or "
-            f"{', '.join(name for name in names if name != TOKENIZER)}): copy them there, or save its tokenizer there"
-        )
 
 
 def _num_embeddings(model: Any) -> int | None:
@@ -256,11 +253,11 @@ def batch_rows(inputs: Sequence[Any], *, processor: Any, batch_size: int) -> lis
         StitchError: there are no inputs, or an input is of another kind than the processor takes.
     """
     check_some(inputs, batch_size=batch_size)
-    check_kinds(inputs, modality=modality_of(processor))
-    rate = getattr(processor, "sampling_rate", None)
-    lengths = [length_of(one, modality=modality_of(processor), sampling_rate=rate) for one in inputs]
+    modality, rate = modality_of(processor), getattr(processor, "sampling_rate", None)
+    check_kinds(inputs, modality=modality)
+    lengths = [length_of(one, modality=modality, sampling_rate=rate) for one in inputs]
     order = sorted(range(len(inputs)), key=lambda row: -lengths[row])
-    alike = modality_of(processor) == "audio" and not pads_by_itself(processor)
+    alike = modality == "audio" and not pads_by_itself(processor)
     groups = [list(rows) for _, rows in groupby(order, key=lambda row: lengths[row] if alike else None)]
     return [rows[start : start + batch_size] for rows in groups for start in range(0, len(rows), batch_size)]
 

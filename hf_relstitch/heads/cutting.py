@@ -220,7 +220,12 @@ def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[
             f"{type(model).__name__} ends in {called[-1]}, a {type(last).__name__}: only heads that end in a linear "
             f"layer can be cut{QUANTISED_HEAD if getattr(model, 'hf_quantizer', None) else ''}; {BY_HAND}"
         )
-    linears = [name for name in dict.fromkeys(reversed(called)) if _is_like(model.get_submodule(name), last)]
+    modules = {name: model.get_submodule(name) for name in reversed(called)}
+    linears = [
+        name
+        for name, module in modules.items()
+        if type(module) is nn.Linear and module.out_features == last.out_features
+    ]
     differences: dict[str, float] = {}
     for layers in (linears[:1], linears[1::-1]):
         rows, found = _closest(model, layers, probe)
@@ -233,11 +238,6 @@ def find_cut(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> tuple[list[
         f"{differences or 'other shapes'}; {allowed} is allowed), so it is not the whole head: supported are models "
         f"with one row of logits an input, or a token; {BY_HAND}"
     )
-
-
-def _is_like(module: nn.Module, last: nn.Linear) -> bool:
-    """Whether a module is a linear layer of as many classes as the last one."""
-    return type(module) is nn.Linear and module.out_features == last.out_features
 
 
 def calls(model: PreTrainedModel, probe: Mapping[str, Tensor]) -> list[str]:
@@ -303,12 +303,13 @@ def run(model: PreTrainedModel, layers: Sequence[str], inputs: Mapping[str, Tens
     """Run one forward pass, and return the input of each layer and the logits of the model."""
     taken: dict[str, Tensor] = {}
     outer, HERE.taken = getattr(HERE, "taken", {}), taken
-
-    def take(name: str) -> Any:
-        return lambda _, args: getattr(HERE, "taken", {}).update({name: args[0]})
-
     with HOOKING:
-        hooks = [model.get_submodule(name).register_forward_pre_hook(take(name)) for name in layers]
+        hooks = [
+            model.get_submodule(name).register_forward_pre_hook(
+                lambda _, args, name=name: getattr(HERE, "taken", {}).update({name: args[0]})
+            )
+            for name in layers
+        ]
     try:
         output = model(**inputs)
     finally:

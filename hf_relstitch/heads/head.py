@@ -211,11 +211,6 @@ class Head:
         return cls(module.requires_grad_(False), dict(enumerate(latents)), "single_label_classification")
 
 
-def class_names(config: Any) -> dict[int, str]:
-    """Return the names of a classifier's classes as texts; some configs on the Hub have numbers."""
-    return {index: str(name) for index, name in config.id2label.items()}
-
-
 def _named(labels: Any, known: list[Any] | None, *, count: int) -> dict[int, str]:
     """The name of each class, from `labels` and the classes that a head names itself.
 

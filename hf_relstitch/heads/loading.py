@@ -26,7 +26,7 @@ from hf_relstitch.encoders.encoder import Encoder, processor_beside, to_encoder
 from hf_relstitch.encoders.pooling import mean_of_tokens
 from hf_relstitch.encoders.processors import load_processor, main_modality, modality_of, prepare_tokenizer, preprocess
 from hf_relstitch.heads.cutting import BY_HAND, Body, find_chain, find_cut, folded, logits_of
-from hf_relstitch.heads.head import SETFIT_HEAD, Head, class_names
+from hf_relstitch.heads.head import SETFIT_HEAD, Head
 from hf_relstitch.hub.files import weight_map
 from hf_relstitch.hub.repo import Repo, hub_options, is_commit, locate
 from hf_relstitch.layers import ACTIVATIONS, built_activation, linear_of
@@ -98,7 +98,8 @@ def head_of(module: nn.Module, config: Any, provenance: Provenance) -> Head:
     theirs = getattr(config, "sentence_transformers", None) or {}
     activation = theirs.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)
     reads: Literal["pairs"] | None = "pairs" if activation else None
-    return Head(module, class_names(config), config.problem_type, provenance, reads=reads, activation=activation)
+    names = {index: str(name) for index, name in config.id2label.items()}  # some configs on the Hub have numbers
+    return Head(module, names, config.problem_type, provenance, reads=reads, activation=activation)
 
 
 def load_classifier(
@@ -112,44 +113,38 @@ def load_classifier(
         StitchError: the model is missing, is not a classifier that can be cut, or its head was never trained.
     """
     with wrap_errors(f"{model_id} cannot be loaded as a classifier"):
-        return _load_classifier(model_id, revision=revision, cut=cut, **model_kwargs)
-
-
-def _load_classifier(
-    model_id: str, *, revision: str | None, cut: str | None, **model_kwargs: Any
-) -> tuple[Encoder, Head]:
-    trust = bool(model_kwargs.pop("trust_remote_code", False))
-    repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
-    if repo.file(ADAPTER) is not None:
-        raise StitchError(
-            f"{repo.name} holds an adapter of PEFT ({ADAPTER}): merge it into its classifier first, by "
-            "AutoPeftModelForSequenceClassification.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER), and "
-            "save the processor there too"
-        )
-    architecture = _architecture_of(repo)
-    loader = _auto_class(architecture)
-    if loader is None and repo.file(SETFIT_HEAD) is not None:
-        raise StitchError(
-            f"{repo.name} is a SetFit model whose head is a pickle, which would run code if it were read: load it with "
-            "setfit where you trust it, and give target=, the encoder, and head=model.model_head"
-        )
-    if loader is None:
-        raise StitchError(
-            f"{repo.name} is {architecture}: the target has to be a …{', …'.join(TASKS)} model, with one row of logits "
-            f"an input, or a token; {BY_HAND}"
-        )
-    with repo.limited_build():
-        model, loading = loader.from_pretrained(
-            repo.place, output_loading_info=True, **repo.model_loading | model_kwargs
-        )
-    if loading["missing_keys"]:
-        raise StitchError(
-            f"{repo.name} lacks trained weights for {', '.join(sorted(loading['missing_keys']))}: train it first"
-        )
-    processor = load_processor(repo, modality=main_modality(model))
-    if isinstance(processor, PreTrainedTokenizerBase):
-        processor = prepare_tokenizer(processor, None, model=model)
-    return split_classifier(model, processor, at=cut, repo=repo)
+        trust = bool(model_kwargs.pop("trust_remote_code", False))
+        repo = locate(model_id, revision=revision, trust_remote_code=trust, **hub_options(model_kwargs))
+        if repo.file(ADAPTER) is not None:
+            raise StitchError(
+                f"{repo.name} holds an adapter of PEFT ({ADAPTER}): merge it into its classifier first, by "
+                "AutoPeftModelForSequenceClassification.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER), "
+                "and save the processor there too"
+            )
+        architecture = _architecture_of(repo)
+        loader = _auto_class(architecture)
+        if loader is None and repo.file(SETFIT_HEAD) is not None:
+            raise StitchError(
+                f"{repo.name} is a SetFit model whose head is a pickle, which would run code if it were read: load it "
+                "with setfit where you trust it, and give target=, the encoder, and head=model.model_head"
+            )
+        if loader is None:
+            raise StitchError(
+                f"{repo.name} is {architecture}: the target has to be a …{', …'.join(TASKS)} model, with one row of "
+                f"logits an input, or a token; {BY_HAND}"
+            )
+        with repo.limited_build():
+            model, loading = loader.from_pretrained(
+                repo.place, output_loading_info=True, **repo.model_loading | model_kwargs
+            )
+        if loading["missing_keys"]:
+            raise StitchError(
+                f"{repo.name} lacks trained weights for {', '.join(sorted(loading['missing_keys']))}: train it first"
+            )
+        processor = load_processor(repo, modality=main_modality(model))
+        if isinstance(processor, PreTrainedTokenizerBase):
+            processor = prepare_tokenizer(processor, None, model=model)
+        return split_classifier(model, processor, at=cut, repo=repo)
 
 
 def to_target(target: Any, *, at: str | None = None) -> tuple[Encoder, Head]:
@@ -257,7 +252,7 @@ def split_classifier(
     head: nn.Module
     if at is None:
         layers, rows = find_cut(model, probe)
-        head = folded([model.get_submodule(name) for name in layers])
+        head = folded([model.get_submodule(layer) for layer in layers])
     else:
         layers, rows, head = find_chain(model, at, probe)
     encoder = Encoder(
@@ -266,7 +261,7 @@ def split_classifier(
         pooling="tokens" if rows == "each" else "none",
         cut=Cut(tuple(layers), rows, averaged=at is None and len(layers) > 1),
         batching=batching,
-        model_id=repo.name if repo else type(model).__name__,
+        model_id=name,
         revision=repo.commit if repo else None,
         license=repo.license() if repo else None,
     )

@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from torch.nn.modules import module
 
 from hf_relstitch.core.errors import StitchError
@@ -52,30 +54,26 @@ def limited_build(files: list[Path], what: str) -> Iterator[None]:
     counts = {"modules": 0, "tensors": 0, "numbers": 0}
     thread = threading.get_ident()
 
-    def add_tensor(_: Any, name: str, tensor: Any) -> None:
-        if tensor is not None and threading.get_ident() == thread:
-            counts["tensors"] += 1
-            counts["numbers"] += tensor.numel()
-            check(name)
-
-    def add_module(_: Any, name: str, added: Any) -> None:
-        if added is not None and threading.get_ident() == thread:
+    def add(_: Any, name: str, added: Any) -> None:
+        if added is None or threading.get_ident() != thread:
+            return
+        if isinstance(added, nn.Module):
             counts["modules"] += 1
-            check(name)
-
-    def check(name: str) -> None:
+        else:
+            counts["tensors"] += 1
+            counts["numbers"] += added.numel()
         if counts["modules"] > 4 * tensors or counts["tensors"] > tensors or counts["numbers"] > numbers:
             raise StitchError(
                 f"{what} asks for more weights than its files hold (at {name}): copy or download it again"
             )
 
     with ExitStack() as hooks:
-        for register, hook in (
-            (module.register_module_parameter_registration_hook, add_tensor),
-            (module.register_module_buffer_registration_hook, add_tensor),
-            (module.register_module_module_registration_hook, add_module),
+        for register in (
+            module.register_module_parameter_registration_hook,
+            module.register_module_buffer_registration_hook,
+            module.register_module_module_registration_hook,
         ):
-            hooks.callback(register(hook).remove)
+            hooks.callback(register(add).remove)
         yield
 
 
@@ -86,14 +84,7 @@ def _size(file: Path) -> tuple[int, int]:
     try:
         with safe_open(file, "pt") as opened:
             slices = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118
-            return len(slices), sum(_numbers(one) for one in slices)
+        # integers may hold several numbers that are quantised
+        return len(slices), sum(prod(one.get_shape()) * (1 if "F" in one.get_dtype() else 8) for one in slices)
     except (OSError, SafetensorError) as error:
         raise StitchError(f"{file} is damaged ({error}): copy or download it again") from error
-
-
-def _numbers(tensor: Any) -> int:
-    """Return how many numbers a tensor stands for: integers may hold several that are quantised."""
-    count = 1
-    for size in tensor.get_shape():
-        count *= size
-    return count if "F" in tensor.get_dtype() else 8 * count

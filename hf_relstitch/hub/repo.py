@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -88,7 +89,7 @@ class Repo:
     @property
     def model_loading(self) -> dict[str, Any]:
         """Return `loading` for a model, with a config that names no other repo, which may hold code."""
-        return self.loading | ({"config": self.config()} if names_kernels(self._checked_config()) else {})
+        return self.loading | ({"config": self.config()} if without_kernels(self._content) != self._content else {})
 
     def config(self) -> Any:
         """Load the transformers config, without the other repos that it names.
@@ -99,12 +100,14 @@ class Repo:
         """
         from transformers import AutoConfig  # noqa: PLC0415  (loading it registers our config, which imports this module)
 
-        content = self._checked_config()
-        if names_kernels(content) and "model_type" in content and not self.trust_remote_code:
-            return AutoConfig.for_model(**without_kernels(content))
+        content = without_kernels(self._content)
+        if content != self._content and "model_type" in content and not self.trust_remote_code:
+            return AutoConfig.for_model(**content)
         return AutoConfig.from_pretrained(self.place, **self.loading)
 
-    def _checked_config(self) -> dict[str, Any]:
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        """The content of the config, checked before an object is made of it."""
         file = self.file("config.json")
         content = read_json(file) if file else {}
         check_counts(content, f"the config of {self.name}")
@@ -262,22 +265,14 @@ def _check_inside(path: str, what: str) -> None:
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation", "backbone")
 
 
-def names_kernels(content: Any) -> bool:
-    """Tell whether a config, or one inside it, takes one of `IMPLEMENTATIONS` from a Hub repo of kernels."""
-    items = content.items() if isinstance(content, dict) else ()
-    return any(_is_kernels(name, value) or names_kernels(value) for name, value in items)
-
-
 def without_kernels(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a config, and those inside it, without implementations that come from a Hub repo of kernels."""
-    kept = {name: value for name, value in content.items() if not _is_kernels(name, value)}
-    return {name: without_kernels(value) if isinstance(value, dict) else value for name, value in kept.items()}
-
-
-def _is_kernels(name: str, value: Any) -> bool:
-    """Whether a config's field names a repo, by its slash: of kernels, or of a backbone, whose config is fetched."""
-    setting = str(name).removeprefix("_").removesuffix("_internal")
-    return setting in IMPLEMENTATIONS and "/" in str(value)
+    """Return a config, and those inside it, without fields that name a repo: of kernels, or of a backbone."""
+    kept = {}
+    for name, value in content.items():
+        setting = str(name).removeprefix("_").removesuffix("_internal")
+        if setting not in IMPLEMENTATIONS or "/" not in str(value):
+            kept[name] = without_kernels(value) if isinstance(value, dict) else value
+    return kept
 
 
 def hub_options(keywords: dict[str, Any]) -> dict[str, Any]:
