@@ -1,7 +1,5 @@
 """Which inputs to take as anchors, where there are more than the budget: the middles of clusters."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,35 +7,28 @@ from torch import Tensor
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.relative import BLOCK, directions, to_working
 
-Method = Literal["medoids", "random"]
 ROUNDS = 10
 MEANS = 64
 """Means that are compared with all points at a time."""
 
 
 @torch.no_grad()
-def choose_anchors(
-    latents: Float[Tensor, "n d"], count: int, *, method: Method = "medoids", seed: int = 0
-) -> Int[Tensor, " count"]:
+def choose_anchors(latents: Float[Tensor, "n d"], count: int, *, seed: int = 0) -> Int[Tensor, " count"]:
     """Return the rows of one encoder's latents to use as anchors; the encoder may belong to either side.
 
-    `"medoids"` clusters the directions of the latents by k-means and takes the row nearest to each mean. Against
+    It clusters the directions of the latents by k-means and takes the row nearest to each mean. Against
     random, farthest-point, herding, pivoted QR and leverage it was the best on average, and most so for few anchors.
     Its anchors lie further apart than other inputs do, so an agreement estimated from them is on the low side.
 
     Raises:
-        StitchError: `count` is more than the inputs or less than one, or the method is unknown.
+        StitchError: `count` is more than the inputs or less than one.
     """
-    if method not in ("medoids", "random"):
-        raise StitchError(f"method is {method!r}: it has to be 'medoids' or 'random'")
     if count < 1:
         raise StitchError(f"{count} anchors are asked for: ask for one at least, and better for some hundreds")
     if count > len(latents):
         raise StitchError(f"{count} anchors of {len(latents)} inputs: ask for fewer, or give more inputs")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(latents), generator=generator).to(latents.device)
-    if method == "random":
-        return shuffled[:count]
     points = to_working(latents)
     unit = directions(points, centre=points.mean(0))
     means = unit[shuffled[:count]]

@@ -1,7 +1,5 @@
 """Read a head's logits: how sure it is, one temperature that corrects it, and how much of its values is explained."""
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -69,9 +67,14 @@ def matching_temperature(
     head instead of labels. The loss is convex in 1/t; its derivative `Σ (p − q) logits` is bisected. Use it with
     held-out latents: fitted latents are nearer to the truth than any later ones.
     """
-    return _bisected(
-        lambda factor: float(((probabilities(logits * factor, multi_label=multi_label) - target) * logits).sum()) < 0
-    )
+    low, high = -LARGEST, LARGEST
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        if float(((probabilities(logits * 2.0**middle, multi_label=multi_label) - target) * logits).sum()) < 0:
+            low = middle
+        else:
+            high = middle
+    return 2.0**-low
 
 
 def matching_offsets(
@@ -118,18 +121,6 @@ def output_scale_for_values(head: nn.Module, translated: Float[Tensor, "k d"], t
     centre, values = target.mean(0), apply_head(head, target)
     read = apply_first_layer(head, translated - centre)
     return max(SCALES, key=lambda scale: float(_explained(finish_logits(head, scale * read, centre), values).mean()))
-
-
-def _bisected(too_small: Callable[[float], bool]) -> float:
-    """Return one over the factor, within 2^±20, at which `too_small` turns false."""
-    low, high = -LARGEST, LARGEST
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        if too_small(2.0**middle):
-            low = middle
-        else:
-            high = middle
-    return 2.0**-low
 
 
 def answers_of(logits: Float[Tensor, "n classes"], *, multi_label: bool = False) -> Float[Tensor, "n classes"]:

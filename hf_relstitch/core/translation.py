@@ -230,7 +230,7 @@ def pair_anchors(
             "they are paired row for row, so encode the same inputs with both models"
         )
     x, y = to_working(source_anchors), to_working(target_anchors)
-    if not (_varied(x) and _varied(y)):
+    if not all(len(each) and each.isfinite().all() and (each != each[0]).any() for each in (x, y)):
         raise StitchError("anchors have to be finite and not all the same: look at the inputs and at both encoders")
     return x, y
 
@@ -259,11 +259,6 @@ def draw_subsets(unit_anchors: Float[Tensor, "k d"], settings: TranslationSettin
     return farthest_point_subsets(
         unit_anchors, threshold=settings.pruning, subspaces=settings.subspaces, seed=settings.seed
     )
-
-
-def _varied(x: Float[Tensor, "n d"]) -> bool:
-    """Tell whether latents are finite and not all the same."""
-    return bool(len(x) and x.isfinite().all() and (x != x[0]).any())
 
 
 def _fits_float32(x: Tensor) -> bool:

@@ -8,7 +8,6 @@ README.md without the comment lines all is people's, and the generated part is a
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -23,29 +22,18 @@ END = "<!-- hf_relstitch: generated to here -->"
 LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
-@dataclass(frozen=True)
-class Generated:
-    """Hold the generated part of a README.md: its text and its metadata."""
+def keep_edits(text: str, metadata: ModelCardData, existing: str | None) -> str:
+    """Return a README.md of a generated text and its metadata that keeps the edits of an existing one.
 
-    text: str
-    metadata: ModelCardData
-
-    def alone(self) -> str:
-        """Return a README.md that holds nothing else."""
-        return self.over("---\n{}\n---\n")
-
-    def over(self, existing: str) -> str:
-        """Return a README.md that keeps the edits of an existing one.
-
-        Raises:
-            StitchError: the metadata of the existing one cannot be read.
-        """
-        card = read(existing)
-        before, old, after = split(card.text)
-        memory = json.dumps(self.metadata.to_dict(), sort_keys=True).replace(">", "\\u003e")
-        card.text = f"{before}{START}{memory} -->\n\n{self.text.strip()}\n\n{END}{after}"
-        vars(card.data).update(_merge(_remembered(old), vars(card.data), vars(self.metadata)))
-        return str(card)
+    Raises:
+        StitchError: the metadata of the existing one cannot be read.
+    """
+    card = read(existing or "")
+    before, old, after = split(card.text)
+    memory = json.dumps(metadata.to_dict(), sort_keys=True).replace(">", "\\u003e")
+    card.text = f"{before}{START}{memory} -->\n\n{text.strip()}\n\n{END}{after}"
+    vars(card.data).update(_merge(_remembered(old), vars(card.data), vars(metadata)))
+    return str(card)
 
 
 def read(existing: str) -> ModelCard:

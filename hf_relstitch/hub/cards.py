@@ -14,7 +14,7 @@ from yaml import safe_dump
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.modality import task_of
 from hf_relstitch.data.provenance import Provenance
-from hf_relstitch.hub.card_edits import Generated
+from hf_relstitch.hub.card_edits import keep_edits
 from hf_relstitch.hub.files import FACTS, RESULTS_NAME
 from hf_relstitch.hub.repo import is_commit
 
@@ -356,5 +356,4 @@ def _render(
     templates = Environment(loader=FileSystemLoader(TEMPLATES))  # noqa: S701  (Markdown; `inline` escapes)
     fields = {**metadata.to_dict(), **values, "card_data": metadata.to_yaml()}
     card = ModelCard(templates.get_template(name).render(fields))
-    generated = Generated(card.text, metadata)
-    return generated.over(existing) if existing and existing.strip() else generated.alone()
+    return keep_edits(card.text, metadata, existing)

@@ -127,14 +127,13 @@ class AnchorSet:
     groups: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        _check_shapes(self.latents, self.ids)
+        _check_ids(self.latents, self.ids)
         if self.groups is not None and (self.groups.shape, self.groups.dtype) != (self.ids.shape, self.ids.dtype):
             raise StitchError(f"the groups of {len(self.ids)} anchors are of shape {tuple(self.groups.shape)}")
         if not isinstance(self.inputs, str) or not isinstance(self.key, str | None):
             raise StitchError(f"the inputs' fingerprint is {self.inputs!r} and the key's {self.key!r}: expected texts")
         object.__setattr__(self, "latents", self.latents.detach().to("cpu", torch.float32).contiguous())
         object.__setattr__(self, "ids", self.ids.detach().to("cpu").contiguous())
-        _check_ids(self.ids)
         check_latents(self.latents)
         object.__setattr__(self, "inputs", self.inputs or ids_fingerprint(self.ids))
 
@@ -178,10 +177,12 @@ class AnchorSet:
         """
         if not hasattr(encoder, "provenance"):
             raise StitchError(f"the encoder is a {type(encoder).__name__}: expected an Encoder")
-        check_words(getattr(encoder, "processor", None), side_of(inputs, side), name=encoder.provenance.model_id)
+        taken = side_of(inputs, side)
+        check_words(getattr(encoder, "processor", None), taken, name=encoder.provenance.model_id)
         if encoder.provenance.by_token:
-            inputs, ids = encoder.words(inputs), None
-        taken, ids = side_of(inputs, side), input_ids(inputs, key=key) if ids is None else ids
+            inputs = taken = encoder.words(inputs)
+            ids = None
+        ids = input_ids(inputs, key=key) if ids is None else ids
         rows = sorted(_row_of_each(ids).values())
         check_count(len(rows))
         taken = inputs_at(taken, rows)
@@ -403,8 +404,8 @@ def first_of_each(latents: Tensor) -> list[int]:
     return list(first.values())
 
 
-def _check_shapes(latents: Tensor, ids: Tensor) -> None:
-    """Refuse tensors that are not `(k, d)` floats and `(k,)` integers with k at least 32."""
+def _check_ids(latents: Tensor, ids: Tensor) -> None:
+    """Refuse tensors that are not `(k, d)` floats and `(k,)` integers with k at least 32, and ids that stand twice."""
     if latents.ndim != 2 or not latents.is_floating_point():
         raise StitchError(f"anchor latents are {latents.dtype} of shape {tuple(latents.shape)}: expected (k, d) floats")
     if ids.shape != latents.shape[:1] or ids.dtype != torch.int64:
@@ -413,6 +414,13 @@ def _check_shapes(latents: Tensor, ids: Tensor) -> None:
             f"expected ({len(latents)},) int64, one id a row"
         )
     check_count(len(latents))
+    values, counts = torch.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        row = int((ids == values[counts.argmax()]).nonzero()[0])
+        raise StitchError(
+            f"{len(ids) - len(values)} of {len(ids)} anchor ids repeat others (the id of row {row} is one): "
+            "each anchor has to be a different input"
+        )
 
 
 def check_count(count: int) -> None:
@@ -422,17 +430,6 @@ def check_count(count: int) -> None:
     if count < MIN_ANCHORS:
         raise StitchError(
             f"{count} anchors: at least {MIN_ANCHORS} different inputs are needed, some hundreds are usual"
-        )
-
-
-def _check_ids(ids: Tensor) -> None:
-    """Refuse ids that stand twice."""
-    values, counts = torch.unique(ids, return_counts=True)
-    if len(values) < len(ids):
-        row = int((ids == values[counts.argmax()]).nonzero()[0])
-        raise StitchError(
-            f"{len(ids) - len(values)} of {len(ids)} anchor ids repeat others (the id of row {row} is one): "
-            "each anchor has to be a different input"
         )
 
 

@@ -193,9 +193,10 @@ class RelativeStitcher(PreTrainedModel):
             raise StitchError("the target is an encoder without a head: give the head, or a classifier as target")
         source = source if isinstance(source, str) else to_encoder(source)
         sides = sides_of(anchors)
+        source_inputs, target_inputs = (side_of(anchors, side) for side in sides)
         modality = modality_at(source)
         check_word_inputs(target, anchors, source_takes=modality)
-        check_kinds(side_of(anchors, sides[0]), modality=modality, who="source")
+        check_kinds(source_inputs, modality=modality, who="source")
         if head is None:
             try:
                 target, head = to_target(target, at=cut)
@@ -206,7 +207,7 @@ class RelativeStitcher(PreTrainedModel):
                 raise
         else:
             target = to_encoder(target)
-        check_kinds(side_of(anchors, sides[1]), modality=target.modality, who="target")
+        check_kinds(target_inputs, modality=target.modality, who="target")
         check_head_inputs(head, anchors)
         anchors = target.anchor_inputs(anchors)
         ids = input_ids(anchors, key=key)
@@ -214,11 +215,11 @@ class RelativeStitcher(PreTrainedModel):
         target_anchors = AnchorSet.encode(target, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
         del target
         source = to_encoder(source, by_token=target_anchors.provenance.by_token)
-        check_rates(side_of(anchors, sides[0]), rate, getattr(source.processor, "sampling_rate", None))
+        check_rates(source_inputs, rate, getattr(source.processor, "sampling_rate", None))
         rows = target_anchors.rows_of(ids)
         kept = inputs_at(anchors, rows)
         models = []
-        for encoder in source.ways_to_read_pairs() if are_text_pairs(side_of(kept, sides[0])) else [source]:
+        for encoder in source.ways_to_read_pairs() if are_text_pairs(source_inputs) else [source]:
             source_anchors = AnchorSet.encode(encoder, kept, side=sides[0], ids=ids[rows], **options)
             models.append(
                 cls.from_anchor_sets(
@@ -329,7 +330,8 @@ class RelativeStitcher(PreTrainedModel):
         head_module = copy_head(named_head.module) if described else deepcopy(named_head.module)
         model.head = head_module.to(device, dtype)
         model.config.head = described or {"kind": "module", "type": type(head_module).__name__}
-        model.anchors = AnchorPair.from_sets(made.source_anchors, made.target_anchors).to(device)
+        model.anchors.source, model.anchors.target = made.source_anchors.latents, made.target_anchors.latents
+        model.anchors.ids = made.source_anchors.ids
         model.attach(encoder.model)
         model._processor = encoder.processor
         model.config.fingerprints = model._fingerprints()

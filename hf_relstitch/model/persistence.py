@@ -91,10 +91,8 @@ def _verified_weights(folder: Path, config: RelativeStitcherConfig) -> Iterator[
     """Compare the weight files with the checksums in the config, on a thread, while the body loads them.
 
     Raises:
-        StitchError: no safetensors, a file that is missing or altered, or an index that names any other file; where
-            the body fails too, for the file's fault.
+        StitchError: a file is missing or altered; where the body fails too, for the file's fault.
     """
-    _check_listed(folder, config)
     with ThreadPoolExecutor(1) as thread:
         compared = [thread.submit(verify_checksum, folder / name, digest) for name, digest in config.checksums.items()]
         try:
@@ -396,50 +394,46 @@ def save_model(
         write_card(read_json(written / CONFIG), written, folder=folder, repo_id=repo_id)
 
 
-def load_model(cls: Any, place: str | Path, *args: Any, **kwargs: Any) -> Any:
+def load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
     """Load a stitched model of class `cls`; see `RelativeStitcher.from_pretrained`."""
     with wrap_errors(f"{place} cannot be loaded as a stitched model"):
-        return _load_model(cls, place, *args, **kwargs)
-
-
-def _load_model(cls: Any, place: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-    options = hub_options(kwargs)
-    if finish_save(Path(place, options.get("subfolder", ""))) and kwargs.get("config") is not None:
-        raise StitchError(f"a save to {place} had been cut off and is finished now: load the model again")
-    repo = locate(place, revision=kwargs.get("revision"), **options)
-    folder = repo.folder()
-    if (folder / ADAPTER).is_file() or kwargs.get("_adapter_model_path"):
-        raise StitchError(
-            f"{repo.name} has an {ADAPTER} beside the stitched model, by which PEFT would change its weights: take "
-            "that file away, or load the stitched model and then the adapter"
-        )
-    kwargs = {name: value for name, value in kwargs.items() if name not in (*HUB_OPTIONS, "revision", "subfolder")}
-    stored = read_config(folder)
-    config = kwargs.pop("config", None) or stored
-    classes = kwargs.pop("num_labels", len(kwargs.get("id2label", config.id2label)))
-    if classes != stored.num_labels:
-        raise StitchError(
-            f"{classes} classes are asked for and the head of the stitched model has {stored.num_labels}: stitch it to "
-            f"a head of others; where a library asks by itself, like CrossEncoder, say num_labels={stored.num_labels}"
-        )
-    if kwargs.pop("variant", None) is not None:
-        raise StitchError("a stitched model has no variants of its weights: leave variant out, and give dtype=")
-    for name in kwargs.keys() & config.to_dict().keys() - {"dtype"}:
-        setattr(config, name, kwargs.pop(name))
-    _check_listed(folder, config)
-    _check_answer_checksums(folder, config)
-    _check_shapes(cls, folder, config)
-    elsewhere = {name: kwargs.pop(name) for name in ENCODER_OPTIONS if name in kwargs and config.share == "adapter"}
-    kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    with _verified_weights(folder, config):
-        model, loading = PreTrainedModel.from_pretrained.__func__(cls, str(folder), *args, config=config, **kwargs)
-    _check_loaded(repo.name, loading)
-    if config.share == "adapter":
-        model.attach(
-            _pinned_encoder(config, dtype=kwargs.get("dtype", kwargs.get("torch_dtype")), **elsewhere, **repo.options)
-        )
-    model.encoder.requires_grad_(False)  # as after stitching: the head trains, and what the user unfreezes
-    model.after_pooling.requires_grad_(False)
-    model.config.name_or_path = repo.place
-    model._processor_folder = folder
-    return (model, loading) if output_loading_info else model
+        options = hub_options(kwargs)
+        if finish_save(Path(place, options.get("subfolder", ""))) and kwargs.get("config") is not None:
+            raise StitchError(f"a save to {place} had been cut off and is finished now: load the model again")
+        repo = locate(place, revision=kwargs.get("revision"), **options)
+        folder = repo.folder()
+        if (folder / ADAPTER).is_file() or kwargs.get("_adapter_model_path"):
+            raise StitchError(
+                f"{repo.name} has an {ADAPTER} beside the stitched model, by which PEFT would change its weights: take "
+                "that file away, or load the stitched model and then the adapter"
+            )
+        kwargs = {name: value for name, value in kwargs.items() if name not in (*HUB_OPTIONS, "revision", "subfolder")}
+        stored = read_config(folder)
+        config = kwargs.pop("config", None) or stored
+        classes = kwargs.pop("num_labels", len(kwargs.get("id2label", config.id2label)))
+        if classes != stored.num_labels:
+            raise StitchError(
+                f"{classes} classes are asked for and the head of the stitched model has {stored.num_labels}: stitch "
+                "it to a head of others; where a library asks by itself, like CrossEncoder, say "
+                f"num_labels={stored.num_labels}"
+            )
+        if kwargs.pop("variant", None) is not None:
+            raise StitchError("a stitched model has no variants of its weights: leave variant out, and give dtype=")
+        for name in kwargs.keys() & config.to_dict().keys() - {"dtype"}:
+            setattr(config, name, kwargs.pop(name))
+        _check_listed(folder, config)
+        _check_answer_checksums(folder, config)
+        _check_shapes(cls, folder, config)
+        elsewhere = {name: kwargs.pop(name) for name in ENCODER_OPTIONS if name in kwargs and config.share == "adapter"}
+        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        with _verified_weights(folder, config):
+            model, loading = PreTrainedModel.from_pretrained.__func__(cls, str(folder), *args, config=config, **kwargs)
+        _check_loaded(repo.name, loading)
+        if config.share == "adapter":
+            dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+            model.attach(_pinned_encoder(config, dtype=dtype, **elsewhere, **repo.options))
+        model.encoder.requires_grad_(False)  # as after stitching: the head trains, and what the user unfreezes
+        model.after_pooling.requires_grad_(False)
+        model.config.name_or_path = repo.place
+        model._processor_folder = folder
+        return (model, loading) if output_loading_info else model

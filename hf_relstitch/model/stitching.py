@@ -80,13 +80,6 @@ class AnchorPair(nn.Module):
         self.register_buffer("target", torch.empty(num_anchors, d_target))
         self.register_buffer("ids", torch.empty(num_anchors, dtype=torch.int64))
 
-    @classmethod
-    def from_sets(cls, source: AnchorSet, target: AnchorSet) -> "AnchorPair":
-        """Return the anchors of two paired sets."""
-        pair = cls(0, 0, 0)
-        pair.source, pair.target, pair.ids = source.latents, target.latents, source.ids
-        return pair
-
 
 def stitch(
     source_anchors: AnchorSet,

@@ -7,13 +7,16 @@ from hf_relstitch.core.anchor_sampling import _squared_distances, choose_anchors
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.core.relative import directions
 
-methods = pytest.mark.parametrize("method", ["medoids", "random"])
+
+def draw(count, total, *, seed=0):
+    """The rows that k-means starts from."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
 
 
 def test_medoids_are_the_middles_of_clusters():
     """Where each cluster has one of the rows that k-means starts from, its medoid is the row nearest to its mean."""
     x, labels = clusters()
-    starts = (choose_anchors(x, 5, method="random", seed=seed) for seed in range(200))
+    starts = (draw(5, len(x), seed=seed) for seed in range(200))
     seed = next(seed for seed, rows in enumerate(starts) if len(set(labels[rows].tolist())) == 5)
     rows = choose_anchors(x, 5, seed=seed)
     unit = directions(x, centre=x.mean(0))
@@ -32,24 +35,21 @@ def test_medoids_spread_further_than_random_rows():
             torch.cdist(x / x.norm(dim=1, keepdim=True), (x / x.norm(dim=1, keepdim=True))[rows]).amin(1).mean()
         )
 
-    assert farthest(choose_anchors(x, 40)) < 0.95 * farthest(choose_anchors(x, 40, method="random"))
+    assert farthest(choose_anchors(x, 40)) < 0.95 * farthest(draw(40, len(x)))
 
 
-@methods
-def test_as_many_anchors_as_inputs_are_all_of_them(method):
-    assert sorted(choose_anchors(gaussian(0, 30, 8), 30, method=method).tolist()) == list(range(30))
+def test_as_many_anchors_as_inputs_are_all_of_them():
+    assert sorted(choose_anchors(gaussian(0, 30, 8), 30).tolist()) == list(range(30))
 
 
-@methods
-def test_no_row_is_taken_twice_though_inputs_repeat(method):
+def test_no_row_is_taken_twice_though_inputs_repeat():
     x = gaussian(0, 10, 4).repeat(6, 1)
-    assert len(set(choose_anchors(x, 40, method=method).tolist())) == 40
+    assert len(set(choose_anchors(x, 40).tolist())) == 40
 
 
-@methods
-def test_the_seed_decides(method):
+def test_the_seed_decides():
     x = gaussian(0, 200, 8)
-    first, again, other = (choose_anchors(x, 20, method=method, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (choose_anchors(x, 20, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -67,11 +67,6 @@ def test_squared_distances_are_cdists():
 def test_more_anchors_than_inputs_are_refused():
     with pytest.raises(StitchError, match="31 anchors of 30 inputs"):
         choose_anchors(gaussian(0, 30, 8), 31)
-
-
-def test_another_method_is_refused(shapes_unchecked):
-    with pytest.raises(StitchError, match="method is 'best'"):
-        choose_anchors(gaussian(0, 30, 8), 5, method="best")
 
 
 @pytest.mark.parametrize("count", [0, -5])
