@@ -54,11 +54,6 @@ class View:
     factors_of: Callable[[TranslationSettings], tuple[Float[Tensor, "r 1"], Float[Tensor, "r r_target"], Tensor]]
     basis: Float[Tensor, "r_target d_target"]
 
-    def map_of(self, settings: TranslationSettings) -> Float[Tensor, "r r_target"]:
-        """Return the map of one member of the family."""
-        source_gains, between, target_gains = self.factors_of(settings)
-        return source_gains * between * target_gains
-
 
 @dataclass(frozen=True)
 class Split:
@@ -172,7 +167,8 @@ class Split:
         if settings.identity:
             return unchanged(self.x, self.y)(self.x[self.held_out])
         view = self.view(settings)
-        made = view.map_of(settings)
+        source_gains, between, target_gains = view.factors_of(settings)
+        made = source_gains * between * target_gains
         scale = settings.output_scale * self.target_norm / mean_norm(view.fitted() @ made)
         return self.centre + scale * (view.held_out @ made) @ view.basis
 

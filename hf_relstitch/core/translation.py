@@ -261,13 +261,6 @@ def draw_subsets(unit_anchors: Float[Tensor, "k d"], settings: TranslationSettin
     )
 
 
-def _fits_float32(x: Tensor) -> bool:
-    """Tell whether a tensor in float32 is finite, and not all rounded to zero."""
-    largest = float(x.detach().abs().max()) if x.numel() else 0.0
-    limits = torch.finfo(torch.float32)
-    return largest == 0 or limits.tiny <= largest <= limits.max
-
-
 def mean_norm(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Return the mean norm of the rows."""
     return x.norm(dim=-1).mean()
@@ -360,7 +353,9 @@ def fit(
     """
     fit_one = fit_kernel_translation if settings.gamma else fit_translation
     translation = fit_one(source_anchors, target_anchors, settings=settings, frames=frames)
-    if not all(_fits_float32(buffer) for buffer in translation.buffers()):
+    limits = torch.finfo(torch.float32)
+    largest = [float(buffer.abs().max()) for buffer in translation.buffers() if buffer.numel()]
+    if not all(size == 0 or limits.tiny <= size <= limits.max for size in largest):  # nor all rounded to zero
         sizes = [float(mean_norm(to_working(side))) for side in (source_anchors, target_anchors)]
         raise StitchError(
             f"the translation does not fit into float32; the anchors' mean norms are {sizes[0]:.1e}, {sizes[1]:.1e}: "

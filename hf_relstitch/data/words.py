@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import regex
 
@@ -47,15 +46,10 @@ def all_words(inputs: Sequence[str | Word]) -> list[Word]:
     """
     check_some(inputs)
     check_filled(inputs, what="the texts are")
-    if not are_texts(inputs):
+    if not all(isinstance(each, str | Word) for each in inputs):
         raise StitchError("a head that labels words takes texts, and what came are other inputs: give a list of texts")
     words = [word for each in inputs for word in (split_words(each) if isinstance(each, str) else [each])]
     return list(dict.fromkeys(words))
-
-
-def are_texts(inputs: Sequence[Any]) -> bool:
-    """Tell whether all inputs are texts, or words in their texts."""
-    return all(isinstance(each, str | Word) for each in inputs)
 
 
 def entity_spans(labels: Sequence[str]) -> list[tuple[str, int, int]]:

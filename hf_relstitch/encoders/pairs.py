@@ -91,8 +91,10 @@ class PairLayout:
             StitchError: nothing stands between the texts of a pair, or a text has other tokens in a pair than alone.
         """
         texts = PROBES[1]
-        single, pair = _tokens(tokenizer, texts[0]), _tokens(tokenizer, *texts)
-        plain = [_tokens(tokenizer, text, add_special_tokens=False) for text in texts]
+        joined = [tokenizer(texts[0]), tokenizer(*texts)]
+        single, pair = (list(each["input_ids"]) for each in joined)
+        types, types_of_pair = ({*each.get("token_type_ids", [])} for each in joined)
+        plain = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
         alone, start = _find(plain[0], single), _find(plain[0], pair)
         end = start + len(plain[0])
         second = _find(plain[1], pair, start=end)
@@ -104,7 +106,7 @@ class PairLayout:
             last=pair[second + len(plain[1]) :],
             pad=int(tokenizer.pad_token_id or 0),
             padding_side=tokenizer.padding_side,
-            types=sorted(_types(tokenizer, *texts) - _types(tokenizer, texts[0])),
+            types=sorted(types_of_pair - types),
         )
         if min(alone, start, second) < 0 or not layout.between or not layout._splits(tokenizer):
             raise StitchError(
@@ -213,14 +215,6 @@ class PairLayout:
         for offset, token in enumerate(self.after):
             tokens.scatter_(1, (len(self.before) + count + offset)[:, None], token)
         return tokens, sizes
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, *texts: str, **options: Any) -> list[int]:
-    return list(tokenizer(*texts, **options)["input_ids"])
-
-
-def _types(tokenizer: PreTrainedTokenizerBase, *texts: str) -> set[int]:
-    return {*tokenizer(*texts).get("token_type_ids", [])}
 
 
 def _find(part: list[int], whole: list[int], *, start: int = 0) -> int:

@@ -221,10 +221,9 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
     """Turn a batch of texts, pairs of texts, images or sounds into tensors on the model's device and in its dtype.
 
     Raises:
-        StitchError: an input is of another kind than the processor takes.
+        StitchError: an input cannot be read; `batch_rows` refuses those of another kind than the processor takes.
     """
     modality = modality_of(processor)
-    check_kinds(inputs, modality=modality)
     if modality == "text":
         texts = [[one[name] for one in inputs] for name in TEXT_PAIR] if are_text_pairs(inputs) else [list(inputs)]
         with wrap_errors("the tokenizer cannot read the texts", "download its files again, or mend the texts"):

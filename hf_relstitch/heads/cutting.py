@@ -86,12 +86,14 @@ def _record(
     """What goes into each module and comes out of it, and the logits, with the first one's input times a factor."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def keep(name: str) -> Any:
-        return lambda _, args, output: seen.update({name: (args[0].clone(), output.clone())})
-
     first = model.get_submodule(names[0])
     hooks = [first.register_forward_pre_hook(lambda _, args: (args[0] * factor, *args[1:]))]
-    hooks += [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    hooks += [
+        model.get_submodule(name).register_forward_hook(
+            lambda _, args, output, name=name: seen.update({name: (args[0].clone(), output.clone())})
+        )
+        for name in names
+    ]
     try:
         output = model(**probe)
     finally:

@@ -144,12 +144,9 @@ class Head:
         known: list[Any] | None = None
         if isinstance(head, cls):
             made = head
-            if not isinstance(labels, Mapping) and not set(labels if labels is not None else ()) & set(
-                made.id2label.values()
-            ):
-                known = None  # new names for all of its classes
-            else:
-                known = [*made.id2label.values()]
+            own = [*made.id2label.values()]
+            if isinstance(labels, Mapping) or not {*(() if labels is None else labels)}.isdisjoint(own):
+                known = own  # else there are new names for all of its classes
         elif is_estimator(head):
             module, known, problem_type = layers_of_estimator(head)
             names = _plain_names(num_logits(module, dim=dim)) if known is None else [str(each) for each in known]

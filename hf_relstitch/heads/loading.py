@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATIO
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import inputs_at, probe_inputs
 from hf_relstitch.data.provenance import Cut, Provenance
-from hf_relstitch.data.words import are_texts
+from hf_relstitch.data.words import Word
 from hf_relstitch.encoders.batches import choose_batching
 from hf_relstitch.encoders.encoder import Encoder, processor_beside, to_encoder
 from hf_relstitch.encoders.pooling import mean_of_tokens
@@ -208,7 +208,7 @@ def check_word_inputs(target: Any, anchors: Sequence[Any], *, source_takes: str 
     Raises:
         StitchError: they are not what such a head needs.
     """
-    if source_takes in (None, "text") and are_texts(anchors):
+    if source_takes in (None, "text") and all(isinstance(each, str | Word) for each in anchors):
         return
     if labels_tokens(target):
         raise StitchError(

@@ -36,29 +36,23 @@ def model_card(config: dict[str, Any], *, existing: str | None = None, repo_id: 
         StitchError: the metadata of `existing` cannot be read, or a result lacks its value or names.
     """
     bases = [Base.from_provenance(config.get(side, {})) for side in ("source", "target")]
-    license_keys, license_note = _licensing(bases)
     results = eval_results(config)
-    hub_ids = [base.name for base in bases if base.on_hub]
-    metadata = ModelCardData(
-        library_name="transformers",  # else pipeline(model=repo) refuses to read the task from the card
-        pipeline_tag=task_of(config),
-        base_model=list(dict.fromkeys(hub_ids)) or None,
-        base_model_relation=("adapter" if config.get("share") == "adapter" else "merge") if hub_ids else None,
-        datasets=_dataset_ids(bases),
-        tags=["hf_relstitch", *TAGS],
-        eval_results=results or None,
-        model_name=(repo_id or f"{bases[0].name} with a head made for {bases[1].name}") if results else None,
-        **license_keys,
-    )
+    metadata = {
+        "library_name": "transformers",  # else pipeline(model=repo) refuses to read the task from the card
+        "pipeline_tag": task_of(config),
+        "tags": ["hf_relstitch", *TAGS],
+        "eval_results": results or None,
+        "model_name": (repo_id or f"{bases[0].name} with a head made for {bases[1].name}") if results else None,
+    }
     template = {
-        "bases": bases,
-        "license_note": license_note,
         "classes": list(config.get("id2label", {}).values()),
         "report": {"source": {}, "target": {}} | config.get("report", {}),
         "results": results,
+        "config": config,
         "repo_id": repo_id,
     }
-    return _render("model_card.md", metadata, template, config=config, existing=existing)
+    relation = "adapter" if config.get("share") == "adapter" else "merge"
+    return _render("model_card.md", bases, relation, metadata, template, existing=existing)
 
 
 def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
@@ -67,18 +61,11 @@ def anchor_card(config: dict[str, Any], *, existing: str | None = None, repo_id:
     Raises:
         StitchError: the metadata of `existing` cannot be read.
     """
-    base = Base.from_provenance(config.get("provenance", {}))
-    license_keys, license_note = _licensing([base])
-    metadata = ModelCardData(
-        library_name="hf_relstitch",
-        base_model=[base.name] if base.on_hub else None,
-        base_model_relation="adapter" if base.on_hub else None,
-        datasets=_dataset_ids([base]),
-        tags=[ANCHORS_TAG, *([inputs_tag(config["inputs"])] if config.get("inputs") else []), *TAGS],
-        **license_keys,
-    )
-    template = {"base": base, "license_note": license_note, "repo_id": repo_id}
-    return _render("anchor_card.md", metadata, template, config=config, existing=existing)
+    bases = [Base.from_provenance(config.get("provenance", {}))]
+    inputs = [inputs_tag(config["inputs"])] if config.get("inputs") else []
+    metadata = {"library_name": "hf_relstitch", "tags": [ANCHORS_TAG, *inputs, *TAGS]}
+    template = {"config": config, "repo_id": repo_id}
+    return _render("anchor_card.md", bases, "adapter", metadata, template, existing=existing)
 
 
 def encoder_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
@@ -91,28 +78,21 @@ def encoder_card(config: dict[str, Any], *, existing: str | None = None, repo_id
     """
     facts = config[FACTS]
     bases = [Base.from_provenance(facts.get(side) or {}) for side in ("source", "target")]
-    license_keys, license_note = _licensing(bases)
-    hub_ids = [base.name for base in bases if base.on_hub]
-    metadata = ModelCardData(
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        base_model=list(dict.fromkeys(hub_ids)) or None,
-        base_model_relation="merge" if hub_ids else None,
-        datasets=_dataset_ids(bases),
-        tags=["sentence-transformers", "feature-extraction", *TAGS],
-        **license_keys,
-    )
+    metadata = {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["sentence-transformers", "feature-extraction", *TAGS],
+    }
     report = facts.get("report", {})
     template = {
-        "bases": bases,
-        "license_note": license_note,
         "facts": facts,
         "report": report,
         "translates": facts.get("translates"),
         "pairs": report.get("pairs", report.get("num_anchors")),
+        "config": config,
         "repo_id": repo_id,
     }
-    return _render("encoder_card.md", metadata, template, config=config, existing=existing)
+    return _render("encoder_card.md", bases, "merge", metadata, template, existing=existing)
 
 
 def translation_card(config: dict[str, Any], *, existing: str | None = None, repo_id: str | None = None) -> str:
@@ -122,24 +102,10 @@ def translation_card(config: dict[str, Any], *, existing: str | None = None, rep
         StitchError: the metadata of `existing` cannot be read.
     """
     bases = [Base.from_provenance(config.get(side) or {}) for side in ("source", "target")]
-    license_keys, license_note = _licensing(bases)
-    hub_ids = [base.name for base in bases if base.on_hub]
-    metadata = ModelCardData(
-        library_name="hf_relstitch",
-        base_model=list(dict.fromkeys(hub_ids)) or None,
-        base_model_relation="adapter" if hub_ids else None,
-        datasets=_dataset_ids(bases),
-        tags=[TRANSLATION_TAG, *TAGS],
-        **license_keys,
-    )
-    template = {
-        "bases": bases,
-        "license_note": license_note,
-        "report": config["report"],
-        "translates": config["translates"],
-        "repo_id": repo_id,
-    }
-    return _render("translation_card.md", metadata, template, config=config, existing=existing)
+    metadata = {"library_name": "hf_relstitch", "tags": [TRANSLATION_TAG, *TAGS]}
+    named = {"report": config["report"], "translates": config["translates"]}
+    template = named | {"config": config, "repo_id": repo_id}
+    return _render("translation_card.md", bases, "adapter", metadata, template, existing=existing)
 
 
 def write_card(config: dict[str, Any], written: Path, *, folder: str | Path, repo_id: str | None = None) -> None:
@@ -296,11 +262,6 @@ def dataset_id(data: str | None) -> str | None:
     return found[1] if found and not is_file else None
 
 
-def _dataset_ids(bases: list[Base]) -> list[str] | None:
-    """The Hub's data sets among what the anchors were taken from."""
-    return list(dict.fromkeys(filter(None, (dataset_id(base.data) for base in bases)))) or None
-
-
 def _public_data_name(data: str) -> str:
     """The name of data without the folders of a local path."""
     if dataset_id(data) is not None:
@@ -349,11 +310,26 @@ def _code(text: str) -> str:
 
 
 def _render(
-    name: str, metadata: ModelCardData, template: dict[str, Any], *, config: dict[str, Any], existing: str | None
+    name: str,
+    bases: list[Base],
+    relation: str,
+    metadata: dict[str, Any],
+    template: dict[str, Any],
+    *,
+    existing: str | None,
 ) -> str:
-    """A card from its template; over an existing one, with the edits of that."""
-    values = template | {"config": config, "inline": _inline, "code": _code, "number": number}
+    """A card from its template, over an existing one with the edits of that; bases are related to what it is of."""
+    license_keys, license_note = _licensing(bases)
+    hub_ids = list(dict.fromkeys(base.name for base in bases if base.on_hub)) or None
+    data = ModelCardData(
+        base_model=hub_ids,
+        base_model_relation=relation if hub_ids else None,
+        datasets=list(dict.fromkeys(filter(None, (dataset_id(base.data) for base in bases)))) or None,
+        **metadata,
+        **license_keys,
+    )
+    values = template | {"bases": bases, "license_note": license_note, "card_data": data.to_yaml()}
+    functions = {"inline": _inline, "code": _code, "number": number}
     templates = Environment(loader=FileSystemLoader(TEMPLATES))  # noqa: S701  (Markdown; `inline` escapes)
-    fields = {**metadata.to_dict(), **values, "card_data": metadata.to_yaml()}
-    card = ModelCard(templates.get_template(name).render(fields))
-    return keep_edits(card.text, metadata, existing)
+    card = ModelCard(templates.get_template(name).render({**data.to_dict(), **values, **functions}))
+    return keep_edits(card.text, data, existing)

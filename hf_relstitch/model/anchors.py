@@ -249,7 +249,7 @@ class AnchorSet:
                 f"the anchor ids of {self.provenance.model_id} were made with {_key_name(self.key)}, those of "
                 f"{other.provenance.model_id} with {_key_name(other.key)}: encode both with the same key, or without"
             )
-        rows = {int(one): row for row, one in enumerate(other.ids)}
+        rows = _row_of_each(other.ids)
         ours = [row for row, one in enumerate(self.ids) if int(one) in rows]
         theirs = [rows[int(self.ids[row])] for row in ours]
         if len(ours) < MIN_ANCHORS:
@@ -288,7 +288,7 @@ class AnchorSet:
         """
         if difference := self.provenance.difference(relative.target):
             raise StitchError(f"the relative latents were made for another target than these anchors' ({difference})")
-        rows = {int(one): row for row, one in enumerate(self.ids)}
+        rows = _row_of_each(self.ids)
         if missing := [int(one) for one in relative.ids if int(one) not in rows]:
             raise StitchError(
                 f"{len(missing)} of the {len(relative.ids)} anchors of the relative latents are not in this set: load "
