@@ -51,6 +51,16 @@ def test_the_map_of_the_code_names_files_that_are_there() -> None:
     assert not [file for file in files if not any((ROOT / top / file).is_file() for top in ("", "hf_relstitch"))]
 
 
+def test_the_one_path_names_functions_of_these_files() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    steps = re.findall(r"^\| [^|]+ \| ((?:`\w+`(?:, )?)+) \| ([^|]+) \|$", text, re.MULTILINE)
+    assert len(steps) >= 10
+    for functions, files in steps:
+        code = "".join((ROOT / "hf_relstitch" / file).read_text() for file in re.findall(r"`([^`]+)`", files))
+        for name in re.findall(r"\w+", functions):
+            assert f"def {name}(" in code, f"{files} has no {name}"
+
+
 def test_the_pages_have_snippets() -> None:
     """What would make the two above pass on nothing."""
     assert sum(len(blocks(page, "python")) for page in PAGES) >= 6

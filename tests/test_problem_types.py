@@ -81,23 +81,6 @@ def test_the_stock_pipeline_makes_of_the_logits_what_the_head_is_for(
     assert classifier(str(tmp_path / "model"))(text)[0]["score"] == pytest.approx(max(expected.values()), abs=1e-5)
 
 
-def test_a_head_of_several_labels_refuses_a_softmax(source: Encoder, tmp_path: Path) -> None:
-    stitched(source, tmp_path / "target", 3, MULTI).save_pretrained(tmp_path / "model")
-    with pytest.raises(StitchError, match="is for multi_label_classification: supported are sigmoid and none"):
-        classifier(str(tmp_path / "model"), function_to_apply="softmax")
-    classify = classifier(str(tmp_path / "model"), function_to_apply="none")
-    assert (
-        classify(pico.texts(1)[0], top_k=1)[0]["score"]
-        != classifier(str(tmp_path / "model"))(pico.texts(1)[0])[0]["score"]
-    )
-
-
-def test_a_regression_refuses_a_softmax(source: Encoder, tmp_path: Path) -> None:
-    stitched(source, tmp_path / "target", 2, "regression").save_pretrained(tmp_path / "model")
-    with pytest.raises(StitchError, match="is for regression: supported are none; left out, it is none"):
-        classifier(str(tmp_path / "model"), function_to_apply="Softmax")
-
-
 def test_a_head_of_another_task_says_what_is_supported(tmp_path: Path) -> None:
     BertForMaskedLM(BertConfig(**pico.TINY, vocab_size=64)).save_pretrained(tmp_path)
     pico.tokenizer().save_pretrained(tmp_path)

@@ -25,7 +25,7 @@ from hf_relstitch.benchmarks.rows import read_rows
 from hf_relstitch.benchmarks.suite import DataSpec
 from hf_relstitch.benchmarks.yaml_schema import Document
 from hf_relstitch.cli.commands import app
-from hf_relstitch.cli.predict import classifier, predict
+from hf_relstitch.cli.predict import predict
 from hf_relstitch.cli.recommend import recommend
 from hf_relstitch.core.measures import discounted_gain
 from hf_relstitch.data.ids import first_ids, input_ids
@@ -361,8 +361,6 @@ def test_one_logit_is_what_it_was_in_the_stock_pipeline(
     assert scores == pytest.approx(function(model.predict(some))[:, 0].tolist(), abs=1e-5)
     is_answer = problem_type == "multi_label_classification"
     assert ("variance" in model.report["verdict"]["reason"]) == (not is_answer)
-    with pytest.raises(StitchError, match=r"function_to_apply is 'softmax' and the head is for .*: supported are"):
-        classifier(str(tmp_path / "model"), function_to_apply="softmax")
 
 
 @pytest.mark.parametrize("activation", ["Identity", None])

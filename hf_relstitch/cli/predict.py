@@ -12,34 +12,17 @@ from hf_relstitch.data.reading import STDIN, is_here, names_file, read_inputs
 from hf_relstitch.data.words import entity_spans, has_entities
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
-FUNCTIONS = {"multi_label_classification": ("sigmoid", "none"), "regression": ("none",)}
-"""What a pipeline may make of the logits of a kind of head; the first is what it makes of them by itself."""
 
-
-def classifier(
-    model: str, *, function_to_apply: str | None = None, revision: str | None = None, device: str | None = None
-) -> Pipeline:
+def classifier(model: str, *, revision: str | None = None, device: str | None = None) -> Pipeline:
     """Return the stock transformers pipeline of a stitched model, from a folder or a Hub id.
 
     Raises:
-        StitchError: no such model, a model that is not stitched, or `function_to_apply` ("softmax", "sigmoid", "none")
-            does not fit this head's logits.
+        StitchError: no such model, or a model that is not stitched.
     """
     loaded = RelativeStitcher.from_pretrained(model, revision=revision)
     config = loaded.config
-    usual = ("softmax", "sigmoid", "none") if config.num_labels > 1 else ("sigmoid", "none")
-    allowed = FUNCTIONS.get(config.problem_type, usual)
-    if function_to_apply is not None and function_to_apply.lower() not in allowed:
-        kind = config.problem_type or "one value"
-        raise StitchError(
-            f"function_to_apply is {function_to_apply!r} and the head is for {kind}: supported are "
-            f"{' and '.join(allowed)}; left out, it is {allowed[0]}"
-        )
-    given = {"function_to_apply": function_to_apply, "device": device}
-    options = {name: value for name, value in given.items() if value is not None}
-    return pipeline(
-        config.task, model=loaded, **{MODALITIES[config.modality].pipeline_argument: loaded.processor}, **options
-    )
+    options = {MODALITIES[config.modality].pipeline_argument: loaded.processor}
+    return pipeline(config.task, model=loaded, **options, **({} if device is None else {"device": device}))
 
 
 def predict(
