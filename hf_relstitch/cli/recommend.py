@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.ids import input_ids
-from hf_relstitch.data.inputs import are_text_pairs, check_kinds, inputs_at, side_of, sides_of
+from hf_relstitch.data.inputs import are_text_pairs, check_kinds, side_of, sides_of
 from hf_relstitch.encoders.devices import gather
 from hf_relstitch.encoders.encoder import Encoder, to_encoder
 from hf_relstitch.heads.head import Head
 from hf_relstitch.heads.loading import load_classifier
 from hf_relstitch.model.anchors import AnchorSet
 from hf_relstitch.model.reporting import expected_score
-from hf_relstitch.model.stitching import check_head_inputs, stitch
+from hf_relstitch.model.stitching import encode_target, stitch
 
 WARM_UP = 2
 """Inputs encoded before the clock starts, so that what a first call costs is not counted."""
@@ -44,16 +43,11 @@ def recommend(
     if not candidates:
         raise StitchError("there are no candidates: name at least one encoder")
     encoder, head = load_classifier(target, cut=cut, revision=revision)
-    sides = sides_of(anchors)
-    check_kinds(side_of(anchors, sides[1]), modality=encoder.modality, who="target")
-    check_head_inputs(head, anchors)
-    anchors = encoder.anchor_inputs(anchors)
-    ids = input_ids(anchors)
+    source_side, _ = sides_of(anchors)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    target_anchors = AnchorSet.encode(encoder, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
+    target_anchors, kept = encode_target(encoder, head, anchors, num_anchors=num_anchors, **options)
     del encoder
-    rows_kept = target_anchors.rows_of(ids)
-    taken = side_of(inputs_at(anchors, rows_kept), sides[0])
+    taken = side_of(kept, source_side)
     rows = []
     for candidate in candidates:
         row: dict[str, Any] = dict.fromkeys(COLUMNS)

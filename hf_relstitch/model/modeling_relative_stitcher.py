@@ -24,14 +24,12 @@ from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.projection import encode_relative
 from hf_relstitch.core.relative import check_latents
 from hf_relstitch.core.translation import GivenSettings, KernelTranslation, Translation, empty_translation
-from hf_relstitch.data.ids import input_ids
 from hf_relstitch.data.inputs import (
     are_text_pairs,
     check_kinds,
     check_pairs,
     check_rates,
     check_some,
-    inputs_at,
     side_of,
     sides_of,
 )
@@ -65,8 +63,8 @@ from hf_relstitch.model.persistence import (
 from hf_relstitch.model.reporting import add_coverage, anchors_as_code, expected_score, write_call
 from hf_relstitch.model.stitching import (
     AnchorPair,
-    check_head_inputs,
     check_settings,
+    encode_target,
     stitch,
 )
 
@@ -192,8 +190,8 @@ class RelativeStitcher(PreTrainedModel):
         if head is None and isinstance(target, Encoder):
             raise StitchError("the target is an encoder without a head: give the head, or a classifier as target")
         source = source if isinstance(source, str) else to_encoder(source)
-        sides = sides_of(anchors)
-        source_inputs, target_inputs = (side_of(anchors, side) for side in sides)
+        source_side, _ = sides_of(anchors)
+        source_inputs = side_of(anchors, source_side)
         modality = modality_at(source)
         check_word_inputs(target, anchors, source_takes=modality)
         check_kinds(source_inputs, modality=modality, who="source")
@@ -207,20 +205,14 @@ class RelativeStitcher(PreTrainedModel):
                 raise
         else:
             target = to_encoder(target)
-        check_kinds(target_inputs, modality=target.modality, who="target")
-        check_head_inputs(head, anchors)
-        anchors = target.anchor_inputs(anchors)
-        ids = input_ids(anchors, key=key)
         rate = getattr(target.processor, "sampling_rate", None)
-        target_anchors = AnchorSet.encode(target, anchors, side=sides[1], ids=ids, **options).chosen(num_anchors)
+        target_anchors, kept = encode_target(target, head, anchors, num_anchors=num_anchors, **options)
         del target
         source = to_encoder(source, by_token=target_anchors.provenance.by_token)
         check_rates(source_inputs, rate, getattr(source.processor, "sampling_rate", None))
-        rows = target_anchors.rows_of(ids)
-        kept = inputs_at(anchors, rows)
         models = []
         for encoder in source.ways_to_read_pairs() if are_text_pairs(source_inputs) else [source]:
-            source_anchors = AnchorSet.encode(encoder, kept, side=sides[0], ids=ids[rows], **options)
+            source_anchors = AnchorSet.encode(encoder, kept, side=source_side, ids=target_anchors.ids, **options)
             models.append(
                 cls.from_anchor_sets(
                     encoder, source_anchors, target_anchors, head, labels=labels, prefer=prefer, **settings

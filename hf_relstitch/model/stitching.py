@@ -1,4 +1,4 @@
-"""Stitch two anchor sets and a head: pair and check them, fit a translation and a readout."""
+"""Stitch two anchor sets and a head: encode the target's, pair and check them, fit a translation and a readout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,9 +24,10 @@ from hf_relstitch.core.options import Prefer
 from hf_relstitch.core.relative import to_working
 from hf_relstitch.core.selection import Choice, check_prefer, choose_settings
 from hf_relstitch.core.translation import GivenSettings, KernelTranslation, Translation, TranslationSettings, fit
-from hf_relstitch.data.ids import ids_of_texts
-from hf_relstitch.data.inputs import inputs_at
+from hf_relstitch.data.ids import ids_of_texts, input_ids
+from hf_relstitch.data.inputs import check_kinds, inputs_at, side_of, sides_of
 from hf_relstitch.data.provenance import Provenance
+from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head, num_logits
 from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.layers import widths_of
@@ -255,12 +256,24 @@ def _check_same_model(anchors: AnchorSet, model: Provenance, *, side: str) -> No
         )
 
 
-def check_head_inputs(head: Any, anchors: Sequence[Any]) -> None:
-    """Refuse anchors of another kind than a head reads, and say how tuples of two texts are taken.
+def encode_target(
+    target: Encoder,
+    head: Any,
+    anchors: Sequence[Any],
+    *,
+    num_anchors: int | None,
+    key: str | None = None,
+    **options: Any,
+) -> tuple[AnchorSet, list[Any]]:
+    """Encode anchors with a target's encoder; return the `num_anchors` most telling, see `chosen`, and their inputs.
+
+    `options` are those of `AnchorSet.encode`. If the head labels tokens, the inputs are words.
 
     Raises:
-        StitchError: the head reads pairs of texts and the anchors are texts or tuples of them, or the reverse.
+        StitchError: the encoder or the head reads inputs of another kind, or the latents cannot be anchors.
     """
+    _, side = sides_of(anchors)
+    check_kinds(side_of(anchors, side), modality=target.modality, who="target")
     if isinstance(head, Head):
         head.check_inputs(anchors)
     first = inputs_at(anchors, [0])[0]
@@ -269,3 +282,7 @@ def check_head_inputs(head: Any, anchors: Sequence[Any]) -> None:
             "the anchors are tuples of two texts: the source reads the first, the target the second. A pair of texts "
             'that is one input of both is {"text": …, "text_pair": …}'
         )
+    inputs = target.anchor_inputs(anchors)
+    ids = input_ids(inputs, key=key)
+    target_anchors = AnchorSet.encode(target, inputs, side=side, ids=ids, key=key, **options).chosen(num_anchors)
+    return target_anchors, inputs_at(inputs, target_anchors.rows_of(ids))
