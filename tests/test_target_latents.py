@@ -12,7 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
-from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, RelativeStitcherModel
+from hf_relstitch import AnchorSet, Encoder, Head, RelativeStitcher, RelativeStitcherModel, StitchError
 
 TEXTS = pico.texts(6, seed=9)
 
@@ -34,6 +34,8 @@ def test_automodel_gives_them(source: Encoder, target_folder: str, tmp_path: Pat
     assert_close(output.pooler_output, expected)
     assert output.last_hidden_state.equal(output.pooler_output[:, None])
     assert_close(model.predict(TEXTS), stitched.predict(TEXTS))
+    with pytest.raises(StitchError, match="labels go with a head"):
+        model(**model.processor(TEXTS[:1], return_tensors="pt"), labels=torch.tensor([0]))
 
 
 def test_the_pipeline_gives_them_from_the_hub(stitched: RelativeStitcher, hub: HubServer) -> None:

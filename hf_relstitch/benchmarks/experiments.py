@@ -28,7 +28,6 @@ def reconstruction(
     anchor_counts: Sequence[int],
     prunings: Sequence[float | None] = (None,),
     seeds: Sequence[int] = (0,),
-    settings: TranslationSettings = PAPER,
 ) -> list[dict[str, Any]]:
     """Measure how well a space returns from its own relative representation, by number of anchors and pruning.
 
@@ -37,12 +36,12 @@ def reconstruction(
     pruning), and `cosine` and `relative_error` of the returned latents.
 
     Raises:
-        StitchError: there are as many anchors as latents or more, or the settings conflict.
+        StitchError: there are as many anchors as latents or more, or the pruning is no |cosine|.
     """
     if max(anchor_counts) >= len(latents):
         raise StitchError(f"{max(anchor_counts)} anchors of {len(latents)} latents: leave some to be reconstructed")
     return [
-        _reconstructed(latents, count=count, settings=replace(settings, pruning=pruning, seed=seed))
+        _reconstructed(latents, count=count, settings=replace(PAPER, pruning=pruning, seed=seed))
         for seed in seeds
         for count in anchor_counts
         for pruning in prunings

@@ -63,6 +63,7 @@ from hf_relstitch.model.persistence import (
 from hf_relstitch.model.reporting import add_coverage, anchors_as_code, expected_score, write_call
 from hf_relstitch.model.stitching import (
     AnchorPair,
+    Stitch,
     check_settings,
     encode_target,
     stitch,
@@ -210,26 +211,21 @@ class RelativeStitcher(PreTrainedModel):
         del target
         source = to_encoder(source, by_token=target_anchors.provenance.by_token)
         check_rates(source_inputs, rate, getattr(source.processor, "sampling_rate", None))
-        models = []
+        named_head = Head.from_module(head, labels=labels, dim=target_anchors.dim)
+        ways: list[tuple[Encoder, Stitch]] = []
         for encoder in source.ways_to_read_pairs() if are_text_pairs(source_inputs) else [source]:
             source_anchors = AnchorSet.encode(encoder, kept, side=source_side, ids=target_anchors.ids, **options)
-            models.append(
-                cls.from_anchor_sets(
-                    encoder, source_anchors, target_anchors, head, labels=labels, prefer=prefer, **settings
-                )
+            origin = encoder.provenance
+            ways.append(
+                (encoder, stitch(source_anchors, target_anchors, named_head, source=origin, prefer=prefer, **settings))
             )
-        model = max(models, key=lambda made: expected_score(made.report))
-        if len(models) > 1:
-            ways = {(made.config.pairs or {})["how"]: expected_score(made.report) for made in models}
-            model.config.report = model.config.report | {"pairs": ways}
-        if inputs is not None:
-            model.config.report = model.check(inputs).to_dict()
-        model.config.call = write_call(
+        encoder, made = max(ways, key=lambda way: expected_score(way[1].report))
+        call = write_call(
             "from_parts",
-            Provenance.from_dict(model.config.source),
+            encoder.provenance,
             head,
-            settings=model.config.translation_settings,
-            prefer=(model.config.selection or {}).get("prefer"),
+            settings=made.settings,
+            prefer=(made.selection or {}).get("prefer"),
             target=target_anchors.provenance,
             anchors="anchors",
             num_anchors=None if num_anchors is None else repr(num_anchors),
@@ -237,6 +233,12 @@ class RelativeStitcher(PreTrainedModel):
             key="key" if key else None,
             labels="labels" if labels is not None else None,
         )
+        model = cls._assemble(encoder, named_head, made, call=call)
+        if len(ways) > 1:
+            scores = {describe_pairs(each.layout)["how"]: expected_score(way.report) for each, way in ways}
+            model.config.report = model.config.report | {"pairs": scores}
+        if inputs is not None:
+            model.config.report = model.check(inputs).to_dict()
         return model
 
     @classmethod
@@ -261,7 +263,7 @@ class RelativeStitcher(PreTrainedModel):
             StitchError: the anchors differ in model or width from the encoder or the head, or share too few inputs.
         """
         check_settings(prefer=prefer, **settings)
-        written: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "source_anchors": anchors_as_code(source_anchors, name="source_anchors"),
             "target_anchors": anchors_as_code(target_anchors, name="target_anchors"),
             "labels": "labels" if labels is not None else None,
@@ -272,20 +274,29 @@ class RelativeStitcher(PreTrainedModel):
         )
         found = load_head(target_anchors.provenance) if head is None else head
         named_head = Head.from_module(found, labels=labels, dim=target_anchors.dim)
-        described = describe_head(named_head.module)
         if source is None:
             encoder: Encoder = absent_encoder(source_anchors.provenance)
         else:
             encoder = to_encoder(source, by_token=target_anchors.provenance.by_token)
+        origin = encoder.provenance
+        made = stitch(source_anchors, target_anchors, named_head, source=origin, prefer=prefer, **settings)
+        prefer = (made.selection or {}).get("prefer")
+        call = write_call("from_anchor_sets", origin, head, settings=made.settings, prefer=prefer, **arguments)
+        return cls._assemble(encoder, named_head, made, call=call)
+
+    @classmethod
+    def _assemble(cls, encoder: Encoder, head: Head, made: Stitch, *, call: str) -> "RelativeStitcher":
+        """Put an encoder, the translation of its latents and a copy of the head into one model."""
         encoder.to_device(accelerate_state().device)
-        made = stitch(source_anchors, target_anchors, named_head, source=encoder.provenance, prefer=prefer, **settings)
+        described = describe_head(head.module)
+        is_of_pairs = encoder.layout is not None or made.source_anchors.groups is not None
         config = RelativeStitcherConfig(
             getattr(encoder.model, "config", None),
             modality=encoder.modality,
             pooling=encoder.pooling,
             after_pooling=describe_chain(encoder.after_pooling),
             batching=encoder.batching,
-            pairs=describe_pairs(encoder.layout) if encoder.layout or source_anchors.groups is not None else None,
+            pairs=describe_pairs(encoder.layout) if is_of_pairs else None,
             separators=None if encoder.layout else describe_separators(encoder.processor),
             d_source=made.source_anchors.dim,
             d_target=made.target_anchors.dim,
@@ -298,20 +309,13 @@ class RelativeStitcher(PreTrainedModel):
             source=made.source_anchors.provenance.to_dict(),
             target=made.target_anchors.provenance.to_dict(),
             report=made.report,
-            call=write_call(
-                "from_anchor_sets",
-                encoder.provenance,
-                head,
-                settings=made.settings,
-                prefer=(made.selection or {}).get("prefer"),
-                **written,
-            ),
-            id2label=named_head.id2label,
-            label2id={label: index for index, label in named_head.id2label.items()},
-            problem_type=_problem_type(named_head, modality=encoder.modality),
+            call=call,
+            id2label=head.id2label,
+            label2id={label: index for index, label in head.id2label.items()},
+            problem_type=_problem_type(head, modality=encoder.modality),
         )
-        if named_head.activation is not None:
-            config.sentence_transformers = {"activation_fn": named_head.activation}  # for its CrossEncoder
+        if head.activation is not None:
+            config.sentence_transformers = {"activation_fn": head.activation}  # for its CrossEncoder
         with torch.device("meta"):
             model = cls(config)
         device, dtype = placement(encoder.model)
@@ -319,7 +323,7 @@ class RelativeStitcher(PreTrainedModel):
         exact = torch.promote_types(dtype, torch.float32)
         model.translation = made.translation.to(device, exact)
         model.readout = made.readout and made.readout.to(device, exact)
-        head_module = copy_head(named_head.module) if described else deepcopy(named_head.module)
+        head_module = copy_head(head.module) if described else deepcopy(head.module)
         model.head = head_module.to(device, dtype)
         model.config.head = described or {"kind": "module", "type": type(head_module).__name__}
         model.anchors.source, model.anchors.target = made.source_anchors.latents, made.target_anchors.latents
@@ -365,7 +369,7 @@ class RelativeStitcher(PreTrainedModel):
         return self._output(latents, labels, **states)
 
     def _output(self, latents: Tensor, labels: Tensor | None, **states: Any) -> Any:
-        """Return the output of the model for source latents, `(n, d_source)` or `(n, t, d_source)`."""
+        """Return logits, and a loss if there are labels, of source latents `(n, d_source)` or `(n, t, d_source)`."""
         logits = self.classify(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
         loss = None
         if labels is not None:
@@ -693,15 +697,14 @@ class RelativeStitcherModel(RelativeStitcher):
     """Run a stitched model without its head: inputs to latents in the target's space.
 
     `AutoModel.from_pretrained` and the feature-extraction pipelines load it from a stitched model's folder or repo.
+
+    `forward` returns a `BaseModelOutputWithPooling`. `pooler_output` holds the latents `(n, d_target)`;
+    `last_hidden_state` holds them as the one row of each input, `(n, 1, d_target)`, so that its mean and its first row
+    are the latent. Of a model that labels tokens `last_hidden_state` is `(n, t, d_target)` and `pooler_output` None.
     """
 
     def _output(self, latents: Tensor, labels: Tensor | None, **states: Any) -> BaseModelOutputWithPooling:
-        """Return target latents for the source processor's output.
-
-        `pooler_output` holds the latents `(n, d_target)`; `last_hidden_state` holds them as the one row of each input,
-        `(n, 1, d_target)`, so that its mean and its first row are the latent. Of a model that labels tokens
-        `last_hidden_state` is `(n, t, d_target)` and `pooler_output` None.
-        """
+        """Return target latents as the output of a model without a head."""
         if labels is not None:
             raise StitchError("labels go with a head, which AutoModel leaves out: load the model by RelativeStitcher")
         translated = self.translate(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
