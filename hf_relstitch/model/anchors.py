@@ -134,7 +134,7 @@ class AnchorSet:
             raise StitchError(f"the inputs' fingerprint is {self.inputs!r} and the key's {self.key!r}: expected texts")
         object.__setattr__(self, "latents", self.latents.detach().to("cpu", torch.float32).contiguous())
         object.__setattr__(self, "ids", self.ids.detach().to("cpu").contiguous())
-        check_latents(self.latents)
+        _check_latents(self.latents)
         object.__setattr__(self, "inputs", self.inputs or ids_fingerprint(self.ids))
 
     def __len__(self) -> int:
@@ -433,7 +433,7 @@ def check_count(count: int) -> None:
         )
 
 
-def check_latents(latents: Tensor) -> None:
+def _check_latents(latents: Tensor) -> None:
     """Refuse latents that carry nothing, or too much."""
     finite = latents.isfinite().all(1)
     if not finite.all():
@@ -442,7 +442,8 @@ def check_latents(latents: Tensor) -> None:
         )
     centred = latents.double() - latents.double().mean(0)
     lengths = without_constants(latents).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    if (centred.norm(dim=1) <= 1e-6 * lengths).all():
+    central = centred.norm(dim=1) <= 1e-6 * lengths
+    if central.all():
         raise StitchError(
             f"all {len(latents)} anchors have the same latent: is the encoder trained, and are the inputs different?"
         )
@@ -450,7 +451,6 @@ def check_latents(latents: Tensor) -> None:
         raise StitchError(f"{_rows((latents == 0).all(1))} a zero norm: leave out these inputs")
     if (repeated := len(latents) - len(first_of_each(latents))) > 0:
         raise StitchError(f"{repeated} of {len(latents)} anchors repeat the latent of another: leave out the copies")
-    central = centred.norm(dim=1) <= 1e-6 * lengths
     if central.any():
         raise StitchError(
             f"{_rows(central)} a latent at the mean of all, so without a direction: leave out these inputs"

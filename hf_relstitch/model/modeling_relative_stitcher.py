@@ -60,13 +60,15 @@ from hf_relstitch.model.persistence import (
     load_model,
     save_model,
 )
-from hf_relstitch.model.reporting import add_coverage, anchors_as_code, expected_score, write_call
+from hf_relstitch.model.reporting import add_coverage, expected_score
 from hf_relstitch.model.stitching import (
     AnchorPair,
     Stitch,
+    anchors_as_code,
     check_settings,
     encode_target,
     stitch,
+    write_call,
 )
 
 
@@ -215,17 +217,16 @@ class RelativeStitcher(PreTrainedModel):
         ways: list[tuple[Encoder, Stitch]] = []
         for encoder in source.ways_to_read_pairs() if are_text_pairs(source_inputs) else [source]:
             source_anchors = AnchorSet.encode(encoder, kept, side=source_side, ids=target_anchors.ids, **options)
-            origin = encoder.provenance
-            ways.append(
-                (encoder, stitch(source_anchors, target_anchors, named_head, source=origin, prefer=prefer, **settings))
+            made = stitch(
+                source_anchors, target_anchors, named_head, source=encoder.provenance, prefer=prefer, **settings
             )
+            ways.append((encoder, made))
         encoder, made = max(ways, key=lambda way: expected_score(way[1].report))
         call = write_call(
             "from_parts",
             encoder.provenance,
             head,
-            settings=made.settings,
-            prefer=(made.selection or {}).get("prefer"),
+            made,
             target=target_anchors.provenance,
             anchors="anchors",
             num_anchors=None if num_anchors is None else repr(num_anchors),
@@ -280,8 +281,7 @@ class RelativeStitcher(PreTrainedModel):
             encoder = to_encoder(source, by_token=target_anchors.provenance.by_token)
         origin = encoder.provenance
         made = stitch(source_anchors, target_anchors, named_head, source=origin, prefer=prefer, **settings)
-        prefer = (made.selection or {}).get("prefer")
-        call = write_call("from_anchor_sets", origin, head, settings=made.settings, prefer=prefer, **arguments)
+        call = write_call("from_anchor_sets", origin, head, made, **arguments)
         return cls._assemble(encoder, named_head, made, call=call)
 
     @classmethod

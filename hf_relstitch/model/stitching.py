@@ -1,7 +1,8 @@
 """Stitch two anchor sets and a head: encode the target's, pair and check them, fit a translation and a readout."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -29,6 +30,7 @@ from hf_relstitch.data.inputs import check_kinds, inputs_at, side_of, sides_of
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.encoders.encoder import Encoder
 from hf_relstitch.heads.head import Head, num_logits
+from hf_relstitch.hub.cards import Base
 from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.layers import widths_of
 from hf_relstitch.model.anchors import AnchorSet
@@ -286,3 +288,38 @@ def encode_target(
     ids = input_ids(inputs, key=key)
     target_anchors = AnchorSet.encode(target, inputs, side=side, ids=ids, key=key, **options).chosen(num_anchors)
     return target_anchors, inputs_at(inputs, target_anchors.rows_of(ids))
+
+
+def write_call(
+    method: str,
+    source: Provenance,
+    head: Any,
+    made: Stitch,
+    *,
+    target: Provenance | None = None,
+    **arguments: str | None,
+) -> str:
+    """Write the call that builds a stitched model, as Python for its card, and with no path of this machine.
+
+    Settings that were chosen are left to be chosen again; others are all written. `arguments` are Python too; None
+    stands for an argument that was not passed.
+    """
+    values = asdict(made.settings)
+    if made.selection is not None:
+        values = {"prefer": made.selection["prefer"], "norm": made.settings.norm, "seed": made.settings.seed}
+    cut = head.provenance if isinstance(head, Head) else None
+    code = {
+        "source": Base.from_provenance(source.to_dict()).call,
+        "target": target and ("target" if cut else Base.from_provenance(target.to_dict()).call),
+        **arguments,
+        "head": None if head is None else "head",
+        **{name: repr(value) for name, value in values.items()},
+    }
+    given = [f"    {name}={value}," for name, value in code.items() if value is not None]
+    loaded = [f"target, head = load_classifier({Base.from_provenance(cut.to_dict()).arguments})"] if cut else []
+    return "\n".join([*loaded, f"RelativeStitcher.{method}(", *given, ")"])
+
+
+def anchors_as_code(anchors: str | Path | AnchorSet, *, name: str) -> str:
+    """Write anchors as Python: their Hub id if they have one, or a variable's name."""
+    return repr(anchors) if isinstance(anchors, str) and not Path(anchors).exists() else name
