@@ -33,8 +33,8 @@ class Reranker:
     Example:
         >>> rerank = Reranker("me/new-encoder", lambda ids: [texts[id] for id in ids])
         >>> candidates = [[row["id"] for row in table.search(vector).limit(200).to_list()] for vector in vectors]
-        >>> rerank(["how to reset a password"], candidates)[0][0]
-        ('doc-17', 0.81)
+        >>> rerank(["how to reset a password"], candidates)
+        [[('doc-17', 0.81), ('doc-4', 0.78)]]
     """
 
     def __init__(
