@@ -438,13 +438,26 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
     [
         ("", "No columns to parse from file"),
         ("text\n", "corresponds to no data"),
-        ("text\na\na;b,1\n", "Expected 1 fields in line 3, saw 2$"),
+        ("text\na\na;b,1\n", "Expected 1 fields in line 3, saw 2; expected is UTF-8 with commas between columns"),
     ],
 )
 def test_a_table_that_is_empty_or_cannot_be_read_says_so(content: str, cause: str, tmp_path: Path) -> None:
     (tmp_path / "some.csv").write_text(content)
     with pytest.raises(StitchError, match=rf"some\.csv is empty or cannot be read as csv: .*{cause}"):
         read_inputs(str(tmp_path / "some.csv"), column="text")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"some text;label\na;1\n", "it has some text;label; expected is UTF-8 with commas"),
+        ("some text,label\ncafé,1\n".encode("latin-1"), "expected is UTF-8 with commas"),
+    ],
+)
+def test_a_csv_of_another_form_says_which_is_expected(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_bytes(content)
+    with pytest.raises(StitchError, match=message):
+        read_inputs(str(tmp_path / "some.csv"), column="some text")
 
 
 def test_an_error_is_one_message_and_leaves_nothing(source_folder: str, target_folder: str, tmp_path: Path) -> None:

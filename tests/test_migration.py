@@ -1,6 +1,7 @@
 """A change of encoder from the texts in an index: planned, done, checked, and searched in two stages."""
 
 import json
+import re
 import subprocess
 import sys
 import zlib
@@ -124,9 +125,15 @@ def test_an_index_of_a_server_is_migrated(
     assert check_moved(moved, new, progress=False)["recall"] == pytest.approx(plan.documents.report["recall"], abs=0.25)
     app(["migrate", store, "docs", "--new", source_folder, "--check", "--json"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)["recall"] > 0.99
+    app(["migrate", store, "docs", "--new", source_folder, "--check"], standalone_mode=False)
+    shown = r"Of the \d+ nearest .* among [\d,]+ documents, the moved index finds (1\.000|0\.99\d) ±"
+    assert re.match(shown, capsys.readouterr().out)
 
 
 def test_a_column_that_holds_no_texts_is_named(lance: Path) -> None:
+    (lance / "docs.faiss").write_bytes(b"")
+    with pytest.raises(StitchError, match=r"docs\.faiss is a file: .* move_index"):
+        sample_index(lance / "docs.faiss", "docs", text="text", vector="vector", count=100)
     with pytest.raises(StitchError, match="table docs has no column 'body': it has id, text, vector"):
         sample_index(lance, "docs", text="body", vector="vector", count=100)
     with pytest.raises(StitchError, match="column 'id' of docs does not hold texts"):

@@ -34,11 +34,13 @@ def test_a_report_prints_as_a_table_with_the_verdict_last() -> None:
         agreement_interval=[0.83, 0.902],
         agreement_of="words",
         cosine=0.123456789,
+        scale_invariance={"10.0": 0.9, "0.1": 0.25, "3.0": 1.0},
         coverage=None,
         verdict={"grade": "good", "reason": "a < b", "remedy": "none needed"},
     )
     assert repr(report).splitlines() == [
         "cosine              0.1235",
+        "scale_invariance    0.1: 0.25, 3.0: 1, 10.0: 0.9",
         "anchors             200",
         "expected agreement  87 % (83–90 %) of words",
         "verdict             good",
@@ -46,7 +48,7 @@ def test_a_report_prints_as_a_table_with_the_verdict_last() -> None:
         "remedy              none needed",
     ]
     html = report._repr_html_()
-    assert html.count("<tr>") == 6
+    assert html.count("<tr>") == 7
     assert "<th>reason</th><td>a &lt; b</td>" in html
     assert repr(Report()) == ""
 

@@ -203,7 +203,7 @@ def test_a_table_that_cannot_be_translated_is_refused(tmp_path: Path, content: p
 
 
 def test_names_that_do_not_fit_and_two_moves_at_once_are_refused(db: LanceDBConnection) -> None:
-    with pytest.raises(StitchError, match="has no table nothing"):
+    with pytest.raises(StitchError, match="has no table nothing: it has docs"):
         move_table(translation(), db, "nothing", "moved", progress=False)
     with pytest.raises(StitchError, match="has a table docs already: give another name, or drop it"):
         move_table(translation(), db, "docs", "docs", progress=False)

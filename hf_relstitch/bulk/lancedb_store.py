@@ -129,6 +129,11 @@ def _connect(db: "LanceDBConnection | str | Path") -> "LanceDBConnection":
         return db
     import lancedb  # noqa: PLC0415 (an extra)
 
+    if Path(db).is_file():
+        raise StitchError(
+            f"{db} is a file: give the folder of a LanceDB database; an index in FAISS has no texts: give "
+            "translation_between(…) latents of both encoders, and move it by move_index(…)"
+        )
     if not Path(db).is_dir():
         raise StitchError(f"there is no folder {db}: give the folder of a LanceDB database")
     return lancedb.connect(db)
@@ -145,7 +150,8 @@ def _open(db: "LanceDBConnection", name: str) -> "Table":
     try:
         return db.open_table(name)
     except ValueError as error:
-        raise StitchError(f"{db.uri} has no table {name} ({error}): give the name of one that it has") from error
+        tables = ", ".join(sorted(db.list_tables().tables)) or "no table"
+        raise StitchError(f"{db.uri} has no table {name}: it has {tables}") from error
 
 
 def _tell_indexes(table: "Table", translator: Translator, new: str) -> None:

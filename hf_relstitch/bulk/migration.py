@@ -62,7 +62,7 @@ class MigrationPlan:
             ("the index and the encoder stay", moved["recall_untranslated"], "nothing"),
             ("the index is moved", moved["recall"], "one pass over the vectors"),
             ("new queries are translated", asked["recall"], "nothing in the index"),
-            ("all documents are encoded anew", 1.0, f"{self.seconds / 60:,.0f} minutes here"),
+            ("all documents are encoded anew", 1.0, f"{_time(self.seconds)} here"),
         ]
 
 
@@ -147,6 +147,10 @@ def move_sampled(plan: MigrationPlan, store: str | Path, name: str, new: str, *,
     return move_table(plan.documents, store, name, new, column=vector)
 
 
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
+
+
 def _kind_of(store: str | Path) -> str:
     """Return what a folder or an address belongs to; a folder of LanceDB has nothing to tell it by."""
     if str(store).startswith(("postgresql://", "postgres://")):
@@ -161,7 +165,8 @@ def check_moved(sample: IndexSample, new: Any, *, progress: bool = True) -> dict
 
     Returns:
         `recall`, the share of the nearest hundredth of the sample, by the new encoder, that a search in the moved
-        vectors finds, with its `standard_error`; and `encode_anew`, whether it is below one half.
+        vectors finds, with its `standard_error`; `nearest` and `documents`, of how many nearest among how many; and
+        `encode_anew`, whether the recall is below one half.
 
     Raises:
         StitchError: the encoder cannot be loaded, or its vectors have another width than those of the index.
@@ -178,4 +183,10 @@ def check_moved(sample: IndexSample, new: Any, *, progress: bool = True) -> dict
     wanted, found = (search(true[:QUERIES], side, count, metric=sample.metric) for side in (true, moved))
     recalls = share_found(wanted, found)
     recall, error = float(recalls.mean()), float(recalls.std()) / len(recalls) ** 0.5
-    return {"recall": recall, "standard_error": error, "encode_anew": recall < HALF}
+    return {
+        "recall": recall,
+        "standard_error": error,
+        "nearest": count,
+        "documents": len(moved),
+        "encode_anew": recall < HALF,
+    }

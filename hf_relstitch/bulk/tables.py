@@ -95,8 +95,8 @@ def translated_schema(schema: pa.Schema, translator: Translator) -> pa.Schema:
     lists = [field.name for field in schema if _is_list(field.type)]
     if schema.names.count(translator.column) != 1:
         raise StitchError(
-            f"there is no one column {translator.column!r}: its columns are {', '.join(schema.names)}; "
-            f"those that could hold latents are {', '.join(lists) or 'none'}"
+            f"there is no single column {translator.column!r}: its columns are {', '.join(schema.names)}; "
+            f"those that could hold latents, for column=, are {', '.join(lists) or 'none'}"
         )
     field = schema.field(translator.column)
     if not _is_list(field.type):

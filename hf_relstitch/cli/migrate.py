@@ -40,7 +40,10 @@ def migrate_command(
         if as_json:
             print_json(found)
         else:
-            typer.echo(f"recall {found['recall']:.3f} ± {found['standard_error']:.3f}: {advice}")
+            typer.echo(
+                f"Of the {found['nearest']} nearest that the new encoder finds among {found['documents']:,} documents, "
+                f"the moved index finds {found['recall']:.3f} ± {found['standard_error']:.3f}: {advice}"
+            )
         if found["encode_anew"]:
             raise typer.Exit(1)
         return

@@ -168,6 +168,9 @@ def verdict(
             "take the anchors from the inputs that the model is for",
         )
     if sure < USABLE_KAPPA:
+        if estimate.chance > 0.999 and of != "values":
+            remedy = "anchors of more than one class: the head gives the same answer to all of these"
+            return Verdict("do not use", f"{reason}, {unrelated_agree}", remedy)
         unrelated = estimate.kappa(estimate.agreement) < 0.1 or num_anchors >= 2 * rank
         return Verdict(
             "do not use",

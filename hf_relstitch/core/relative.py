@@ -21,7 +21,8 @@ def check_latents(latents: Any, *, width: int, of: str = "") -> None:
     tensor = isinstance(latents, Tensor)
     if not tensor or latents.ndim != 2 or latents.shape[1] != width or not latents.is_floating_point():
         came = f"{latents.dtype} of shape {tuple(latents.shape)}" if tensor else f"a {type(latents).__name__}"
-        raise StitchError(f"the latents are {came}: expected a tensor (n, {width}) of floats{of}")
+        remedy = "" if tensor else "; torch.as_tensor makes one of an array"
+        raise StitchError(f"the latents are {came}: expected a tensor (n, {width}) of floats{of}{remedy}")
 
 
 def to_working(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

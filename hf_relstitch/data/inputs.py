@@ -135,7 +135,8 @@ def check_pairs(inputs: Sequence[Any], *, pairs: bool | None) -> None:
     if pairs:
         raise StitchError(
             "the model takes pairs of texts and what came in row 0 (counted from 0) is a "
-            f'{type(inputs_at(inputs, [0])[0]).__name__}: give {{"text": …, "text_pair": …}}'
+            f'{type(inputs_at(inputs, [0])[0]).__name__}: give {{"text": …, "text_pair": …}} '
+            "(--column and --pair-column of a table)"
         )
     raise StitchError(
         "the model takes single inputs and what came in row 0 (counted from 0) is a pair of texts: give one of the "

@@ -15,6 +15,7 @@ from hf_relstitch.data.inputs import SOUNDS, TABLES, TEXT_PAIR, check_filled, in
 
 STDIN = "-"
 """Stands for the standard input, one input a line."""
+CSV_FORM = "expected is UTF-8 with commas between columns, or tabs in a .tsv"
 
 
 def reads_as_path(name: str) -> bool:
@@ -62,7 +63,7 @@ def read_inputs(
     elif _is_media(path):
         inputs = [path]
     elif path.suffix.lower() in TABLES:
-        raise StitchError(f"{place} is a table: name its column of inputs, or give a text file with one a line")
+        raise StitchError(f"{place} is a table: name its column of inputs (--column), or give a text file, one a line")
     else:
         inputs = [line for line in read_text(path).split("\n") if line.strip()]
     if not inputs:
@@ -127,11 +128,13 @@ def read_columns(name: str, columns: Sequence[str | None], *, split: str, count:
         table = read_table(name, reader, columns, split) if reader else load_dataset(name, split=split)
     except Exception as error:  # whatever a library raises for a damaged file
         unread = f"is empty or cannot be read as {reader or 'a data set'}: {str(error.__cause__ or error).strip()}"
+        unread += f"; {CSV_FORM}" if reader == "csv" else ""
         unknown = f"is no text file, no folder, and no data set that could be loaded: {error}"
         raise StitchError(f"{name} {unread if path.exists() else unknown}") from error
     for column in columns:
         if column not in table.column_names:
-            raise StitchError(f"{name} has no column {column!r}: it has {', '.join(table.column_names)}")
+            has = f"{name} has no column {column!r}: it has {', '.join(table.column_names)}"
+            raise StitchError(f"{has}; {CSV_FORM}" if reader == "csv" and len(table.column_names) == 1 else has)
     rows = draw_rows(len(table), count)
     table = table.select(rows)
     with wrap_errors(f"{name} cannot be read"):

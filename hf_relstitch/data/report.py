@@ -62,7 +62,10 @@ def aligned(lines: Mapping[str, str]) -> str:
 def as_text(value: Any) -> str:
     """Return a value as text, its numbers rounded to 4 digits."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {as_text(inner)}" for name, inner in value.items() if inner is not None)
+        items = [(str(name), as_text(inner)) for name, inner in value.items() if inner is not None]
+        if all(name.replace(".", "", 1).isdigit() for name, _ in items):  # numbers: in their order, apart from values
+            return ", ".join(f"{name}: {inner}" for name, inner in sorted(items, key=lambda item: float(item[0])))
+        return ", ".join(f"{name} {inner}" for name, inner in items)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(as_text, value)) + "]"
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -16,6 +16,7 @@ SUPPORTED = (
     "supported are fitted linear classifiers and regressors (LogisticRegression, RidgeClassifier, LinearSVC, "
     "SGDClassifier, Ridge, LinearRegression, …), OneVsRestClassifier and CalibratedClassifierCV (by sigmoids) of them, "
     "MLPClassifier and MLPRegressor, alone or in a Pipeline after affine steps (StandardScaler, PCA, …) and Normalizer"
+    "; for any other, fit one of these to its answers: LogisticRegression().fit(latents, other.predict(latents))"
 )
 ACTIVATIONS = {"identity": None, "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}
 """scikit-learn's names, and transformers'."""

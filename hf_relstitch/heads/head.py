@@ -105,7 +105,7 @@ class Head:
         if self.reads != "pairs" or not all(isinstance(one, str) for one in (first if tuples else [first])):
             return
         classes = ", ".join(self.id2label.values())
-        advice = 'give each pair as one input, {"text": …, "text_pair": …}'
+        advice = 'give each pair as one input, {"text": …, "text_pair": …} (--column and --pair-column of a table)'
         if not tuples:
             raise StitchError(f"the head tells pairs of texts apart ({classes}) and the anchors are texts: {advice}")
         raise StitchError(

@@ -52,7 +52,7 @@ SETTINGS = (
 )
 INDEX = "model.safetensors.index.json"
 STUB_NAME = "relative_stitcher.py"
-STUB = '''"""Loads the classes that the package brings: pip install hf-relstitch."""
+STUB = '''"""Imports the package; a program that says `import hf_relstitch` itself does not need this file."""
 
 from hf_relstitch import RelativeStitcher, RelativeStitcherConfig, RelativeStitcherModel  # noqa: F401
 '''

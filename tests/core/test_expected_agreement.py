@@ -166,6 +166,13 @@ def test_a_shuffled_pairing_is_not_to_be_used(spaces):
     assert "same inputs in the same order" in found.remedy
 
 
+def test_anchors_of_one_class_are_told_of(spaces):
+    x, y, _ = spaces
+    found = judged(x, y, lambda latents: latents.new_tensor([1.0, 0.0]).expand(len(latents), 2))
+    assert found.grade == "do not use"
+    assert found.remedy.startswith("anchors of more than one class")
+
+
 def test_a_space_without_relation_is_not_to_be_used(spaces):
     x, y, head = spaces
     assert judged(gaussian(9, *x.shape), y, head).grade == "do not use"
