@@ -1,5 +1,7 @@
 """One bad input is named by its row, and costs nothing that was done before it."""
 
+import logging
+
 import numpy as np
 import pico
 import pytest
@@ -47,6 +49,21 @@ def test_samples_that_are_not_numbers_are_named() -> None:
         StitchError, match=r"row 2 \(counted from 0\) cannot be encoded: .* samples that are not finite"
     ):
         encoder.encode(inputs, progress=False)
+
+
+@pytest.mark.parametrize("rows", [[3], [3, 40]])
+def test_texts_without_a_known_word_are_named(
+    rows: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    encoder = Encoder(pico.classifier("Roberta").roberta, pico.tokenizer())
+    encoder.encode([*TEXTS, "the xyzzy"], progress=False)
+    assert not caplog.records
+    texts = [f"xyzzy {'plugh ' * row}" if row in rows else text for row, text in enumerate(TEXTS)]
+    assert len(encoder.encode(texts, progress=False)) == len(TEXTS)
+    others = " and 1 other" if len(rows) == 2 else ""
+    (said,) = {record.message for record in caplog.records}
+    assert said.startswith(f"the tokenizer knows no word of row 3 (counted from 0){others}, 'xyzzy plugh")
 
 
 def test_a_literal_end_token_costs_nothing() -> None:

@@ -1,6 +1,7 @@
 """The command line, as a user runs it."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -198,6 +199,16 @@ def test_predict_takes_texts_and_files_of_texts(model: Path, tmp_path: Path) -> 
     assert [row["input"] for row in rows] == ["ships sail", "storm hits", "quiet day"]
     assert {row["label"] for row in rows} <= set(pico.LABELS.values())
     assert "ships sail" in run("predict", model, "ships sail").stdout
+
+
+def test_predict_names_a_text_without_a_known_word(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    run("predict", model, "ships sail")
+    assert "knows no word" not in caplog.text
+    assert "xyzzy plugh" in run("predict", model, "ships sail", "xyzzy plugh").stdout
+    assert "the tokenizer knows no word of row 1 (counted from 0), 'xyzzy plugh'" in caplog.text
 
 
 def test_predict_takes_a_column_of_a_table(model: Path, tmp_path: Path) -> None:

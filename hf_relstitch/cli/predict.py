@@ -6,10 +6,20 @@ from typing import Any
 from transformers import Pipeline, pipeline
 
 from hf_relstitch.core.errors import StitchError
-from hf_relstitch.data.inputs import TEXT_PAIR, check_kinds, check_pairs, is_text_pair, is_url, load_audio, load_image
+from hf_relstitch.data.inputs import (
+    TEXT_PAIR,
+    are_text_pairs,
+    check_kinds,
+    check_pairs,
+    is_text_pair,
+    is_url,
+    load_audio,
+    load_image,
+)
 from hf_relstitch.data.modality import MODALITIES, WORDS_TASK
 from hf_relstitch.data.reading import STDIN, is_here, names_file, read_inputs
 from hf_relstitch.data.words import entity_spans, has_entities
+from hf_relstitch.encoders.processors import unknown_rows, warn_unknown
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
 
 
@@ -53,6 +63,9 @@ def predict(
     check_pairs(inputs, pairs=classify.model.config.pairs is not None)
     if classify.task == WORDS_TASK:
         return [row for text in inputs for row in _label(classify.model, text)]
+    if modality == "text":
+        texts = [[one[name] for one in inputs] for name in TEXT_PAIR] if are_text_pairs(inputs) else [inputs]
+        warn_unknown(inputs, unknown_rows(classify.tokenizer, classify.tokenizer(*texts, truncation=True)["input_ids"]))
     options = {"truncation": True} if classify.task == MODALITIES["text"].task else {}
     given: Any = inputs
     if modality == "image":

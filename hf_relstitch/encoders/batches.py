@@ -15,7 +15,7 @@ from hf_relstitch.data.inputs import inputs_at, probe_inputs, row_names
 from hf_relstitch.encoders.devices import placement, prefetched
 from hf_relstitch.encoders.pairs import PairLayout, compose
 from hf_relstitch.encoders.pooling import FEATURES, LEFT_OUT, features, pool, token_mask
-from hf_relstitch.encoders.processors import batch_rows, modality_of, pads_by_itself, preprocess
+from hf_relstitch.encoders.processors import batch_rows, modality_of, pads_by_itself, preprocess, warn_unknown
 from hf_relstitch.encoders.words import WordTokens, padded_rows, token_rows
 
 logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
@@ -63,13 +63,19 @@ def encode_batches(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the rows and latents of each batch; a failed batch is encoded row by row, so that the error names the row.
 
+    At the end a warning names the texts of which the tokenizer knows no word.
+
     Raises:
         StitchError: an input cannot be encoded, or its latent is not finite.
     """
+    unknown: set[int] = set()
 
     def prepare(rows: list[int]) -> Mapping[str, Tensor] | Exception:
+        def note(places: list[int]) -> None:
+            unknown.update(rows[place] for place in places)
+
         try:
-            return preprocess(model, processor, inputs_at(inputs, rows))
+            return preprocess(model, processor, inputs_at(inputs, rows), unknown=note)
         except Exception as error:  # whatever a processor raises; read by the loop below
             return error
 
@@ -90,6 +96,7 @@ def encode_batches(
         except Exception:  # whatever the model raises; a batch of one that fails says it again
             latents = _one_by_one(rows, lambda row: encode(prepare([row])))
         yield rows, latents
+    warn_unknown(inputs, sorted(unknown))
 
 
 def _one_by_one(rows: list[int], encode: Callable[[int], Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import (
@@ -24,6 +25,7 @@ from hf_relstitch.data.inputs import (
     length_of,
     load_audio,
     load_image,
+    row_names,
 )
 from hf_relstitch.data.modality import BY_TENSOR, MODALITIES
 from hf_relstitch.encoders.devices import on_device, placement
@@ -31,6 +33,7 @@ from hf_relstitch.encoders.sentence_transformers_repo import SentenceModules
 from hf_relstitch.hub.files import read_json
 from hf_relstitch.hub.repo import Repo
 
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 PIXELS_AS_TOKENS = ("imagegpt",)
 """Whose main input is `input_ids` that an image processor makes."""
 TOKENIZER = "tokenizer.json"
@@ -217,8 +220,30 @@ def modality_of(processor: Any) -> str:
     )
 
 
-def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[str, Tensor]:
+def unknown_rows(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[int]:
+    """Return the rows of token ids in which no word is known, only special tokens and marks of spaces."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return []
+    silent = {*tokenizer.all_special_ids, *tokenizer.convert_tokens_to_ids(["▁", "Ġ"])}
+    return [row for row, tokens in enumerate(ids) if unknown in tokens and silent.issuperset(tokens)]
+
+
+def warn_unknown(inputs: Sequence[Any], rows: Sequence[int]) -> None:
+    """Warn of the rows of inputs, if any, of which the tokenizer knows no word."""
+    if rows:
+        logger.warning(
+            f"the tokenizer knows no word of {row_names(rows)}, {inputs_at(inputs, rows[:1])[0]!r:.60}: what the model "
+            "answers to it says nothing; leave it out, or take an encoder of its language"
+        )
+
+
+def preprocess(
+    model: nn.Module, processor: Any, inputs: Sequence[Any], *, unknown: Callable[[list[int]], None] | None = None
+) -> dict[str, Tensor]:
     """Turn a batch of texts, pairs of texts, images or sounds into tensors on the model's device and in its dtype.
+
+    `unknown` is called with the rows of texts of which the tokenizer knows no word.
 
     Raises:
         StitchError: an input cannot be read; `batch_rows` refuses those of another kind than the processor takes.
@@ -229,6 +254,8 @@ def preprocess(model: nn.Module, processor: Any, inputs: Sequence[Any]) -> dict[
         with wrap_errors("the tokenizer cannot read the texts", "download its files again, or mend the texts"):
             batch = processor(*texts, padding=True, truncation=True, return_tensors="pt")
         _check_tokens(batch, model)
+        if unknown is not None and isinstance(processor, PreTrainedTokenizerBase):
+            unknown(unknown_rows(processor, batch["input_ids"].tolist()))
     elif modality == "image":
         channels = getattr(getattr(model, "config", None), "num_channels", 3)
         images = [load_image(one).convert("L" if channels == 1 else "RGB") for one in inputs]
