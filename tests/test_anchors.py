@@ -55,6 +55,12 @@ def test_refuses_latents_that_cannot_be_anchors(rows: torch.Tensor, message: str
         make(rows)
 
 
+def test_stored_latents_of_nothing_but_nan_are_not_taken_for_one_anchor() -> None:
+    names = [str(row) for row in range(40)]
+    with pytest.raises(StitchError, match=r"40 of 40 anchors .* have not-a-number or infinite values"):
+        AnchorSet.from_latents(torch.full((40, 8), torch.nan), names, model="vendor/embedder")
+
+
 def test_refuses_repeated_ids() -> None:
     ids = torch.arange(40)
     ids[9] = 4

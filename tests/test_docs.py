@@ -1,6 +1,7 @@
 """The snippets of the README and the docs: they compile, and every name and option in them is there."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -73,6 +74,19 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
         place = re.sub(r"^https://github\.com/OWNER/hf-relstitch/(blob|tree)/main/", f"{ROOT}/", link)
         if not place.startswith("http"):
             assert (page.parent / place).exists(), link
+
+
+@pytest.mark.slow
+def test_the_page_of_messages_is_what_is_said(tmp_path: Path) -> None:
+    code = "import make_message_table as table; from pathlib import Path; Path('page.md').write_text(table.page())"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    page = (ROOT / "docs" / "messages.md").read_text()
+    assert (tmp_path / "page.md").read_text() == page, "write it again: python scripts/make_message_table.py"
+    assert page.count("\n| ") > 60
 
 
 @pytest.mark.slow

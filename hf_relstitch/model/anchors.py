@@ -231,6 +231,7 @@ class AnchorSet:
         groups: Tensor | None,
     ) -> "AnchorSet":
         """A set of latents of the inputs that `rows` says, of which those are left out that repeat others."""
+        _check_finite(latents)  # before repeated rows are left out: rows of nothing else are the same
         kept = first_of_each(latents)
         if len(kept) < len(ids):
             logger.warning(f"{len(ids) - len(kept)} of {len(ids)} anchor inputs repeat others: left out")
@@ -433,13 +434,18 @@ def check_count(count: int) -> None:
         )
 
 
-def _check_latents(latents: Tensor) -> None:
-    """Refuse latents that carry nothing, or too much."""
+def _check_finite(latents: Tensor) -> None:
+    """Refuse latents with a value that is not a number, or infinite."""
     finite = latents.isfinite().all(1)
     if not finite.all():
         raise StitchError(
             f"{_rows(~finite)} not-a-number or infinite values: look at these inputs and at the encoder's dtype"
         )
+
+
+def _check_latents(latents: Tensor) -> None:
+    """Refuse latents that carry nothing, or too much."""
+    _check_finite(latents)
     centred = latents.double() - latents.double().mean(0)
     lengths = without_constants(latents).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     central = centred.norm(dim=1) <= 1e-6 * lengths

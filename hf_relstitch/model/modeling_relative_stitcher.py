@@ -189,7 +189,7 @@ class RelativeStitcher(PreTrainedModel):
             check_count(num_anchors)
         options: dict[str, Any] = {"data": data, "key": key, "batch_size": batch_size, "progress": progress}
         if head is not None and cut is not None:
-            raise StitchError(f"head is given, and cut is {cut!r}: a classifier is cut, or its head is given")
+            raise StitchError(f"pass either head or cut, not both: head is given, and cut is {cut!r}")
         if head is None and isinstance(target, Encoder):
             raise StitchError("the target is an encoder without a head: give the head, or a classifier as target")
         source = source if isinstance(source, str) else to_encoder(source)
