@@ -516,7 +516,7 @@ def test_an_input_that_has_changed_is_refused(model: RelativeStitcher, tmp_path:
 def test_a_run_that_translated_nothing_binds_nobody(model: RelativeStitcher, tmp_path: Path) -> None:
     content = table(latents()).rename_columns({"latents": "vector"})
     pq.write_table(content, tmp_path / "x.parquet")
-    with pytest.raises(StitchError, match="there is no one column 'latents'"):
+    with pytest.raises(StitchError, match="there is no single column 'latents'"):
         translate(model, tmp_path / "x.parquet", tmp_path / "out")
     assert translate(model, tmp_path / "x.parquet", tmp_path / "out", column="vector").rows == 1000
 
@@ -592,7 +592,7 @@ def truncated(file: Path, keep: float = 0.7) -> None:
 BAD_TABLES = {
     "no column": (
         table(latents()).rename_columns({"latents": "vector"}),
-        r"no one column 'latents': its columns are id, vector, .*; those that could hold latents are vector",
+        r"no single column 'latents': its columns are id, vector, .*for column=, are vector",
     ),
     "no lists": (
         pa.table({"latents": [1.0, 2.0]}),

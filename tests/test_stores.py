@@ -187,7 +187,7 @@ def spoiled(value: float | None) -> pa.Table:
     [
         (spoiled(float("inf")), r"from its row 0 on: row 30 has not-a-number"),
         (spoiled(None), r"from its row 0 on: row 30 has no latent \(null\)"),
-        (rows().drop(["vector"]), "table docs: there is no one column 'vector': its columns are id, document"),
+        (rows().drop(["vector"]), "table docs: there is no single column 'vector': its columns are id, document"),
         (
             pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array([1.0] * 8, pa.float32()), 4)}),
             "table docs: column 'vector' is 4 wide and the model translates latents of width 12",
