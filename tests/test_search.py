@@ -155,6 +155,24 @@ def test_latents_of_any_norm_are_translated_to_the_mean_of_the_target(prefer: An
     assert made(x).norm(dim=1).mean() == pytest.approx(float(y.norm(dim=1).mean()), rel=1e-4)
 
 
+def test_documents_encoded_anew_are_found_among_translated_ones() -> None:
+    """In a space with a large centre, to which translated latents that are unsure are near."""
+    old = randn(1500, 16, seed=1)
+    new = old @ randn(16, D_NEW, seed=2) / 4 + 0.5 * randn(1500, D_NEW, seed=3) + 3 * randn(D_NEW, seed=4)
+    new = functional.normalize(new, dim=1)
+    to_new = translation_between(old[:300], new[:300])
+    queries, documents, moved = new[300:500], new[500:], to_new(old[500:])
+    is_new = torch.arange(1000) % 2 == 0
+    wanted = (queries @ documents.T).topk(10).indices
+
+    def hits(stored: torch.Tensor) -> torch.Tensor:
+        return (wanted[:, :, None] == (queries @ stored.T).topk(10).indices[:, None, :]).any(-1)
+
+    mixed = hits(torch.where(is_new[:, None], documents, moved))
+    assert mixed[is_new[wanted]].double().mean() > 0.9
+    assert mixed.double().mean() > hits(moved).double().mean() + 0.15
+
+
 def test_what_is_told_is_held_out_of_the_fit() -> None:
     """Latents that are wide enough to be learned by heart."""
     assert translation_between(*pairs(60, 64, 64, noise=8)).report["recall"] < 0.6

@@ -371,7 +371,7 @@ def translation_between(
     held_out = translate_held_out(splits[0].x, splits[0].y, settings=choice.settings, splits=splits)
     share = _check_pairs(held_out, splits[0].y, scorer.rows)
     unit = bool((torch.linalg.vector_norm(y, dim=-1) - 1).abs().max() < UNIT)
-    recall, error, found = choice.score, choice.standard_error, scorer.recalls(held_out)
+    found = scorer.recalls(held_out)
     factor, row_norm = 1.0, 1.0 if unit else None
     if metric != "cosine" and not unit:
         scorer = RecallScorer.from_splits(splits, translates, metric=metric)
@@ -379,7 +379,7 @@ def translation_between(
         factor, is_level, held_out = _choose_norms(scorer, held_out * (norm / held_out.norm(dim=1).mean()))
         found = scorer.recalls(held_out)
         row_norm = factor * norm if is_level else None
-        recall, error = float(found.mean()), float(found.std()) / len(found) ** 0.5
+    recall, error = float(found.mean()), float(found.std()) / len(found) ** 0.5
     each_untranslated = scorer.untranslated()
     untranslated = float(each_untranslated.mean())
     doubt = float((found - each_untranslated).std()) / len(found) ** 0.5
@@ -447,7 +447,7 @@ def _choose_norms(scorer: RecallScorer, translated: Tensor) -> tuple[float, bool
     level = functional.normalize(translated, dim=1) * norm
     ways = [(factor, is_level) for is_level in (False, True) for factor in FACTORS]
     made = {way: way[0] * (level if way[1] else translated) for way in ways}
-    factor, is_level = max(ways, key=lambda way: float(scorer.recalls(made[way]).mean()))
+    factor, is_level = max(ways, key=lambda way: scorer.fitness(made[way]))
     return factor, is_level, made[factor, is_level]
 
 

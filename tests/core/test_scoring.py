@@ -70,7 +70,7 @@ def test_every_score_is_that_of_fits_on_the_other_folds(noisy, translates, prefe
 
 
 @roles
-def test_the_output_scale_is_the_one_that_finds_most(noisy, translates, monkeypatch):
+def test_the_output_scale_is_the_one_that_serves_best(noisy, translates, monkeypatch):
     x, y = noisy
     splits = make_splits(x, y, norm="keep", seed=0)
     scorer, choice = (
@@ -78,14 +78,27 @@ def test_the_output_scale_is_the_one_that_finds_most(noisy, translates, monkeypa
         choose_for_search(x, y, translates=translates, splits=splits),
     )
 
-    def recall(output_scale):
+    def fitness(output_scale):
         how = replace(choice.settings, output_scale=output_scale)
-        return float(scorer.recalls(translate_held_out(x, y, settings=how, splits=splits)).mean())
+        return scorer.fitness(translate_held_out(x, y, settings=how, splits=splits))
 
     monkeypatch.setattr(retrieval, "SEARCH_SCALES", (1.0,))
     one = choose_for_search(x, y, translates=translates, splits=splits).settings.output_scale
-    recalls = [recall(one * length) for length in SEARCH_SCALES]
-    assert min(recalls) < max(recalls) == recall(choice.settings.output_scale)
+    values = [fitness(one * length) for length in SEARCH_SCALES]
+    assert min(values) < max(values) == fitness(choice.settings.output_scale)
+
+
+def test_an_index_with_half_of_its_documents_encoded_anew_counts_as_much(noisy):
+    """By the inner product, latents of another norm find each other as before, and hide the new ones or are hidden."""
+    x, y = noisy
+    splits = make_splits(x, y, norm="keep", seed=0)
+    scorer = RecallScorer.from_splits(splits, "documents", metric="ip")
+    assert scorer.fitness(y) == 1
+    for factor in (1e-3, 1e3):
+        assert scorer.recalls(factor * y).mean() == 1
+        assert 0.6 < scorer.fitness(factor * y) < 0.9
+    queries = RecallScorer.from_splits(splits, "queries", metric="ip")
+    assert queries.fitness(y) == float(queries.recalls(y).mean())
 
 
 def test_what_is_to_be_found_is_what_the_new_encoder_finds(noisy):
