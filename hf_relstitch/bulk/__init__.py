@@ -9,6 +9,7 @@ from hf_relstitch.bulk.pgvector_store import move_rows
 from hf_relstitch.bulk.qdrant_store import move_points
 from hf_relstitch.bulk.reranking import Reranker, probe
 from hf_relstitch.bulk.search import SearchTranslation, translation_between, translations_into
+from hf_relstitch.bulk.thresholds import match_threshold
 from hf_relstitch.bulk.translate import BulkResult, translate_files
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Reranker",
     "SearchTranslation",
     "check_moved",
+    "match_threshold",
     "move_collection",
     "move_entities",
     "move_index",
