@@ -74,6 +74,22 @@ def test_the_same_translation_is_not_applied_twice(name: str, made: SearchTransl
     assert translate_files(made, tmp_path / name, tmp_path / "out", progress=False).kept == 1
 
 
+@pytest.mark.parametrize("name", ["x.parquet", "x.safetensors"])
+def test_the_same_translation_is_applied_to_a_second_column(name: str, made: SearchTranslation, tmp_path: Path) -> None:
+    """And to neither of both again."""
+    first, second = randn(20, DIM), randn(20, DIM, seed=1)
+    if name == "x.parquet":
+        pq.write_table(pa.table({"latents": first.tolist(), "others": second.tolist()}), tmp_path / name)
+    else:
+        save_file({"latents": first, "others": second}, tmp_path / name)
+    translate_files(made, tmp_path / name, tmp_path / "one", progress=False)
+    translate_files(made, tmp_path / "one" / name, tmp_path / "both", column="others", progress=False)
+    for column in ("latents", "others"):
+        with pytest.raises(StitchError, match="was translated by this model already"):
+            translate_files(made, tmp_path / "both" / name, tmp_path / "again", column=column, progress=False)
+    torch.testing.assert_close(read(tmp_path / "both" / name).float(), made(first), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_rows_of_zeros_stay_zeros_and_are_counted(name: str, made: SearchTranslation, tmp_path: Path) -> None:
     rows = randn(20, DIM)

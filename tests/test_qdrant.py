@@ -78,6 +78,22 @@ def test_a_named_vector_is_moved_beside_others(made: SearchTranslation, client: 
     assert (after[key].vector, after[key].payload) == ({"image": image}, {"kind": "picture"})
 
 
+def test_the_same_translation_is_applied_to_a_second_vector(client: QdrantClient) -> None:
+    """And to neither of both again."""
+    square = translation_between(OLD, OLD @ torch.linalg.qr(randn(D_OLD, D_OLD))[0])
+    size = models.VectorParams(size=D_OLD, distance=models.Distance.DOT)
+    client.create_collection("docs", vectors_config={"title": size, "body": size})
+    vectors = {"title": OLD[0].tolist(), "body": OLD[1].tolist()}
+    client.upsert("docs", [models.PointStruct(id=0, vector=vectors)])
+    move_points(square, client, "docs", "one", vector="title", progress=False)
+    move_points(square, client, "one", "both", vector="body", progress=False)
+    for name in vectors:
+        with pytest.raises(StitchError, match="both was translated by this model already"):
+            move_points(square, client, "both", "again", vector=name, progress=False)
+    moved = everything(client, "both")[0].vector
+    assert torch.allclose(torch.tensor([moved["title"], moved["body"]]), square(OLD[:2]), atol=1e-4)
+
+
 def test_a_move_that_was_stopped_goes_on(made: SearchTranslation, client: QdrantClient) -> None:
     filled(client, "docs")
     with stopped(made, at=3) as calls:

@@ -482,6 +482,20 @@ def test_the_same_translation_is_not_applied_twice(db: LanceDBConnection, client
         move(square(seed=8), place, f"{old}-new", f"{old}-newer", progress=False)
 
 
+def test_the_same_translation_is_applied_to_a_second_column(tmp_path: Path) -> None:
+    """And to neither of both again."""
+    db, rows = lancedb.connect(tmp_path), {"title": randn(9, D_OLD).tolist(), "body": randn(9, D_OLD, seed=1).tolist()}
+    types = pa.schema({column: pa.list_(pa.float32(), D_OLD) for column in rows})
+    db.create_table("docs", pa.table(rows, schema=types))
+    move_table(square(), db, "docs", "one", column="title", progress=False)
+    move_table(square(), db, "one", "both", column="body", progress=False)
+    for column, vectors in rows.items():
+        with pytest.raises(StitchError, match="both was translated by this model already"):
+            move_table(square(), db, "both", "again", column=column, progress=False)
+        moved = torch.tensor(db.open_table("both").to_arrow()[column].to_pylist())
+        torch.testing.assert_close(moved, square()(torch.tensor(vectors)), rtol=1e-4, atol=1e-4)
+
+
 def test_rows_of_zeros_stay_zeros_and_are_counted(
     tmp_path: Path, client: ClientAPI, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -88,7 +88,7 @@ def move_collection(
     else:
         partial = client.create_collection(
             f"{new}{PARTIAL}",
-            metadata={**(source.metadata or {}), NOTE: note_of(translator, **note)},
+            metadata={**(source.metadata or {}), NOTE: note_of(translator, source.metadata, **note)},
             configuration=configuration,
             embedding_function=embedding_function,
         )

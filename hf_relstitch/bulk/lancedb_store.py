@@ -186,7 +186,7 @@ def _begin(db: "LanceDBConnection", table: "Table", name: str, translator: Trans
             key: value for key, value in (schema.metadata or {}).items() if key.decode() not in FOR_ANOTHER_MODEL
         }
         version = {"version": table.version, "written": _written(table, table.version)}
-        metadata[NOTE.encode()] = note_of(translator, **note, **version).encode()
+        metadata[NOTE.encode()] = note_of(translator, table.schema.metadata, **note, **version).encode()
         return db.create_table(name, schema=schema.with_metadata(metadata)), table.version
     partial = _open(db, name)
     begun = check_note((partial.schema.metadata or {}).get(NOTE.encode()), translator, note, name)

@@ -109,7 +109,7 @@ def _translated_header(header: dict[str, Any], matrix: Matrix, translator: Trans
     metadata = header.get("__metadata__", {})
     check_not_translated(metadata, translator, "it")
     if translator.fingerprint:
-        metadata = metadata | {NOTE: note_of(translator)}
+        metadata = metadata | {NOTE: note_of(translator, metadata)}
     written: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     position = 0
     for name in sorted(tensors, key=lambda name: (-sizes[name] / max(prod(tensors[name]["shape"]), 1), name)):

@@ -186,7 +186,7 @@ def _create(
         name,
         schema=CollectionSchema.construct_from_dict(description | {"fields": fields}),
         num_shards=description["num_shards"],
-        properties=description["properties"] | more | {NOTE: note_of(translator, **source)},
+        properties=description["properties"] | more | {NOTE: note_of(translator, description["properties"], **source)},
     )
 
 

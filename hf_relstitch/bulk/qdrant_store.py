@@ -72,7 +72,7 @@ def move_points(
     if not new.strip() or new in (".", "..") or any(letter in new for letter in '<>:"/\\|?*\0') or len(name) > 255:
         raise StitchError(f"{new[:80]!r} cannot name a collection: use letters, digits, - and _")
     config = client.get_collection(old).config
-    translator = document_translator(model, "vector", batch_size)
+    translator = document_translator(model, vector, batch_size)
     check_not_translated(config.metadata, translator, f"collection {old}")
     parameters = _parameters_of(config, vector, old)
     translator.check_width(parameters.size, f"collection {old}")
@@ -127,7 +127,7 @@ def _create(client: Any, name: str, config: Any, vector: str, translator: Transl
         sparse_vectors_config=config.params.sparse_vectors,
         hnsw_config=diff,
         on_disk_payload=config.params.on_disk_payload,
-        metadata={**(config.metadata or {}), NOTE: note_of(translator, **source)},
+        metadata={**(config.metadata or {}), NOTE: note_of(translator, config.metadata, **source)},
         **settings,
     )
 

@@ -111,7 +111,7 @@ def translated_schema(schema: pa.Schema, translator: Translator) -> pa.Schema:
     metadata = dict(schema.metadata or {})
     check_not_translated(metadata, translator, "it")
     if translator.fingerprint:
-        metadata[NOTE.encode()] = note_of(translator).encode()
+        metadata[NOTE.encode()] = note_of(translator, metadata).encode()
     if b"huggingface" in metadata:
         written = json.loads(metadata[b"huggingface"])
         written.pop("fingerprint", None)

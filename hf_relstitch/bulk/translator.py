@@ -118,25 +118,35 @@ class Translator:
             )
 
 
-def note_of(translator: Translator, **more: Any) -> str:
-    """Describe a translation, for the metadata of a translated file or index under `NOTE`."""
-    return json.dumps({"model": translator.fingerprint} | more, sort_keys=True)
+def note_of(translator: Translator, metadata: Mapping[Any, Any] | None = None, **more: Any) -> str:
+    """Describe a translation, for the metadata of a translated file or index under `NOTE`.
+
+    The note also lists the translation of each column, of those too that the source's own metadata lists.
+    """
+    columns = _read_note(metadata).get("columns", {}) | {translator.column: translator.fingerprint}
+    return json.dumps({"model": translator.fingerprint, "columns": columns} | more, sort_keys=True)
 
 
 def check_not_translated(metadata: Mapping[Any, Any] | None, translator: Translator, what: str) -> None:
-    """Refuse to translate a file or index that the same translation has made.
+    """Refuse to translate a column of a file or index that the same translation has made.
 
     Raises:
-        StitchError: the note in the metadata, whose keys are texts or bytes, names this translation.
+        StitchError: the note in the metadata, whose keys are texts or bytes, names this translation for this column.
     """
-    metadata = metadata or {}
-    note = metadata.get(NOTE, metadata.get(NOTE.encode(), "{}"))
-    try:
-        model = json.loads(note)["model"]
-    except (KeyError, TypeError, ValueError):
-        return
-    if model and model == translator.fingerprint:
+    if translator.fingerprint and _read_note(metadata).get("columns", {}).get(translator.column) == (
+        translator.fingerprint
+    ):
         raise StitchError(f"{what} {TRANSLATED_TWICE}")
+
+
+def _read_note(metadata: Mapping[Any, Any] | None) -> dict[str, Any]:
+    """Return the note in the metadata; {} if there is none, or if something else has this key."""
+    metadata = metadata or {}
+    try:
+        content = json.loads(metadata.get(NOTE, metadata.get(NOTE.encode(), "{}")))
+    except (TypeError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("columns", {}), dict) else {}
 
 
 def load_translation(model: AnyModel, *, revision: str | None = None) -> tuple[AnyTranslation, dict[str, Any]]:
