@@ -86,7 +86,7 @@ def main():
         for (share, name), row in matches[-1].items():
             print(names_of, f"{share:g}", name, np.round(row, 3).tolist(), flush=True)
     table = Table("encoded anew", "recall@10", "of new", "of moved", "new in found", box=box.MARKDOWN)
-    for share, row in zip(SHARES, np.nanmean(mixed, axis=0), strict=True):
+    for share, row in zip(SHARES, np.mean(mixed, axis=0), strict=True):
         table.add_row(f"{share:.0%}", *(f"{value:.3f}" for value in row))
     Console(width=120).print(table)
     table = Table("matches", "index", "times as many", "furthest", "told", "kept", "kept, told", box=box.MARKDOWN)
