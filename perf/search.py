@@ -1,11 +1,13 @@
-"""What a vector index finds after a change of encoder, by translations and by isotrieve's mappings: one table.
+"""What a vector index finds after a change of encoder, by translations and by what others map with: one table.
 
-pip install isotrieve
+pip install isotrieve rebasis    # rebasis takes Python 3.12; without it its rows are left out
 python perf/search.py LATENTS.safetensors [--pairs 300 1000 4000] [--draws 1] [--only ENCODER …]
 
 The file has a tensor for each encoder, row for row; they are normalised here. A tenth of the rows, 500 at most, are
 queries, some are pairs, and all others the documents: none is two of these. Recall is the share of the ten documents
 nearest to a query by the new encoder that is found; it is a mean over all ordered pairs of encoders and the draws.
+rebasis's mappings are those of Drift-Adapter: Procrustes, plain and centred, with a diagonal on top of it (dsm), ridge
+regression, its low-rank part, and a residual MLP.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import itertools
 import time
 import warnings
 from collections import defaultdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -48,6 +51,21 @@ def mapping(kind, x, y):
     return lambda latents: torch.from_numpy(made.transform(latents.numpy())).float()
 
 
+def rebasis_mapping(method, x, y):
+    from rebasis.core.selection import fit_candidates
+
+    (candidate,) = fit_candidates(x.numpy(), y.numpy(), methods=[method], skip_unavailable=False)
+    return lambda latents: normalize(torch.from_numpy(candidate.adapter.apply(latents.numpy())).float(), dim=1)
+
+
+def rebasis_methods():
+    try:
+        from rebasis.core.selection import CANDIDATE_METHODS
+    except ImportError:
+        return []
+    return list(CANDIDATE_METHODS)
+
+
 def one(old, new, queries, pairs, documents):
     """What is found, and what was expected, of one change of encoder."""
     wanted = nearest(new[queries], new[documents])
@@ -56,15 +74,17 @@ def one(old, new, queries, pairs, documents):
         "the old encoder, 200 re-ranked": reachable(old[queries], old[documents], wanted),
     }
     for role, (x, y) in {"documents": (old, new), "queries": (new, old)}.items():
-        ways = {f"linear, {role}": "linear", f"auto, {role}": "auto", f"isotrieve ridge, {role}": RidgeMapping}
+        ways = {f"linear, {role}": "linear", f"auto, {role}": "auto"}
+        ways[f"isotrieve ridge, {role}"] = partial(mapping, RidgeMapping)
         if x.shape[1] == y.shape[1]:
-            ways[f"isotrieve Procrustes, {role}"] = OrthogonalProcrustesMapping
+            ways[f"isotrieve Procrustes, {role}"] = partial(mapping, OrthogonalProcrustesMapping)
+        ways |= {f"rebasis {method}, {role}": partial(rebasis_mapping, method) for method in rebasis_methods()}
         for name, way in ways.items():
             began = time.perf_counter()
             if isinstance(way, str):
                 made = translation_between(x[pairs], y[pairs], translates=role, prefer=way)
             else:
-                made = mapping(way, x[pairs], y[pairs])
+                made = way(x[pairs], y[pairs])
             row[f"seconds: {name}"] = time.perf_counter() - began
 
             def ask(rows, wanted, made=made, role=role, find=recall):
@@ -73,8 +93,8 @@ def one(old, new, queries, pairs, documents):
                 return find(made(new[queries]), old[rows], wanted)
 
             row[name] = ask(documents, wanted)
+            row[f"{name}, 200 re-ranked"] = ask(documents, wanted, find=reachable)
             if isinstance(way, str):
-                row[f"{name}, 200 re-ranked"] = ask(documents, wanted, find=reachable)
                 some = documents[: made.report["documents"]]
                 found = ask(some, nearest(new[queries], new[some], made.report["nearest"]))
                 row[f"expected − found, mean absolute: {name}"] = abs(made.report["recall"] - found)
