@@ -59,7 +59,7 @@ def test_a_table_is_moved_with_all_that_is_in_it(metric: Any, kind: str, db: Any
     assert everything(db, "docs") == before
     comment = db.execute("SELECT obj_description('moved'::regclass)").fetchone()[0].splitlines()
     assert comment[0] == "of alice"
-    assert comment[1].startswith('hf_relstitch embedding: {"column": "embedding", "model": "')
+    assert comment[1].startswith('hf_relstitch embedding: {"column": "embedding", "columns": {"embedding": "')
     assert db.execute("SELECT col_description('moved'::regclass, 2)").fetchone() == ("what was encoded",)
     query = f"SELECT id FROM moved ORDER BY embedding {OPERATORS[metric]} %s LIMIT 1"
     found = [db.execute(query, (NEW[row].numpy(),)).fetchone()[0] for row in range(0, ROWS, 10)]

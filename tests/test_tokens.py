@@ -36,15 +36,18 @@ from hf_relstitch import (
     AnchorSet,
     CallableEncoder,
     Encoder,
+    Head,
     RelativeStitcher,
     StitchError,
     load_classifier,
 )
 from hf_relstitch.benchmarks import run_suite, write_report
 from hf_relstitch.cli.recommend import recommend
-from hf_relstitch.data.ids import ids_of_texts, input_ids
+from hf_relstitch.data.ids import PLACE_BITS, ids_of_texts, input_ids
+from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.data.words import Word, entity_f1, entity_spans, split_words
 from hf_relstitch.encoders.words import find_words
+from hf_relstitch.model.stitching import stitch
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER"}
 SIZES = {
@@ -276,13 +279,20 @@ def test_num_anchors_counts_words(sources: dict[str, str], tagger: str) -> None:
     assert model.report["agreement_of"] == "words"
 
 
-def test_the_interval_counts_texts(stitched: RelativeStitcher) -> None:
-    """Words of one text are alike, so that it is wider than that of as many inputs."""
-    report = stitched.report
-    low, high = report["agreement_interval"]
-    share, count = report["agreement"], report["num_anchors"]
-    smoothed = (share * count + 2) / (count + 4)
-    assert (high - low) / 2 > 1.05 * 1.96 * (2 * smoothed * (1 - smoothed) / count) ** 0.5
+def test_the_interval_counts_texts() -> None:
+    """Words of one text that are alike tell hardly more than one of them: the interval is wider than that of inputs."""
+    drawn = torch.Generator().manual_seed(0)
+    texts = torch.randn(60, 12, generator=drawn).repeat_interleave(5, dim=0)
+    ids = (torch.arange(60).repeat_interleave(5) << PLACE_BITS) + torch.arange(5).repeat(60)
+    latents = [texts + 0.1 * torch.randn(300, 12, generator=drawn) for _ in range(2)]
+    latents[0] += torch.randn(60, 12, generator=drawn).repeat_interleave(5, dim=0)
+    widths = {}
+    for pooling, given in (("tokens", ids), ("mean", torch.arange(300))):
+        sides = [AnchorSet(each, given, Provenance("m", "1", pooling)) for each in latents]
+        torch.manual_seed(0)
+        report = stitch(*sides, Head(torch.nn.Linear(12, 3), LABELS), source=sides[0].provenance).report
+        widths[pooling] = report["agreement_interval"][1] - report["agreement_interval"][0]
+    assert widths["tokens"] > 1.5 * widths["mean"]
 
 
 def test_refits_coverage_and_relative_latents(stitched: RelativeStitcher) -> None:

@@ -39,6 +39,7 @@ from hf_relstitch.hub.processes import accelerate_state
 from hf_relstitch.hub.repo import find_tagged, locate, push_folder
 from hf_relstitch.version import __version__
 
+logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 MIN_ANCHORS = 32
 FORMAT_VERSION = 2
 """Format 1 had the pooling of its provenance as one text."""
@@ -467,9 +468,6 @@ def _rows(mask: Tensor) -> str:
     rows = mask.nonzero().flatten().tolist()
     shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
     return f"{len(rows)} of {len(mask)} anchors (rows {shown}) have"
-
-
-logger = logging.get_logger(f"transformers.{__name__}")  # so that its verbosity is heeded
 
 
 def _row_of_each(ids: Tensor) -> dict[int, int]:
