@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 STEPS = 50
 SCALES = tuple(2 * 0.93**step for step in range(120))
-LARGEST = 20.0
-"""log2 of the largest factor on logits that is tried, and of one over the smallest."""
+LARGEST = 10.0
+"""log2 of the largest factor on logits of mean square 1 that is tried, and of one over the smallest.
+
+At the smallest, where nothing is known, the probabilities of float32 still tell which logit is the largest."""
 
 
 @torch.no_grad()
@@ -67,14 +69,17 @@ def matching_temperature(
     head instead of labels. The loss is convex in 1/t; its derivative `Σ (p − q) logits` is bisected. Use it with
     held-out latents: fitted latents are nearer to the truth than any later ones.
     """
+    away = logits if multi_label else logits - logits.mean(-1, keepdim=True)
+    unit = float(away.square().mean().sqrt()) or 1.0
+    away = away / unit
     low, high = -LARGEST, LARGEST
     for _ in range(STEPS):
         middle = (low + high) / 2
-        if float(((probabilities(logits * 2.0**middle, multi_label=multi_label) - target) * logits).sum()) < 0:
+        if float(((probabilities(away * 2.0**middle, multi_label=multi_label) - target) * away).sum()) < 0:
             low = middle
         else:
             high = middle
-    return 2.0**-low
+    return unit * 2.0**-low
 
 
 def matching_offsets(

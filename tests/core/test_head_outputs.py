@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from hf_relstitch import AnchorSet, Head
-from hf_relstitch.core.head_outputs import apply_head, matching_offsets, probabilities
+from hf_relstitch.core.head_outputs import apply_head, matching_offsets, matching_temperature, probabilities
 from hf_relstitch.data.provenance import Provenance
 from hf_relstitch.model.stitching import stitch
 
@@ -44,6 +44,16 @@ def test_the_order_of_rows_and_classes_changes_nothing(rows: int) -> None:
     order, classes = torch.randperm(rows), torch.tensor([3, 1, 4, 0, 2])
     shuffled = matching_offsets(logits[order][:, classes], target[order][:, classes])
     assert_close(shuffled, matching_offsets(logits, target)[classes], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_logits_that_say_nothing_keep_their_order_in_float32(scale: float) -> None:
+    """The best temperature of answers that are worse than chance would be infinite, and all answers then alike."""
+    logits = scale * drawn(60, 5, seed=8)
+    temperature = matching_temperature(logits, (-logits / scale).softmax(-1))
+    given = (logits / temperature).float().softmax(-1)
+    assert float(given.max()) < 0.21
+    assert torch.equal(given.argsort(-1), logits.argsort(-1))
 
 
 def test_a_stitch_gives_each_class_the_share_that_its_head_does() -> None:
