@@ -121,10 +121,12 @@ def of_what_one_has() -> dict[str, Any]:
         soundfile.write(f"clips/{index}.wav", rng.normal(size=4000) / 4, 16000)
     texts = pico.texts(100)
     latents = torch.nn.functional.normalize(Encoder.from_pretrained("alice/old-encoder").encode(texts))
+    client = SimpleNamespace(embed=lambda inputs: [[len(one), *map(ord, f"{one:8.8}")] for one in inputs])
     return {
         "texts": texts,
         "classifier": LogisticRegression().fit(latents.numpy(), np.arange(100) % 2),
-        "client": SimpleNamespace(embed=lambda inputs: [[len(one), *map(ord, f"{one:8.8}")] for one in inputs]),
+        "client": client,
+        "fitted": make_pipeline(StandardScaler(), LogisticRegression()).fit(client.embed(texts), np.arange(100) % 2),
         "german_texts": pico.texts(100, seed=1),
         "english_texts": texts,
         "rows": list(zip(texts, pico.texts(100, seed=1), strict=True)),
@@ -159,7 +161,10 @@ def of_bulk() -> dict[str, Any]:
     old, new = (Encoder.from_pretrained(f"alice/{name}").encode(texts).numpy() for name in names)
     rows = [{"id": row, "vector": old[row], "text": texts[row]} for row in range(100)]
     table = lancedb.connect("lancedb-folder").create_table("docs", rows)
-    return {"old_vectors": old, "new_vectors": new, "table": table, "vectors": old[:3], "queries": texts[:3]}
+    given = {"old_vectors": old, "new_vectors": new, "table": table, "vectors": old[:3], "queries": texts[:3]}
+    for age, vectors in (("old", old), ("new", new)):
+        given |= {f"{age}_queries": vectors[:30], f"{age}_documents": vectors[30:]}
+    return given
 
 
 def of_heads() -> dict[str, Any]:
