@@ -36,7 +36,8 @@ PAIRS = [
     {"text": first, "text_pair": second}
     for first, second in zip(pico.texts(4, seed=7), pico.texts(4, seed=8), strict=True)
 ]
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
+"""Rounding of float32 on another CPU, which sums in another order, reaches 2e-5."""
 HEADINGS = {"sequence": "Text", "token": "Tokens", "image": "Image", "audio": "Audio"}
 
 
