@@ -8,16 +8,17 @@ from transformers import Pipeline, pipeline
 from hf_relstitch.core.errors import StitchError
 from hf_relstitch.data.inputs import (
     TEXT_PAIR,
-    are_text_pairs,
     check_kinds,
     check_pairs,
+    is_here,
     is_text_pair,
     is_url,
     load_audio,
     load_image,
+    texts_for_tokenizer,
 )
 from hf_relstitch.data.modality import MODALITIES, WORDS_TASK
-from hf_relstitch.data.reading import STDIN, is_here, names_file, read_inputs
+from hf_relstitch.data.reading import STDIN, names_file, read_inputs
 from hf_relstitch.data.words import entity_spans, has_entities
 from hf_relstitch.encoders.processors import unknown_rows, warn_unknown
 from hf_relstitch.model.modeling_relative_stitcher import RelativeStitcher
@@ -64,8 +65,8 @@ def predict(
     if classify.task == WORDS_TASK:
         return [row for text in inputs for row in _label(classify.model, text)]
     if modality == "text":
-        texts = [[one[name] for one in inputs] for name in TEXT_PAIR] if are_text_pairs(inputs) else [inputs]
-        warn_unknown(inputs, unknown_rows(classify.tokenizer, classify.tokenizer(*texts, truncation=True)["input_ids"]))
+        ids = classify.tokenizer(*texts_for_tokenizer(inputs), truncation=True)["input_ids"]
+        warn_unknown(inputs, unknown_rows(classify.tokenizer, ids))
     options = {"truncation": True} if classify.task == MODALITIES["text"].task else {}
     given: Any = inputs
     if modality == "image":

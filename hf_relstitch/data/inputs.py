@@ -1,6 +1,7 @@
 """What inputs have to be: a list, with no empty cells, of the kind that a model takes."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from io import BytesIO
@@ -27,6 +28,11 @@ PATIENCE = 60
 def is_url(one: Any) -> bool:
     """Tell whether an input is the URL of an image or a sound, where one of these is taken."""
     return isinstance(one, str) and one.startswith(URLS)
+
+
+def is_here(name: str) -> bool:
+    """Tell whether a file or folder has this name; the name may be a text of any length."""
+    return os.path.exists(name)  # noqa: PTH110  (Path.exists has an error for a long name)
 
 
 def _open_file(one: Path | str) -> Path | BytesIO:
@@ -105,6 +111,15 @@ def check_text_pair(one: Mapping[Any, Any], *, row: int) -> None:
     for name in TEXT_PAIR:
         if not isinstance(one[name], str):
             raise StitchError(f"the {name} in {row_names([row])} is a {type(one[name]).__name__}: expected a text")
+
+
+def texts_for_tokenizer(inputs: Sequence[Any]) -> list[list[str]]:
+    """Return what a tokenizer is called with: one list of texts; of pairs of texts the first ones and the second ones.
+
+    Raises:
+        StitchError: see `are_text_pairs`.
+    """
+    return [[one[name] for one in inputs] for name in TEXT_PAIR] if are_text_pairs(inputs) else [list(inputs)]
 
 
 def are_text_pairs(inputs: Sequence[Any]) -> bool:

@@ -1,12 +1,12 @@
 """Where latents come from."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hf_relstitch.core.errors import StitchError
+from hf_relstitch.data.inputs import is_here
 
 NOT_KNOWN = "not known"
 """The revision of a model that nobody named one for: another may go by the same `model_id`."""
@@ -138,8 +138,7 @@ class Provenance:
 
 def data_name(data: str | None) -> str | None:
     """Return the name of data for publishing; for a path on this machine, return its last part."""
-    is_here = data is not None and os.path.exists(data)  # noqa: PTH110  (Path.exists has an error for a long name)
-    return Path(data).resolve().name if data is not None and is_here else data
+    return data if data is None or not is_here(data) else Path(data).resolve().name
 
 
 def _as_names(field: str, value: Any) -> tuple[str, ...]:

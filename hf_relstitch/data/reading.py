@@ -1,6 +1,5 @@
 """Inputs from files, folders and data sets."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from datasets import Dataset, NamedSplit, load_dataset
 from PIL import Image
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
-from hf_relstitch.data.inputs import SOUNDS, TABLES, TEXT_PAIR, check_filled, inputs_at, is_url
+from hf_relstitch.data.inputs import SOUNDS, TABLES, TEXT_PAIR, check_filled, inputs_at, is_here, is_url
 
 STDIN = "-"
 """Stands for the standard input, one input a line."""
@@ -82,11 +81,6 @@ def draw_rows(total: int, count: int | None) -> list[int]:
 def _is_media(path: str | Path) -> bool:
     """Whether a path names an image or a sound, by its suffix."""
     return Path(path).suffix.lower() in Image.registered_extensions().keys() | SOUNDS
-
-
-def is_here(name: str) -> bool:
-    """Tell whether a file or folder has this name; the name may be a text of any length."""
-    return os.path.exists(name)  # noqa: PTH110  (Path.exists has an error for a long name)
 
 
 def names_file(text: str) -> bool:

@@ -16,8 +16,6 @@ from transformers.utils import logging
 
 from hf_relstitch.core.errors import StitchError, wrap_errors
 from hf_relstitch.data.inputs import (
-    TEXT_PAIR,
-    are_text_pairs,
     check_kinds,
     check_some,
     inputs_at,
@@ -26,6 +24,7 @@ from hf_relstitch.data.inputs import (
     load_audio,
     load_image,
     row_names,
+    texts_for_tokenizer,
 )
 from hf_relstitch.data.modality import BY_TENSOR, MODALITIES
 from hf_relstitch.encoders.devices import on_device, placement
@@ -250,7 +249,7 @@ def preprocess(
     """
     modality = modality_of(processor)
     if modality == "text":
-        texts = [[one[name] for one in inputs] for name in TEXT_PAIR] if are_text_pairs(inputs) else [list(inputs)]
+        texts = texts_for_tokenizer(inputs)
         with wrap_errors("the tokenizer cannot read the texts", "download its files again, or mend the texts"):
             batch = processor(*texts, padding=True, truncation=True, return_tensors="pt")
         _check_tokens(batch, model)
